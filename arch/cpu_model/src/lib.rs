@@ -1,0 +1,1 @@
+//! CPU models as data: which CPUID leaves and MSRs a guest sees.

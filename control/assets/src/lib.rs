@@ -1,0 +1,1 @@
+//! The default guest: Debian's packages fetched, unpacked and cached.

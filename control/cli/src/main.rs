@@ -1,0 +1,3 @@
+//! The `sarang` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The gdb stub of a running machine.

@@ -1,0 +1,1 @@
+//! The contract between a character device and what carries its bytes.

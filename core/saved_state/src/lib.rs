@@ -1,0 +1,1 @@
+//! The envelope of saved state: kind, version, payload; everything must be consumed.

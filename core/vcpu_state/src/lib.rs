@@ -1,0 +1,1 @@
+//! What a vCPU is, as neutral data in versioned sections, and its reset values.

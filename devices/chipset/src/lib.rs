@@ -1,0 +1,1 @@
+//! PIC, PIT, IOAPIC, RTC, ACPI PM, i8042, reset, pvpanic and debug ports.

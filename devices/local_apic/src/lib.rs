@@ -1,0 +1,1 @@
+//! The local APIC for engines that have none of their own.

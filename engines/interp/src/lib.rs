@@ -1,0 +1,1 @@
+//! The reference interpreter: decode cache and run loop over `semantics`.

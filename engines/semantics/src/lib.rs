@@ -1,0 +1,1 @@
+//! The semantics of x86 instructions, written once.

@@ -1,0 +1,1 @@
+//! The ACPI tables of the board.

@@ -1,0 +1,1 @@
+//! Direct boot: bzImage, ELF by PVH and by the 64-bit protocol.

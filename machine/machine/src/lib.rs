@@ -1,0 +1,1 @@
+//! From a spec to a running machine: address map, wiring, vCPU threads.

@@ -1,0 +1,1 @@
+//! What a VM is: versioned data.

@@ -1,0 +1,1 @@
+//! KVM's paravirtual leaves and MSRs: clock, EOI, steal time.

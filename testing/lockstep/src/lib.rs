@@ -1,0 +1,1 @@
+//! Differential tests: the host processor against the interpreter.

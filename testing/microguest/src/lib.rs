@@ -1,0 +1,1 @@
+//! Bare-metal guests of our own.

@@ -1,0 +1,1 @@
+//! Boots real guests and checks what they said.
