@@ -1,1 +1,283 @@
 //! What a VM is: versioned data.
+//!
+//! A [`VmSpec`] says everything about a VM that its operator decides, and nothing about how
+//! it is carried out. It is plain data: the command line builds one, later an API stores
+//! one. The types admit what can be written down; [`VmSpec::validate`] says whether it can
+//! be run, and every refusal is one line that names the option, the fault and the remedy.
+
+mod console;
+mod error;
+mod gdb;
+mod limits;
+mod trace;
+mod units;
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use console::Console;
+pub use error::SpecError;
+pub use gdb::GdbAddress;
+pub use limits::{
+    COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN,
+};
+pub use trace::{Trace, TraceKind};
+pub use units::{format_memory, parse_cpus, parse_memory, parse_timeout};
+
+/// The version of [`VmSpec`]'s shape that this build writes and reads.
+pub const VERSION: u32 = 1;
+
+/// Which engine executes the guest's code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The best that this host offers.
+    #[default]
+    Auto,
+    /// The processor, through `/dev/kvm`.
+    Kvm,
+    /// Software: works on any x86-64 Linux.
+    Translate,
+}
+
+impl EngineChoice {
+    /// The word for it on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Translate => "translate",
+        }
+    }
+}
+
+impl FromStr for EngineChoice {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "translate" => Ok(Self::Translate),
+            _ => Err(SpecError::new(
+                "--engine",
+                text,
+                "there is no such engine",
+                "give auto, kvm or translate",
+            )),
+        }
+    }
+}
+
+/// Which board the guest finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestKind {
+    /// A PC: UART, PIC, PIT, IOAPIC, LAPIC, RTC, ACPI.
+    #[default]
+    Pc,
+}
+
+/// What is started when the VM starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Kernel {
+    /// Debian's stock kernel with a small root, fetched and cached.
+    #[default]
+    Default,
+    /// One of the guests that are part of the program.
+    BuiltIn(String),
+    /// A kernel image (bzImage or ELF) from a file.
+    File(PathBuf),
+}
+
+/// A virtual machine, as its operator describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// The shape of this data: [`VERSION`].
+    pub version: u32,
+    pub guest: GuestKind,
+    pub engine: EngineChoice,
+    /// Virtual CPUs, [`CPUS_MIN`] to [`CPUS_MAX`].
+    pub cpus: u32,
+    /// A name that the `cpu_model` crate knows: `x86-64-v2`, `x86-64-v3`, `host`, ...
+    /// `None` lets the machine choose the best portable one.
+    pub cpu_model: Option<String>,
+    /// Guest RAM in bytes, a multiple of [`MEMORY_GRANULE`].
+    pub memory: u64,
+    pub kernel: Kernel,
+    pub initrd: Option<PathBuf>,
+    /// Text for the end of the kernel's command line.
+    pub append: String,
+    pub console: Console,
+    /// Milliseconds of wall-clock time after which the VM is ended.
+    pub timeout_ms: Option<u64>,
+    pub trace: Trace,
+    /// Where a debugger may connect; the VM then starts stopped.
+    pub gdb: Option<GdbAddress>,
+}
+
+impl Default for VmSpec {
+    fn default() -> Self {
+        Self {
+            version: VERSION,
+            guest: GuestKind::Pc,
+            engine: EngineChoice::Auto,
+            cpus: CPUS_MIN,
+            cpu_model: None,
+            memory: MEMORY_DEFAULT,
+            kernel: Kernel::Default,
+            initrd: None,
+            append: String::new(),
+            console: Console::Stdio,
+            timeout_ms: None,
+            trace: Trace::default(),
+            gdb: None,
+        }
+    }
+}
+
+impl VmSpec {
+    /// The wall-clock limit of the run.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout_ms.map(Duration::from_millis)
+    }
+
+    /// Checks what the types alone do not: ranges, and options that exclude each other.
+    ///
+    /// Data from a file or from the network passes through here before anything is built
+    /// of it. Whether the named files exist and fit is known only when they are read.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        if self.version != VERSION {
+            return Err(SpecError::new(
+                "version",
+                &self.version.to_string(),
+                "this build does not know that version of a VM's description",
+                &format!("describe the VM in version {VERSION}"),
+            ));
+        }
+        limits::check_cpus(self.cpus)?;
+        limits::check_memory(self.memory)?;
+        limits::check_timeout(self.timeout_ms)?;
+        self.check_kernel()?;
+        self.check_cpu_model()?;
+        self.console.validate()?;
+        self.trace.validate()
+    }
+
+    fn check_kernel(&self) -> Result<(), SpecError> {
+        if matches!(self.kernel, Kernel::BuiltIn(_))
+            && let Some(initrd) = &self.initrd
+        {
+            return Err(SpecError::new(
+                "--initrd",
+                &initrd.display().to_string(),
+                "a built-in guest has no use for an initrd",
+                "give --kernel FILE with it",
+            ));
+        }
+        if self.append.len() > COMMAND_LINE_MAX {
+            return Err(SpecError::new(
+                "--append",
+                &format!("{}...", self.append.chars().take(20).collect::<String>()),
+                &format!("{} bytes are more than a kernel's command line holds", self.append.len()),
+                &format!("give at most {COMMAND_LINE_MAX} bytes"),
+            ));
+        }
+        if self.append.bytes().any(|b| b.is_ascii_control()) {
+            return Err(SpecError::new(
+                "--append",
+                &self.append.escape_debug().to_string(),
+                "a kernel's command line is one line of text",
+                "leave out control characters",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_cpu_model(&self) -> Result<(), SpecError> {
+        let Some(name) = &self.cpu_model else { return Ok(()) };
+        let known_shape = !name.is_empty()
+            && name.len() <= 64
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if known_shape {
+            return Ok(());
+        }
+        Err(SpecError::new(
+            "--cpu-model",
+            name,
+            "this cannot be the name of a CPU model",
+            "give x86-64-v2, x86-64-v3, x86-64-v4 or host",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid() {
+        assert_eq!(VmSpec::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn survives_being_written_and_read() {
+        let spec = VmSpec {
+            engine: EngineChoice::Translate,
+            cpus: 4,
+            cpu_model: Some("x86-64-v3".into()),
+            memory: 1 << 30,
+            kernel: Kernel::File("/boot/vmlinuz".into()),
+            initrd: Some("/boot/initrd".into()),
+            append: "panic=-1".into(),
+            console: "unix:/tmp/console".parse().unwrap(),
+            timeout_ms: Some(30_000),
+            trace: "exits,interrupts:/tmp/trace".parse().unwrap(),
+            gdb: Some("tcp:127.0.0.1:1234".parse().unwrap()),
+            ..VmSpec::default()
+        };
+        assert_eq!(spec.validate(), Ok(()));
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<VmSpec>(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn unknown_fields_and_versions_are_refused() {
+        let mut value = serde_json::to_value(VmSpec::default()).unwrap();
+        value["colour"] = "red".into();
+        let error = serde_json::from_value::<VmSpec>(value).unwrap_err().to_string();
+        assert!(error.contains("colour"), "{error}");
+        let spec = VmSpec { version: 2, ..VmSpec::default() };
+        assert!(spec.validate().unwrap_err().to_string().contains("version"));
+    }
+
+    #[test]
+    fn out_of_range_values_from_data_are_refused() {
+        for (spec, option) in [
+            (VmSpec { cpus: 0, ..VmSpec::default() }, "--cpus"),
+            (VmSpec { cpus: 4096, ..VmSpec::default() }, "--cpus"),
+            (VmSpec { memory: 1 << 20, ..VmSpec::default() }, "--memory"),
+            (VmSpec { memory: u64::MAX, ..VmSpec::default() }, "--memory"),
+            (VmSpec { timeout_ms: Some(0), ..VmSpec::default() }, "--timeout"),
+            (VmSpec { append: "x".repeat(4096), ..VmSpec::default() }, "--append"),
+            (VmSpec { append: "a\nb".into(), ..VmSpec::default() }, "--append"),
+            (VmSpec { cpu_model: Some("a b".into()), ..VmSpec::default() }, "--cpu-model"),
+        ] {
+            let error = spec.validate().unwrap_err();
+            assert_eq!(error.option(), option);
+            let line = error.to_string();
+            assert!(!line.contains('\n'), "{line:?} is one line");
+        }
+    }
+
+    #[test]
+    fn engine_names_go_both_ways() {
+        for engine in [EngineChoice::Auto, EngineChoice::Kvm, EngineChoice::Translate] {
+            assert_eq!(engine.name().parse(), Ok(engine));
+        }
+        assert!("tcg".parse::<EngineChoice>().is_err());
+    }
+}

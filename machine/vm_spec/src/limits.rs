@@ -1,0 +1,62 @@
+//! The ranges within which a VM can be described.
+
+use crate::{SpecError, format_memory};
+
+/// A VM has at least one virtual CPU.
+pub const CPUS_MIN: u32 = 1;
+/// Local APIC IDs 0 to 254 in xAPIC format; 255 is the broadcast (SDM Vol. 3A, 11.6.1).
+pub const CPUS_MAX: u32 = 255;
+
+/// The least RAM with which any guest gets as far as saying something.
+pub const MEMORY_MIN: u64 = 16 << 20;
+/// The most RAM: what the board's address map has room for.
+pub const MEMORY_MAX: u64 = 256 << 30;
+/// RAM comes in whole MiB.
+pub const MEMORY_GRANULE: u64 = 1 << 20;
+/// The RAM of a VM whose operator did not say.
+pub const MEMORY_DEFAULT: u64 = 512 << 20;
+
+/// Bytes of [`crate::VmSpec::append`]: Linux keeps 2048 on x86 with the terminating zero,
+/// and the machine adds its own words.
+pub const COMMAND_LINE_MAX: usize = 1600;
+
+/// A week: longer limits are mistakes in the unit.
+const TIMEOUT_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
+
+pub(crate) fn check_cpus(cpus: u32) -> Result<(), SpecError> {
+    let reason = match cpus {
+        0 => "a machine has at least one CPU".to_string(),
+        CPUS_MIN..=CPUS_MAX => return Ok(()),
+        _ => format!("a machine has at most {CPUS_MAX} CPUs"),
+    };
+    let advice = format!("give {CPUS_MIN} to {CPUS_MAX}");
+    Err(SpecError::new("--cpus", &cpus.to_string(), &reason, &advice))
+}
+
+pub(crate) fn check_memory(bytes: u64) -> Result<(), SpecError> {
+    let refuse = |reason: &str| {
+        let advice = format!("give {} to {}", format_memory(MEMORY_MIN), format_memory(MEMORY_MAX));
+        Err(SpecError::new("--memory", &format_memory(bytes), reason, &advice))
+    };
+    if bytes < MEMORY_MIN {
+        return refuse("this is too little for any guest");
+    }
+    if bytes > MEMORY_MAX {
+        return refuse("this is more than the machine's address map has room for");
+    }
+    if !bytes.is_multiple_of(MEMORY_GRANULE) {
+        return refuse("memory comes in whole MiB");
+    }
+    Ok(())
+}
+
+pub(crate) fn check_timeout(milliseconds: Option<u64>) -> Result<(), SpecError> {
+    let Some(ms) = milliseconds else { return Ok(()) };
+    let reason = match ms {
+        0 => "no guest does anything in no time",
+        1..=TIMEOUT_MAX_MS => return Ok(()),
+        _ => "this is more than a week",
+    };
+    let advice = "give a time such as 30s, 5m or 2h, or leave the option out";
+    Err(SpecError::new("--timeout", &format!("{ms}ms"), reason, advice))
+}

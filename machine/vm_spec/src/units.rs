@@ -1,0 +1,161 @@
+//! Quantities as people write them: `512M`, `1GiB`, `30s`.
+
+use crate::{SpecError, limits};
+
+/// Parses a size of memory: a whole number with a binary unit, `K`, `M`, `G` or `T`, which
+/// may be followed by `iB`. Decimal units (`MB`) and bare numbers are refused rather than
+/// guessed at.
+pub fn parse_memory(text: &str) -> Result<u64, SpecError> {
+    let refuse = |reason: &str| {
+        Err(SpecError::new("--memory", text, reason, "give a size such as 512M, 2G or 1GiB"))
+    };
+    let Some((number, unit)) = split(text) else { return refuse("this is not a size") };
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        "" => return refuse("the unit is missing"),
+        "kb" | "mb" | "gb" | "tb" => return refuse("memory is counted in binary units"),
+        _ => return refuse("there is no such unit"),
+    };
+    let Some(bytes) = number.checked_mul(1 << shift) else {
+        return refuse("this is more than a machine can address");
+    };
+    limits::check_memory(bytes)?;
+    Ok(bytes)
+}
+
+/// Parses a number of virtual CPUs.
+pub fn parse_cpus(text: &str) -> Result<u32, SpecError> {
+    match text.parse::<u64>() {
+        // A number beyond `u32` is a number: the range check gives the better answer.
+        Ok(cpus) => {
+            let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+            limits::check_cpus(cpus)?;
+            Ok(cpus)
+        }
+        Err(_) => {
+            let advice = format!("give {} to {}", limits::CPUS_MIN, limits::CPUS_MAX);
+            Err(SpecError::new("--cpus", text, "this is not a number of CPUs", &advice))
+        }
+    }
+}
+
+/// Parses a time limit in milliseconds: a whole number with `ms`, `s`, `m` or `h`.
+pub fn parse_timeout(text: &str) -> Result<u64, SpecError> {
+    let refuse = |reason: &str| {
+        Err(SpecError::new("--timeout", text, reason, "give a time such as 30s, 500ms, 5m or 2h"))
+    };
+    let Some((number, unit)) = split(text) else { return refuse("this is not a time") };
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        "" => return refuse("the unit is missing"),
+        _ => return refuse("there is no such unit"),
+    };
+    let Some(ms) = number.checked_mul(factor) else { return refuse("this is too long a time") };
+    limits::check_timeout(Some(ms))?;
+    Ok(ms)
+}
+
+/// Writes a size of memory in the largest unit that divides it.
+pub fn format_memory(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+fn split(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("512M", 512 << 20),
+            ("512m", 512 << 20),
+            ("2G", 2 << 30),
+            ("1GiB", 1 << 30),
+            ("1 GiB", 1 << 30),
+            ("65536K", 64 << 20),
+            ("65536KiB", 64 << 20),
+            ("256G", 256 << 30),
+            ("16M", 16 << 20),
+        ] {
+            assert_eq!(parse_memory(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "-1M",
+            "1.5G",
+            "512",
+            "512MB",
+            "512X",
+            "1M",
+            "15M",
+            "257G",
+            "1T",
+            "16385K",
+            "0M",
+            "99999999999999999999M",
+            "18446744073709551615T",
+            "512M ",
+            "²G",
+        ] {
+            let error = parse_memory(text).expect_err(text);
+            assert_eq!(error.option(), "--memory");
+            assert!(error.to_string().contains("; give "), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_mebibyte_names_the_range() {
+        let line = parse_memory("1M").unwrap_err().to_string();
+        assert_eq!(
+            line,
+            "--memory 1 MiB: this is too little for any guest; give 16 MiB to 256 GiB"
+        );
+    }
+
+    #[test]
+    fn cpu_counts() {
+        assert_eq!(parse_cpus("1"), Ok(1));
+        assert_eq!(parse_cpus("255"), Ok(255));
+        for text in ["0", "256", "4096", "4294967297", "-1", "two", "", "1.0"] {
+            assert_eq!(parse_cpus(text).expect_err(text).option(), "--cpus");
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (text, ms) in
+            [("30s", 30_000), ("500ms", 500), ("5m", 300_000), ("5min", 300_000), ("2h", 7_200_000)]
+        {
+            assert_eq!(parse_timeout(text), Ok(ms), "{text}");
+        }
+        for text in ["", "s", "30", "0s", "1d", "-1s", "1.5s", "999999h", "18446744073709551615h"] {
+            assert_eq!(parse_timeout(text).expect_err(text).option(), "--timeout");
+        }
+    }
+
+    #[test]
+    fn sizes_are_written_in_the_largest_unit() {
+        assert_eq!(format_memory(512 << 20), "512 MiB");
+        assert_eq!(format_memory(1 << 30), "1 GiB");
+        assert_eq!(format_memory(1025), "1025 bytes");
+        assert_eq!(format_memory(0), "0 bytes");
+    }
+}
