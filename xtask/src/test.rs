@@ -1,0 +1,110 @@
+//! The test command: every test of the workspace, in the order of what they cost.
+
+use crate::steps::Steps;
+use crate::{checks, tree};
+use std::fs;
+use std::process::Command;
+
+/// What to run.
+#[derive(Debug, Default)]
+pub struct Options {
+    long: bool,
+    unprivileged: bool,
+    no_check: bool,
+    no_boot: bool,
+}
+
+/// Suites with a step of their own, after the unit tests, in this order.
+const SUITES: &[(&str, &str)] =
+    &[("conformance", "conformance suite"), ("lockstep", "differential tests")];
+
+/// Runs the tests.
+pub fn run(args: &[String]) -> Result<(), String> {
+    let mut options = Options::default();
+    for arg in args {
+        match arg.as_str() {
+            "--long" => options.long = true,
+            "--unprivileged" => options.unprivileged = true,
+            "--no-check" => options.no_check = true,
+            "--no-boot" => options.no_boot = true,
+            other => return Err(format!("no option `{other}`")),
+        }
+    }
+    if options.unprivileged && is_root() {
+        return Err("--unprivileged: this is root; run it as an ordinary user".to_owned());
+    }
+    let mut steps = Steps::default();
+    if options.no_check || options.unprivileged {
+        steps.skip("checks of the source", "not asked for");
+    } else {
+        checks::add(&mut steps);
+    }
+    add(&mut steps, &options);
+    steps.finish()
+}
+
+/// Adds the tests to a chore.
+pub fn add(steps: &mut Steps, options: &Options) {
+    host_notes(steps);
+    let mut units = cargo_test(options);
+    units.args(["--workspace", "--exclude", "testkit"]);
+    for (crate_name, _) in SUITES {
+        units.args(["--exclude", crate_name]);
+    }
+    steps.command("unit tests", &mut units);
+    for (crate_name, title) in SUITES {
+        steps.command(title, cargo_test(options).args(["-p", crate_name]));
+    }
+    if options.no_boot {
+        steps.skip("guest boots", "not asked for");
+        return;
+    }
+    // Guests are booted by the program that users run: the release build.
+    let built = steps.command(
+        "release build of sarang",
+        tree::cargo().args(["build", "--release", "--package", "cli"]),
+    );
+    if built {
+        // One guest at a time: on two cores, several would only starve each other.
+        let mut boots = cargo_test(options);
+        boots.args(["-p", "testkit", "--", "--test-threads=1"]);
+        steps.command("guest boots", &mut boots);
+    } else {
+        steps.skip("guest boots", "sarang was not built");
+    }
+}
+
+fn cargo_test(options: &Options) -> Command {
+    let mut command = tree::cargo();
+    command.args(["test", "--no-fail-fast"]);
+    if options.long {
+        command.env("SARANG_LONG", "1");
+    }
+    command
+}
+
+/// Says what this host cannot run, so that a pass is not read for more than it is.
+fn host_notes(steps: &mut Steps) {
+    let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    if let Err(e) = kvm {
+        steps.skip("engine kvm", &format!("/dev/kvm: {e}; its cases skip themselves"));
+    } else if !has_hardware_virtualization() {
+        steps.skip(
+            "stock kernels under kvm",
+            "/dev/kvm is there but the processor shows neither VMX nor SVM; micro-guests only",
+        );
+    }
+}
+
+fn has_hardware_virtualization() -> bool {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = info.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|f| f == "vmx" || f == "svm")
+}
+
+/// Whether this process runs with effective user id 0.
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uid = status.lines().find_map(|l| l.strip_prefix("Uid:"));
+    uid.and_then(|ids| ids.split_whitespace().nth(1)) == Some("0")
+}
