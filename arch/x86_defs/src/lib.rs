@@ -43,3 +43,10 @@ pub mod gpr {
 pub const fn is_canonical_48(address: u64) -> bool {
     ((address as i64) << 16 >> 16) as u64 == address
 }
+
+/// A message-signalled interrupt (SDM volume 3, 11.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Msi {
+    pub address: u64,
+    pub data: u32,
+}

@@ -29,9 +29,7 @@ impl ApicState {
         regs[0x3] = 0x0005_0014; // version 0x14, six LVT entries
         regs[0xe] = !0; // DFR: flat
         regs[0xf] = 0xff; // SVR: disabled
-        for lvt in 0x32..=0x37 {
-            regs[lvt] = 1 << 16; // masked
-        }
+        regs[0x32..=0x37].fill(1 << 16); // LVT: masked
         let bsp = if id == 0 { apic_base::BSP } else { 0 };
         let base = apic_base::DEFAULT | apic_base::ENABLE | bsp;
         Self { base, regs, timer_left_ns: None }
