@@ -1,1 +1,152 @@
-//! Direct boot: bzImage, ELF by PVH and by the 64-bit protocol.
+//! Direct boot of a kernel without firmware: Linux bzImages, and ELF files by PVH or by the
+//! Linux 64-bit protocol.
+//!
+//! [`load`] is pure: it takes the files' bytes and a description of the memory, and yields a
+//! plan: what to write where, and the state in which the bootstrap processor starts. The
+//! caller copies the segments into guest memory and sets the state, at start and again at
+//! each reset.
+//!
+//! ```text
+//!  kernel bytes -> bzimage -> decompress -> elf -> linux64 \
+//!                      \                     \      pvh ----> layout (checks) -> Loaded
+//!                       `-- the image's own decompressor  /
+//! ```
+//!
+//! The files are hostile: whatever they hold, the outcome is a plan inside the guest's memory
+//! or an [`Error`] that says what to do.
+
+mod bytes;
+mod bzimage;
+mod decompress;
+mod elf_file;
+mod error;
+mod layout;
+mod linux64;
+mod pvh;
+#[cfg(test)]
+mod synthetic;
+
+pub use bytes::Bytes;
+pub use decompress::Compression;
+pub use error::Error;
+pub use layout::{Memory, Segment};
+
+use bzimage::BzImage;
+use elf_file::ElfFile;
+use vcpu_state::VcpuState;
+
+/// What to boot, and in what memory.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub kernel: Bytes,
+    pub initrd: Option<Bytes>,
+    /// Without a terminating zero; must not contain one.
+    pub command_line: String,
+    pub memory: Memory,
+    /// Where the ACPI root pointer is.
+    pub rsdp: Option<u64>,
+    pub protocol: Protocol,
+    pub unpack: Unpack,
+}
+
+impl Request {
+    /// A request with no initrd, an empty command line and every choice left to [`load`].
+    pub fn new(kernel: impl Into<Bytes>, memory: Memory) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initrd: None,
+            command_line: String::new(),
+            memory,
+            rsdp: None,
+            protocol: Protocol::Auto,
+            unpack: Unpack::Auto,
+        }
+    }
+}
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// A bzImage by the Linux 64-bit protocol; an ELF file by PVH if it has the note for it,
+    /// and by the Linux 64-bit protocol otherwise.
+    #[default]
+    Auto,
+    /// The 64-bit entry of `Documentation/arch/x86/boot.rst`.
+    Linux64,
+    /// The PVH entry of Xen's `docs/misc/pvh.pandoc`.
+    Pvh,
+}
+
+/// Who decompresses a bzImage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unpack {
+    /// The host, or the guest where the host does not know the compression.
+    #[default]
+    Auto,
+    Host,
+    /// The image's own code, which also randomizes the kernel's address.
+    Guest,
+}
+
+/// The plan of a boot.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What to write to guest memory. They do not overlap, and all are inside low RAM.
+    pub segments: Vec<Segment>,
+    /// The state of the bootstrap processor.
+    pub vcpu: VcpuState,
+    /// One line for a log: what is booted, and how.
+    pub description: String,
+}
+
+/// Makes the plan.
+pub fn load(request: &Request) -> Result<Loaded, Error> {
+    request.memory.check()?;
+    if request.command_line.bytes().any(|byte| byte == 0) {
+        return Err(Error::CommandLineZero);
+    }
+    let file = request.kernel.as_slice();
+    if ElfFile::is_elf(file) {
+        let elf = ElfFile::parse(file)?;
+        return load_elf(request, &elf, &request.kernel, "ELF file");
+    }
+    let image = BzImage::parse(file)?;
+    if request.unpack == Unpack::Guest {
+        return linux64::load_bzimage(request, &image);
+    }
+    let Some(compression) = image.compression() else {
+        if request.unpack == Unpack::Auto && request.protocol != Protocol::Pvh {
+            return linux64::load_bzimage(request, &image);
+        }
+        return Err(Error::UnknownCompression { magic: image.payload_magic() });
+    };
+    let vmlinux = Bytes::from(image.decompress(compression, request.memory.low_end)?);
+    let elf = ElfFile::parse(vmlinux.as_slice())?;
+    let what = format!("bzImage {} ({compression})", image.version_text());
+    match request.protocol {
+        Protocol::Pvh => pvh::load(request, &elf, &vmlinux, &what),
+        _ => linux64::load_elf(request, &elf, &vmlinux, Some(&image), &what),
+    }
+}
+
+/// Decompresses the ELF file inside a bzImage, of at most `limit` bytes.
+pub fn extract_vmlinux(bzimage: &[u8], limit: u64) -> Result<Vec<u8>, Error> {
+    let image = BzImage::parse(bzimage)?;
+    let compression = image
+        .compression()
+        .ok_or_else(|| Error::UnknownCompression { magic: image.payload_magic() })?;
+    image.decompress(compression, limit)
+}
+
+fn load_elf(
+    request: &Request,
+    elf: &ElfFile<'_>,
+    bytes: &Bytes,
+    what: &str,
+) -> Result<Loaded, Error> {
+    match request.protocol {
+        Protocol::Pvh => pvh::load(request, elf, bytes, what),
+        Protocol::Auto if elf.pvh_entry()?.is_some() => pvh::load(request, elf, bytes, what),
+        _ => linux64::load_elf(request, elf, bytes, None, what),
+    }
+}
