@@ -1,3 +1,73 @@
-//! The bench command.
+//! The bench command: one guest, every contender, interleaved, one table.
+//!
+//! A figure counts when it is a ratio from one run on one machine. Every round runs each
+//! contender once (A B C A B C), ratios are taken within a round, and the median over the
+//! rounds is shown. A fast wrong answer is a failure: every checksum must equal the native
+//! one, and the guest's clock must agree with the host's.
 
-fn main() {}
+mod boot;
+mod contender;
+mod guest;
+mod host;
+mod members;
+mod memory;
+mod options;
+mod parse;
+mod report;
+mod session;
+mod stats;
+mod suite;
+
+use contender::{Contender, Setup};
+use options::Options;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|a| a == "--help" || a == "-h") {
+        print!("{}", options::USAGE);
+        return ExitCode::SUCCESS;
+    }
+    match Options::parse(&args).and_then(|options| run(&options)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("bench: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Measures and reports; `false` when a contender gave a wrong answer or failed.
+fn run(options: &Options) -> Result<bool, String> {
+    let built = guest::build()?;
+    let kernel = guest::kernel(options)?;
+    let setup = Setup::new(options, built, kernel);
+    let mut contenders = Vec::new();
+    let mut absent = Vec::new();
+    for contender in &options.contenders {
+        match contender.present(&setup) {
+            Ok(version) => contenders.push((*contender, version)),
+            Err(why) => {
+                eprintln!("bench: {} is left out: {why}", contender.name());
+                absent.push((contender.name(), why));
+            }
+        }
+    }
+    if contenders.is_empty() {
+        return Err("no contender is left".to_owned());
+    }
+    let names: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
+    let suite = if options.members.is_empty() {
+        suite::Outcome::default()
+    } else {
+        suite::measure(options, &setup, &names)
+    };
+    let boots = if options.boot { boot::measure(options, &setup, &names) } else { Vec::new() };
+    let report = report::Report::new(options, &setup, contenders, absent, suite, boots);
+    let good = report.faults.is_empty();
+    let markdown = report.markdown();
+    println!("{markdown}");
+    report.write(options, &markdown)?;
+    Ok(good)
+}

@@ -1,0 +1,121 @@
+//! Boot time to `/init` and to a shell, and memory beyond guest RAM.
+
+use crate::contender::{Contender, Setup};
+use crate::guest;
+use crate::memory::{self, Usage};
+use crate::options::Options;
+use crate::session::Session;
+use crate::stats;
+use serde::Serialize;
+use std::path::Path;
+
+/// What the default guest prints when its shell waits for input.
+const PROMPT: &str = "# ";
+/// Printed by the default guest's `/init` just before its shell.
+const KERNEL_SAYS: &str = "Run /init as init process";
+
+/// One contender's boots.
+#[derive(Debug, Serialize)]
+pub struct Boot {
+    #[serde(skip)]
+    pub contender: Contender,
+    pub name: &'static str,
+    /// Median wall seconds from start to the first line of `/init`.
+    pub init_seconds: Option<f64>,
+    /// Median wall seconds from start to the prompt of the default guest's shell.
+    pub shell_seconds: Option<f64>,
+    /// At the shell's prompt, else at the end of `/init`; the largest of all rounds.
+    pub memory: Usage,
+    pub faults: Vec<String>,
+}
+
+/// Boots interleaved, each contender once a round.
+pub fn measure(options: &Options, setup: &Setup, contenders: &[Contender]) -> Vec<Boot> {
+    let initrd = options.initrd.clone().or_else(|| guest::cached("initr"));
+    let mut results: Vec<(Contender, Times)> = contenders
+        .iter()
+        .filter(|c| **c != Contender::Native)
+        .map(|c| (*c, Times::default()))
+        .collect();
+    for round in 1..=options.rounds {
+        for (contender, times) in &mut results {
+            eprintln!("bench: boot {round} of {}: {}", options.rounds, contender.name());
+            times.init(options, setup, *contender);
+            // User-Mode Linux has a kernel of its own, which the default guest's modules do
+            // not fit.
+            if let (Some(initrd), true) = (&initrd, *contender != Contender::Uml) {
+                times.shell(options, setup, *contender, initrd);
+            }
+        }
+    }
+    if initrd.is_none() {
+        eprintln!(
+            "bench: boot to the shell is left out: run `sarang run` once, or give --initrd FILE"
+        );
+    }
+    results.into_iter().map(|(contender, times)| times.median(contender)).collect()
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    init: Vec<f64>,
+    shell: Vec<f64>,
+    memory: Usage,
+    faults: Vec<String>,
+}
+
+impl Times {
+    fn init(&mut self, options: &Options, setup: &Setup, contender: Contender) {
+        let run = || -> Result<(f64, Usage), String> {
+            let mut command = contender.command(setup, "none")?;
+            let mut session = Session::start(&mut command, options.timeout)?;
+            let (time, at) = session.wait_for("GBENCH-INIT", 0)?;
+            session.wait_for("GBENCH-DONE", at)?;
+            let memory = memory::usage(session.pid());
+            let seconds = (time - session.started()).as_secs_f64();
+            session.finish()?;
+            Ok((seconds, memory))
+        };
+        match run() {
+            Ok((seconds, memory)) => {
+                self.init.push(seconds);
+                self.keep(memory);
+            }
+            Err(why) => self.faults.push(format!("{}, to /init: {why}", contender.name())),
+        }
+    }
+
+    fn shell(&mut self, options: &Options, setup: &Setup, contender: Contender, initrd: &Path) {
+        let run = || -> Result<(f64, Usage), String> {
+            let mut command = contender.boot(setup, initrd, "")?;
+            let mut session = Session::start(&mut command, options.timeout)?;
+            let (_, at) = session.wait_for(KERNEL_SAYS, 0)?;
+            let (time, _) = session.wait_for(PROMPT, at)?;
+            Ok(((time - session.started()).as_secs_f64(), memory::usage(session.pid())))
+        };
+        match run() {
+            Ok((seconds, memory)) => {
+                self.shell.push(seconds);
+                self.keep(memory);
+            }
+            Err(why) => self.faults.push(format!("{}, to the shell: {why}", contender.name())),
+        }
+    }
+
+    fn keep(&mut self, memory: Usage) {
+        if memory.rss_kib > self.memory.rss_kib {
+            self.memory = memory;
+        }
+    }
+
+    fn median(self, contender: Contender) -> Boot {
+        Boot {
+            contender,
+            name: contender.name(),
+            init_seconds: stats::median(&self.init),
+            shell_seconds: stats::median(&self.shell),
+            memory: self.memory,
+            faults: self.faults,
+        }
+    }
+}

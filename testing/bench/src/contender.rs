@@ -1,0 +1,150 @@
+//! The contenders: how each is found, named and started.
+
+use crate::guest::{self, Built};
+use crate::options::Options;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Who runs the guest's program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    /// The program on the host itself.
+    Native,
+    /// `qemu-system-x86_64` with its translator.
+    Qemu,
+    /// User-Mode Linux: its own kernel, native user code.
+    Uml,
+    /// This project.
+    Sarang,
+}
+
+/// What all contenders are given.
+#[derive(Debug)]
+pub struct Setup {
+    pub built: Built,
+    pub kernel: Option<PathBuf>,
+    pub memory_mib: u32,
+    pub engine: String,
+    pub sarang: PathBuf,
+}
+
+impl Setup {
+    /// Takes the options over what is built.
+    pub fn new(options: &Options, built: Built, kernel: Option<PathBuf>) -> Self {
+        let default = || guest::out_dir().join("../release/sarang");
+        Self {
+            built,
+            kernel,
+            memory_mib: options.memory_mib,
+            engine: options.engine.clone(),
+            sarang: options.sarang.clone().unwrap_or_else(default),
+        }
+    }
+
+    fn kernel(&self) -> Result<&Path, String> {
+        let missing = "no guest kernel: run `sarang run` once, or give --kernel FILE";
+        self.kernel.as_deref().ok_or_else(|| missing.to_owned())
+    }
+}
+
+impl Contender {
+    /// In the order in which a round runs them.
+    pub const ALL: [Self; 4] = [Self::Native, Self::Qemu, Self::Uml, Self::Sarang];
+
+    /// The name on the command line and in the tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Qemu => "qemu",
+            Self::Uml => "uml",
+            Self::Sarang => "sarang",
+        }
+    }
+
+    /// The contender of this name.
+    pub fn named(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|c| c.name() == name);
+        found.ok_or_else(|| format!("no contender `{name}` (native, qemu, uml, sarang)"))
+    }
+
+    /// Its version, or why it cannot take part.
+    pub fn present(self, setup: &Setup) -> Result<String, String> {
+        match self {
+            Self::Native => Ok(first_line(Command::new("cc").arg("--version"))?),
+            Self::Qemu => {
+                setup.kernel()?;
+                first_line(Command::new("qemu-system-x86_64").arg("--version"))
+                    .map_err(|e| format!("{e} (apt-get install qemu-system-x86)"))
+            }
+            Self::Uml => first_line(Command::new("linux.uml").arg("--version"))
+                .map(|version| format!("User-Mode Linux {version}"))
+                .map_err(|e| format!("{e} (apt-get install user-mode-linux)")),
+            Self::Sarang => {
+                setup.kernel()?;
+                first_line(Command::new(&setup.sarang).arg("--version"))
+            }
+        }
+    }
+
+    /// The command that runs the benchmark with these arguments (`-t,50,fib`).
+    pub fn command(self, setup: &Setup, gbench_args: &str) -> Result<Command, String> {
+        if self == Self::Native {
+            let mut native = Command::new(&setup.built.program);
+            native.args(gbench_args.split(',').filter(|a| !a.is_empty()));
+            return Ok(native);
+        }
+        let append = format!("quiet gbench.args={gbench_args}");
+        self.boot(setup, &setup.built.initramfs, &append)
+    }
+
+    /// The command that boots a guest with its console on standard input and output.
+    pub fn boot(self, setup: &Setup, initrd: &Path, append: &str) -> Result<Command, String> {
+        let memory = setup.memory_mib;
+        match self {
+            Self::Native => Err("the host itself boots no guest".to_owned()),
+            Self::Qemu => {
+                let mut qemu = Command::new("qemu-system-x86_64");
+                // RAM as a memfd, so that /proc tells it from the program's own memory.
+                qemu.arg("-object").arg(format!("memory-backend-memfd,id=ram,size={memory}M"));
+                qemu.args(["-machine", "pc,memory-backend=ram", "-m"]).arg(format!("{memory}M"));
+                qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "1"]);
+                qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+                qemu.arg("-kernel").arg(setup.kernel()?).arg("-initrd").arg(initrd);
+                qemu.arg("-append").arg(format!("console=ttyS0 {append}"));
+                Ok(qemu)
+            }
+            Self::Uml => {
+                let mut uml = Command::new("linux.uml");
+                uml.env("LD_PRELOAD", &setup.built.uml_shim);
+                uml.arg(format!("mem={memory}M")).arg(format!("initrd={}", initrd.display()));
+                uml.args(["root=/dev/ram0", "rdinit=/init", "con=null"]);
+                uml.args(["con0=null,fd:1", "con1=null,fd:1"]).args(append.split(' '));
+                Ok(uml)
+            }
+            Self::Sarang => {
+                let mut sarang = Command::new(&setup.sarang);
+                sarang.args([
+                    "run",
+                    "--engine",
+                    &setup.engine,
+                    "--cpus",
+                    "1",
+                    "--console",
+                    "stdio",
+                ]);
+                sarang.arg("--memory").arg(format!("{memory}M"));
+                sarang.arg("--kernel").arg(setup.kernel()?).arg("--initrd").arg(initrd);
+                sarang.arg("--append").arg(format!("console=ttyS0 {append}"));
+                Ok(sarang)
+            }
+        }
+    }
+}
+
+fn first_line(command: &mut Command) -> Result<String, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let out = command.output().map_err(|e| format!("{name}: {e}"))?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let line = text.lines().map(str::trim).find(|l| !l.is_empty());
+    line.map(str::to_owned).ok_or_else(|| format!("{name} tells no version ({})", out.status))
+}

@@ -1,0 +1,265 @@
+//! The tables: Markdown for people, JSON for programs.
+
+use crate::boot::Boot;
+use crate::contender::{Contender, Setup};
+use crate::host::Host;
+use crate::members;
+use crate::options::Options;
+use crate::stats;
+use crate::suite::Outcome;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+
+/// One member of the benchmark under all contenders.
+#[derive(Debug, Serialize)]
+struct Row {
+    group: &'static str,
+    member: &'static str,
+    unit: &'static str,
+    /// The median of the native runs, in `unit`.
+    native: Option<f64>,
+    checksum: Option<String>,
+    /// Time relative to native by contender.
+    ratios: BTreeMap<&'static str, f64>,
+}
+
+/// Everything that one invocation found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    command: String,
+    host: Host,
+    guest_kernel: String,
+    guest_memory_mib: u32,
+    rounds: usize,
+    loop_ms: u32,
+    /// Contenders that ran, with their versions.
+    versions: BTreeMap<&'static str, String>,
+    absent: BTreeMap<&'static str, String>,
+    rows: Vec<Row>,
+    /// Geometric means of the ratios by group and contender.
+    means: BTreeMap<&'static str, BTreeMap<&'static str, f64>>,
+    clock_error: BTreeMap<&'static str, f64>,
+    boots: Vec<Boot>,
+    /// Wrong checksums, failed runs, clocks that disagree.
+    pub faults: Vec<String>,
+    #[serde(skip)]
+    order: Vec<Contender>,
+}
+
+impl Report {
+    /// Puts the results together.
+    pub fn new(
+        options: &Options,
+        setup: &Setup,
+        contenders: Vec<(Contender, String)>,
+        absent: Vec<(&'static str, String)>,
+        suite: Outcome,
+        boots: Vec<Boot>,
+    ) -> Self {
+        let order: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
+        let rows = rows(options, &suite, &order);
+        let kernel = setup.kernel.as_deref().and_then(|k| k.file_name()).unwrap_or_default();
+        let mut faults = suite.faults;
+        faults.extend(boots.iter().flat_map(|b| b.faults.iter().cloned()));
+        Self {
+            command: format!("cargo xtask bench {}", options.given).trim_end().to_owned(),
+            host: Host::here(),
+            guest_kernel: kernel.to_string_lossy().into_owned(),
+            guest_memory_mib: setup.memory_mib,
+            rounds: options.rounds,
+            loop_ms: options.ms,
+            versions: contenders.into_iter().map(|(c, v)| (c.name(), v)).collect(),
+            absent: absent.into_iter().collect(),
+            means: means(&rows, &order),
+            rows,
+            clock_error: suite.clock_error.into_iter().map(|(c, e)| (c.name(), e)).collect(),
+            boots,
+            faults,
+            order,
+        }
+    }
+
+    /// The report for people.
+    pub fn markdown(&self) -> String {
+        let mut out = String::new();
+        let host = &self.host;
+        let _ = writeln!(out, "`{}`, {} UTC, commit {}  ", self.command, host.date, host.commit);
+        let _ = writeln!(
+            out,
+            "{}, {} CPUs, {} MiB, {}, load {}; guest: one vCPU, {} MiB, {}; {} rounds, loops of {} ms  ",
+            host.processor,
+            host.cpus,
+            host.memory_mib,
+            host.kernel,
+            host.load,
+            self.guest_memory_mib,
+            self.guest_kernel,
+            self.rounds,
+            self.loop_ms
+        );
+        let versions: Vec<String> =
+            self.versions.iter().map(|(name, version)| format!("{name}: {version}")).collect();
+        let _ = writeln!(out, "{}\n", versions.join("; "));
+        self.suite_table(&mut out);
+        self.boot_table(&mut out);
+        for (name, why) in &self.absent {
+            let _ = writeln!(out, "{name} is left out: {why}\n");
+        }
+        if self.faults.is_empty() {
+            let _ = writeln!(out, "No faults: checksums equal the native ones, clocks agree.");
+        } else {
+            let _ = writeln!(out, "FAULTS\n\n- {}", self.faults.join("\n- "));
+        }
+        out
+    }
+
+    fn suite_table(&self, out: &mut String) {
+        if self.rows.is_empty() {
+            return;
+        }
+        let peers: Vec<&str> =
+            self.order.iter().filter(|c| **c != Contender::Native).map(|c| c.name()).collect();
+        let _ = writeln!(out, "Time relative to native (smaller is better), medians:\n");
+        let _ = writeln!(out, "| member | native | {} |", peers.join(" | "));
+        let _ = writeln!(out, "|---|---:|{}", "---:|".repeat(peers.len()));
+        for (group, _) in members::GROUPS {
+            let rows: Vec<&Row> = self.rows.iter().filter(|r| r.group == *group).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let mean = |peer: &&str| number(self.means.get(group).and_then(|m| m.get(*peer)), true);
+            let cells: Vec<String> = peers.iter().map(mean).collect();
+            let _ = writeln!(out, "| **{group}** | | {} |", cells.join(" | "));
+            for row in rows {
+                let cells: Vec<String> =
+                    peers.iter().map(|p| number(row.ratios.get(p), false)).collect();
+                let native = row.native.map_or("-".to_owned(), |v| format!("{v:.2} {}", row.unit));
+                let _ = writeln!(out, "| {} | {native} | {} |", row.member, cells.join(" | "));
+            }
+        }
+        let _ = writeln!(out);
+    }
+
+    fn boot_table(&self, out: &mut String) {
+        if self.boots.is_empty() {
+            return;
+        }
+        let _ =
+            writeln!(out, "Boot (wall time, medians) and memory beyond guest RAM (the largest):\n");
+        let _ = writeln!(out, "| | to /init | to the shell | PSS | RSS | of it allowed |");
+        let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|");
+        for boot in &self.boots {
+            let seconds = |s: Option<f64>| s.map_or("-".to_owned(), |s| format!("{s:.2} s"));
+            let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
+            let allowed = 24.0 + 0.005 * f64::from(self.guest_memory_mib);
+            let limit = if boot.contender == Contender::Sarang {
+                format!("{allowed:.1} MiB")
+            } else {
+                String::new()
+            };
+            // Its RAM is a deleted file, not a memfd, and is mapped by each of its processes.
+            let (pss, rss) = if boot.contender == Contender::Uml {
+                ("-".to_owned(), "-".to_owned())
+            } else {
+                (mib(boot.memory.pss_kib), mib(boot.memory.rss_kib))
+            };
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {pss} | {rss} | {limit} |",
+                boot.name,
+                seconds(boot.init_seconds),
+                seconds(boot.shell_seconds)
+            );
+        }
+        let _ = writeln!(out);
+    }
+
+    /// Writes `bench.md` and `bench.json`.
+    pub fn write(&self, options: &Options, markdown: &str) -> Result<(), String> {
+        let folder = options.out.clone().unwrap_or_else(crate::guest::out_dir);
+        let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", folder.display());
+        fs::create_dir_all(&folder).map_err(|e| fail(&e))?;
+        let json = serde_json::to_string_pretty(self).map_err(|e| fail(&e))?;
+        fs::write(folder.join("bench.md"), markdown).map_err(|e| fail(&e))?;
+        fs::write(folder.join("bench.json"), json + "\n").map_err(|e| fail(&e))?;
+        eprintln!("bench: written to {}/bench.md and bench.json", folder.display());
+        Ok(())
+    }
+}
+
+fn rows(options: &Options, suite: &Outcome, order: &[Contender]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if suite.rounds.is_empty() {
+        return rows;
+    }
+    for (group, names) in members::GROUPS {
+        for member in names.iter().filter(|m| options.members.contains(m)) {
+            let native = suite.shown(Contender::Native, member);
+            let ratios = order
+                .iter()
+                .filter(|c| **c != Contender::Native)
+                .filter_map(|c| Some((c.name(), suite.ratio(*c, member)?)))
+                .collect();
+            let checksum = suite.checksum(Contender::Native, member);
+            rows.push(Row {
+                group,
+                member,
+                unit: native.map_or("", |(_, unit)| unit),
+                native: native.map(|(value, _)| value),
+                checksum: checksum.map(|c| format!("{c:016x}")),
+                ratios,
+            });
+        }
+    }
+    rows
+}
+
+fn means(rows: &[Row], order: &[Contender]) -> BTreeMap<&'static str, BTreeMap<&'static str, f64>> {
+    let mut means = BTreeMap::new();
+    for (group, _) in members::GROUPS.iter().filter(|(group, _)| members::has_mean(group)) {
+        let of_group = || rows.iter().filter(|r| r.group == *group);
+        let mean = |name: &'static str| {
+            let ratios: Vec<f64> = of_group().filter_map(|r| r.ratios.get(name).copied()).collect();
+            // A mean that leaves members out would flatter.
+            (ratios.len() == of_group().count()).then(|| stats::geometric_mean(&ratios)).flatten()
+        };
+        let by_contender: BTreeMap<_, _> =
+            order.iter().filter_map(|c| Some((c.name(), mean(c.name())?))).collect();
+        means.insert(*group, by_contender);
+    }
+    means
+}
+
+fn number(ratio: Option<&f64>, bold: bool) -> String {
+    let Some(ratio) = ratio else { return if bold { String::new() } else { "-".to_owned() } };
+    let text = if *ratio < 10.0 { format!("{ratio:.2}x") } else { format!("{ratio:.1}x") };
+    if bold { format!("**{text}**") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(member: &'static str, ratio: Option<f64>) -> Row {
+        let ratios = ratio.into_iter().map(|r| ("qemu", r)).collect();
+        Row { group: "memory", member, unit: "MB/s", native: Some(1.0), checksum: None, ratios }
+    }
+
+    #[test]
+    fn means_leave_nobody_out() {
+        let order = [Contender::Qemu];
+        let full = means(&[row("memcpy", Some(2.0)), row("memset", Some(8.0))], &order);
+        assert!((full["memory"]["qemu"] - 4.0).abs() < 1e-9);
+        let part = means(&[row("memcpy", Some(2.0)), row("memset", None)], &order);
+        assert!(part["memory"].is_empty());
+    }
+
+    #[test]
+    fn cells() {
+        assert_eq!(number(Some(&4.567), false), "4.57x");
+        assert_eq!(number(Some(&104.2), true), "**104.2x**");
+        assert_eq!(number(None, false), "-");
+    }
+}
