@@ -1,0 +1,132 @@
+//! What the tables describe, with the values of the usual board.
+
+/// A PC board as ACPI sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Board {
+    /// The bootstrap processor first.
+    pub cpus: Vec<Cpu>,
+    pub local_apic_address: u32,
+    pub io_apics: Vec<IoApic>,
+    /// ISA interrupts that are not edge-triggered, active high and at the GSI of their number.
+    pub overrides: Vec<Override>,
+    /// The system control interrupt, an ISA interrupt.
+    pub sci: u8,
+    pub pm: PmPorts,
+    pub reset: Reset,
+    /// A keyboard controller at 0x60 and 0x64, interrupts 1 and 12.
+    pub i8042: bool,
+    pub rtc: Option<Rtc>,
+    pub serial: Vec<Serial>,
+    /// The port of a pvpanic device.
+    pub pvpanic: Option<u16>,
+}
+
+impl Board {
+    /// The usual board: one I/O APIC, the PIT at GSI 2, SCI 9 level-triggered and active high,
+    /// COM1, RTC and pvpanic.
+    pub fn new(cpus: Vec<Cpu>) -> Self {
+        let sci = 9;
+        Self {
+            cpus,
+            local_apic_address: 0xfee0_0000,
+            io_apics: vec![IoApic { id: 0, address: 0xfec0_0000, gsi_base: 0 }],
+            overrides: vec![
+                Override { irq: 0, gsi: 2, polarity: Polarity::Bus, trigger: Trigger::Bus },
+                Override {
+                    irq: sci,
+                    gsi: u32::from(sci),
+                    polarity: Polarity::ActiveHigh,
+                    trigger: Trigger::Level,
+                },
+            ],
+            sci,
+            pm: PmPorts { event: 0x600, control: 0x604, timer: 0x608 },
+            reset: Reset { port: 0xcf9, value: 6 },
+            i8042: false,
+            rtc: Some(Rtc { port: 0x70, irq: 8, century: Some(0x32) }),
+            serial: vec![Serial { port: 0x3f8, irq: 4 }],
+            pvpanic: Some(0x505),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// ACPI's own number, which links MADT and DSDT.
+    pub uid: u32,
+    /// The local APIC's ID; from 255 on it is an x2APIC ID.
+    pub apic_id: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoApic {
+    pub id: u8,
+    pub address: u32,
+    /// The global system interrupt of its first pin.
+    pub gsi_base: u32,
+}
+
+/// Interrupt source override (ACPI 6.5, 5.2.12.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// ISA interrupt.
+    pub irq: u8,
+    pub gsi: u32,
+    pub polarity: Polarity,
+    pub trigger: Trigger,
+}
+
+/// Values of the MPS INTI flags (ACPI 6.5, table 5.26).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Polarity {
+    /// As the bus has it: active high for ISA.
+    Bus = 0,
+    ActiveHigh = 1,
+    ActiveLow = 3,
+}
+
+/// Values of the MPS INTI flags (ACPI 6.5, table 5.26).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Trigger {
+    /// As the bus has it: edge for ISA.
+    Bus = 0,
+    Edge = 1,
+    Level = 3,
+}
+
+/// The ports of the power-management registers (ACPI 6.5, 4.8.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PmPorts {
+    /// PM1a_EVT: status and enable, 2 bytes each.
+    pub event: u16,
+    /// PM1a_CNT, 2 bytes. `SLP_TYP` 5 with `SLP_EN` powers off.
+    pub control: u16,
+    /// PM_TMR, 4 bytes, of 32 valid bits.
+    pub timer: u16,
+}
+
+/// Writing `value` to `port` resets the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reset {
+    pub port: u16,
+    pub value: u8,
+}
+
+/// A clock of the MC146818 kind with its CMOS memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rtc {
+    /// The index port; data is the next one.
+    pub port: u16,
+    pub irq: u8,
+    /// The CMOS register that has the century.
+    pub century: Option<u8>,
+}
+
+/// A 16550 UART of 8 ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serial {
+    pub port: u16,
+    pub irq: u8,
+}
