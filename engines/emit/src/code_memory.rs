@@ -1,0 +1,162 @@
+//! Memory for generated code, never writable and executable through one address.
+//!
+//! One memfd is mapped twice: a view to write and a view to execute, both made once, before any
+//! system-call filter that denies PROT_EXEC. This needs no privilege.
+
+#![expect(unsafe_code, reason = "maps executable memory and writes code into it")]
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+
+/// What unused code bytes hold: INT3, so that a stray jump stops at once.
+const FILLER: u8 = 0xcc;
+
+/// A bounded piece of memory with a writable and an executable view.
+#[derive(Debug)]
+pub(crate) struct CodeMemory {
+    write: NonNull<u8>,
+    execute: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the views are plain shared memory owned by this value; `write` demands exclusive use
+// of the written range from its caller.
+unsafe impl Send for CodeMemory {}
+// SAFETY: as above; without `write` nothing is mutated.
+unsafe impl Sync for CodeMemory {}
+
+impl CodeMemory {
+    /// Reserves `len` bytes (a multiple of the page size); pages are allocated when first used.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let fd = memfd()?;
+        let file_len =
+            libc::off_t::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: an ordinary system call on a descriptor that we own.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), file_len) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let write = map(&fd, len, libc::PROT_READ | libc::PROT_WRITE)?;
+        match map(&fd, len, libc::PROT_READ | libc::PROT_EXEC) {
+            Ok(execute) => Ok(Self { write, execute, len }),
+            Err(error) => {
+                // SAFETY: the mapping was made above with this length and is used nowhere.
+                unsafe { libc::munmap(write.as_ptr().cast(), len) };
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Writes `code` at `at` and fills up to `room` bytes; false if that does not fit.
+    ///
+    /// # Safety
+    /// Nobody executes or writes the range meanwhile.
+    pub(crate) unsafe fn write(&self, at: usize, room: usize, code: &[u8]) -> bool {
+        if code.len() > room || at.checked_add(room).is_none_or(|end| end > self.len) {
+            return false;
+        }
+        // SAFETY: the range is inside the writable view, and the caller has it to itself.
+        unsafe {
+            let to = self.write.as_ptr().add(at);
+            to.copy_from_nonoverlapping(code.as_ptr(), code.len());
+            to.add(code.len()).write_bytes(FILLER, room - code.len());
+        }
+        true
+    }
+
+    /// The address at which the code at `at` executes; `at` is inside the memory.
+    pub(crate) fn address(&self, at: usize) -> *const u8 {
+        assert!(at < self.len, "offset outside the code memory");
+        // SAFETY: just checked to be inside the mapping.
+        unsafe { self.execute.as_ptr().add(at) }
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: both were mapped with this length; whoever runs code in them holds a
+        // reference to this value.
+        unsafe {
+            libc::munmap(self.write.as_ptr().cast(), self.len);
+            libc::munmap(self.execute.as_ptr().cast(), self.len);
+        }
+    }
+}
+
+fn memfd() -> io::Result<OwnedFd> {
+    // MFD_EXEC (Linux 6.3) keeps working where vm.memfd_noexec makes the other way the default;
+    // older kernels refuse the flag.
+    for flags in [libc::MFD_CLOEXEC | libc::MFD_EXEC, libc::MFD_CLOEXEC] {
+        // SAFETY: the name is a terminated string.
+        let fd: c_int = unsafe { libc::memfd_create(c"sarang-code".as_ptr(), flags) };
+        if fd >= 0 {
+            // SAFETY: a new descriptor that nobody else owns.
+            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+    Err(io::Error::last_os_error())
+}
+
+fn map(fd: &OwnedFd, len: usize, protection: c_int) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new shared mapping at an address of the kernel's choice.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(at.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::Other))
+}
+
+/// Makes this processor fetch what was last written, where it may have executed other code at
+/// the same address before (SDM volume 3, 9.1.3: a serializing instruction).
+pub(crate) fn serialize() {
+    let _ = std::arch::x86_64::__cpuid(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_what_was_written() {
+        let memory = CodeMemory::new(4096).unwrap();
+        // mov eax, 42; ret
+        let code = [0xb8, 42, 0, 0, 0, 0xc3];
+        // SAFETY: the memory is ours alone; the code obeys the calling convention.
+        unsafe {
+            assert!(memory.write(64, 64, &code));
+            let run: extern "sysv64" fn() -> u32 = std::mem::transmute(memory.address(64));
+            assert_eq!(run(), 42);
+        }
+    }
+
+    #[test]
+    fn no_view_is_writable_and_executable() {
+        let memory = CodeMemory::new(4096).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let of = |view: NonNull<u8>| {
+            let start = format!("{:x}-", view.as_ptr() as usize);
+            let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(of(memory.write), "rw-s");
+        assert_eq!(of(memory.execute), "r-xs");
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let memory = CodeMemory::new(4096).unwrap();
+        // SAFETY: the memory is ours alone.
+        unsafe {
+            assert!(!memory.write(4090, 64, &[0xc3]));
+            assert!(!memory.write(0, 1, &[0x90, 0xc3]));
+            assert!(!memory.write(usize::MAX, 64, &[0xc3]));
+        }
+    }
+}
