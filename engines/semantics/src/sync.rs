@@ -1,0 +1,114 @@
+//! What other threads ask of a vCPU, and the handshake by which they know it is done.
+//!
+//! A vCPU is *in the guest* or not. Requests are queued and flagged; a vCPU in the guest serves
+//! them at its next poll, one outside before it enters. Whoever waits for a request therefore
+//! waits only while the vCPU is in the guest and has not served it.
+
+use guest_mem::ArenaOffset;
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*},
+    },
+};
+
+/// Bits of [`Slot::flags`].
+pub mod flag {
+    /// Ask the host what is pending.
+    pub const NOTIFY: u32 = 1;
+    /// Return from `run`.
+    pub const STOP: u32 = 2;
+    /// The queue is not empty.
+    pub const REQUEST: u32 = 4;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Forget that this page of the arena may be written without asking: it holds code.
+    RevokeWrite(ArenaOffset),
+    /// Forget every page that may be written without asking: dirty pages are logged anew.
+    RevokeWrites,
+    /// Forget code decoded from these guest-physical bytes.
+    Code(Range<u64>),
+    /// Another layout.
+    Layout,
+}
+
+/// One vCPU as other threads see it.
+#[derive(Debug, Default)]
+pub struct Slot {
+    pub flags: AtomicU32,
+    in_guest: AtomicBool,
+    queue: Mutex<Vec<Request>>,
+    asked: AtomicU64,
+    served: AtomicU64,
+}
+
+impl Slot {
+    pub fn enter_guest(&self) {
+        self.in_guest.store(true, SeqCst);
+    }
+
+    pub fn leave_guest(&self) {
+        self.in_guest.store(false, Release);
+    }
+
+    /// Puts a request; returns its number.
+    pub fn ask(&self, request: Request) -> u64 {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if !queue.contains(&request) {
+            // A vCPU that does not run for long must not gather requests without bound.
+            if queue.len() >= 256 {
+                queue.retain(|r| matches!(r, Request::Layout));
+                queue.push(Request::RevokeWrites);
+                queue.push(Request::Code(0..u64::MAX));
+            }
+            queue.push(request);
+        }
+        let number = self.asked.load(Relaxed) + 1;
+        self.asked.store(number, Relaxed);
+        self.flags.fetch_or(flag::REQUEST, SeqCst);
+        number
+    }
+
+    /// For the vCPU itself: everything asked so far. It serves that before it touches guest
+    /// memory, and then calls [`Self::served`] with the number.
+    pub fn take(&self) -> (Vec<Request>, u64) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flags.fetch_and(!flag::REQUEST, SeqCst);
+        (std::mem::take(&mut *queue), self.asked.load(Relaxed))
+    }
+
+    pub fn served(&self, number: u64) {
+        self.served.store(number, SeqCst);
+    }
+
+    /// The request is served, or will be before anything else happens.
+    pub fn has_served(&self, number: u64) -> bool {
+        !self.in_guest.load(SeqCst) || self.served.load(SeqCst) >= number
+    }
+}
+
+/// The vCPUs of one VM.
+#[derive(Debug, Default)]
+pub struct Slots(RwLock<Vec<Arc<Slot>>>);
+
+impl Slots {
+    pub fn add(&self, slot: &Arc<Slot>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).push(slot.clone());
+    }
+
+    pub fn remove(&self, slot: &Arc<Slot>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|s| !Arc::ptr_eq(s, slot));
+    }
+
+    /// Asks every vCPU but `me`; returns what to wait for.
+    pub fn ask_others(&self, request: &Request, me: Option<&Slot>) -> Vec<(Arc<Slot>, u64)> {
+        let slots = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let others = slots
+            .iter()
+            .filter(|s| !me.is_some_and(|me| std::ptr::eq(&raw const *me, Arc::as_ptr(s))));
+        others.map(|s| (s.clone(), s.ask(request.clone()))).collect()
+    }
+}
