@@ -106,7 +106,7 @@ impl Flags {
     pub fn set_bits(&mut self, bits: u64) {
         let is = |bit: u64| bits & bit != 0;
         self.set_result(if is(rflags::ZF) { 0 } else { 0x100 }, is(rflags::CF), is(rflags::OF));
-        self.carries |= u64::from(is(rflags::SF)) * SF_FLIP
+        self.carries |= if is(rflags::SF) { SF_FLIP } else { 0 }
             | u64::from(!is(rflags::PF)) << PF_SHIFT
             | u64::from(is(rflags::AF)) << 3;
     }
