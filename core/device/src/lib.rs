@@ -10,6 +10,7 @@
 //! Guest input is hostile: no value that a guest writes may panic, overflow or hang a device.
 
 mod bus;
+pub mod fake;
 mod line;
 mod time;
 mod wiring;

@@ -12,6 +12,17 @@ pub trait Line: Send + Sync {
         self.set(true);
         self.set(false);
     }
+
+    /// Drives the wire to a level without producing an edge: for restoring.
+    fn restore(&self, level: bool) {
+        self.set(level);
+    }
+
+    /// Another source of the same wire, whose level is high while any source's is. `None`
+    /// where the wire has one source only.
+    fn share(&self) -> Option<LineRef> {
+        None
+    }
 }
 
 pub type LineRef = Arc<dyn Line>;

@@ -13,7 +13,9 @@ pub trait Clock: Send + Sync {
 /// One alarm.
 pub trait Timer: Send + Sync {
     /// Fires once at `at` guest nanoseconds, or soon if that has passed; replaces what was
-    /// armed. `None` disarms. A fire that was already under way may still arrive.
+    /// armed. `None` disarms. A fire that was already under way may still arrive. Devices call
+    /// this with their own lock held, so it never fires from within, and the timer thread
+    /// holds no lock that this takes while it fires.
     fn arm(&self, at: Option<u64>);
 }
 

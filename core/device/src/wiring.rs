@@ -66,8 +66,12 @@ impl Wiring {
         }
     }
 
+    /// A new source of the board's line; one that leads nowhere if there is no such line.
     pub fn irq(&self, number: usize) -> LineRef {
-        self.irqs.get(number).cloned().unwrap_or_else(|| Arc::new(NoLine))
+        match self.irqs.get(number) {
+            Some(line) => line.share().unwrap_or_else(|| line.clone()),
+            None => Arc::new(NoLine),
+        }
     }
 }
 
