@@ -1,1 +1,46 @@
 //! Page walks and the software TLB.
+//!
+//! [`Paging`] is what the control registers say of translation; [`walk()`] goes through the
+//! tables in guest memory as the processor does, sets accessed and dirty bits, and says what
+//! may be done with the page; [`Tlb`] remembers the outcome as offsets into the arena, so that
+//! most accesses cost one compare. [`inspect`] looks without leaving a trace, for debuggers.
+
+mod paging;
+mod phys;
+mod tlb;
+mod walk;
+
+pub use paging::{Features, Mode, Paging};
+pub use phys::Phys;
+pub use tlb::{Place, Tlb};
+pub use walk::{PageFault, Translation, inspect, load_pdptes, walk};
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+    Execute,
+}
+
+/// With whose rights (SDM volume 3, 4.6): an index into the TLB's planes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Privilege {
+    /// A supervisor-mode access to which SMAP applies: implicit ones, and explicit ones while
+    /// RFLAGS.AC is clear.
+    #[default]
+    Supervisor,
+    /// An explicit supervisor-mode access while RFLAGS.AC is set.
+    SupervisorAc,
+    User,
+}
+
+impl Privilege {
+    pub const fn is_user(self) -> bool {
+        matches!(self, Self::User)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,405 @@
+//! The software TLB.
+//!
+//! One direct-mapped table per privilege. An entry has a tag per kind of access, so that a hit
+//! is one compare that also covers rights, page crossing and canonical form:
+//!
+//! * A tag is the page's linear address with the number of its *context* in the low twelve
+//!   bits. A context is one lifetime of one PCID's entries. Forgetting a PCID gives it a new
+//!   context; nothing is searched. When contexts run out, all entries go.
+//! * Global pages carry the context of the address space that used them last. A miss looks
+//!   whether the entry is global, and if so only changes its tag.
+//! * Pages that hold decoded code, read-only memory, and pages whose dirty bit is clear have
+//!   no write tag; devices' pages have no entry at all.
+//!
+//! Large pages enter as 4 KiB pieces. A small filter remembers where they were, so that
+//! invalidating one address removes the other pieces too (SDM volume 3, 4.10.4.1).
+
+use crate::{Access, PageFault, Paging, Phys, Privilege, walk};
+use guest_mem::{ArenaOffset, PAGE};
+
+/// Entries per privilege.
+const SIZE: usize = 1024;
+/// Contexts are 1 to this.
+const CONTEXTS: u16 = 0xfff;
+/// PCIDs (SDM volume 3, 4.10.1).
+const PCIDS: usize = 4096;
+const PAGE_MASK: u64 = !(PAGE - 1);
+/// Bits in the filter of large pages.
+const FILTER: usize = 4096;
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(32))]
+struct Entry {
+    read: u64,
+    write: u64,
+    execute: u64,
+    /// Arena offset less linear address.
+    delta: u64,
+}
+
+/// What an entry is made from.
+#[derive(Clone, Copy, Debug, Default)]
+struct Origin {
+    /// Linear page and context as in a tag; for a global page, the global context.
+    tag: u64,
+    gpa: u64,
+    write: bool,
+    execute: bool,
+    global: bool,
+}
+
+/// Where an access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub gpa: u64,
+    /// `None`: a device's, or a write to read-only memory, which is a device's too.
+    pub ram: Option<ArenaOffset>,
+    /// A write changes bytes from which code was decoded.
+    pub code: bool,
+}
+
+/// One vCPU's.
+pub struct Tlb {
+    /// Indexed by privilege; the last stays empty, for when each access must be looked at.
+    planes: Box<[[Entry; SIZE]; 4]>,
+    origins: Box<[[Origin; SIZE]; 4]>,
+    plane: usize,
+    context: u64,
+    global_context: u64,
+    /// Of each PCID; 0 if it has none.
+    contexts: Box<[u16; PCIDS]>,
+    last_context: u16,
+    pcid: u16,
+    /// Where large pages were entered, by hash of the 2 MiB region.
+    large: Filter,
+    /// Where larger pages were, by hash of the 1 GiB region.
+    huge: Filter,
+}
+
+impl std::fmt::Debug for Tlb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tlb")
+            .field("plane", &self.plane)
+            .field("pcid", &self.pcid)
+            .field("context", &self.context)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A boxed array that never stands on the stack.
+fn boxed<T: Copy + Default, const N: usize>(value: T) -> Box<[T; N]> {
+    match vec![value; N].into_boxed_slice().try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("the vector has N elements"),
+    }
+}
+
+fn planes<T: Copy + Default>() -> Box<[[T; SIZE]; 4]> {
+    match vec![[T::default(); SIZE]; 4].into_boxed_slice().try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("the vector has four elements"),
+    }
+}
+
+const fn index(gva: u64) -> usize {
+    (gva / PAGE) as usize % SIZE
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tlb {
+    pub fn new() -> Self {
+        let mut tlb = Self {
+            planes: planes(),
+            origins: planes(),
+            plane: 0,
+            context: 0,
+            global_context: 0,
+            contexts: boxed(0),
+            last_context: 0,
+            pcid: 0,
+            large: Filter::new(21),
+            huge: Filter::new(30),
+        };
+        tlb.flush_all();
+        tlb
+    }
+
+    /// With whose rights [`Self::read`] and its like hit from now on. `None`: never, so that
+    /// each access goes the slow way, as alignment checks need.
+    #[inline]
+    pub fn set_privilege(&mut self, privilege: Option<Privilege>) {
+        self.plane = privilege.map_or(3, |p| p as usize);
+    }
+
+    #[inline(always)]
+    fn entry(&self, gva: u64) -> &Entry {
+        &self.planes[self.plane & 3][index(gva)]
+    }
+
+    /// The tag that an access of `len` bytes must find: that of its last byte's page. If it
+    /// crosses into the next page, it cannot be found where the first byte's page would be.
+    #[inline(always)]
+    fn wanted(&self, gva: u64, len: usize) -> u64 {
+        gva.wrapping_add(len as u64 - 1) & PAGE_MASK | self.context
+    }
+
+    /// Where `len` bytes (at least 1) can be read, if the page is known.
+    #[inline(always)]
+    pub fn read(&self, gva: u64, len: usize) -> Option<ArenaOffset> {
+        let entry = self.entry(gva);
+        let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
+        (entry.read == self.wanted(gva, len)).then_some(at)
+    }
+
+    #[inline(always)]
+    pub fn write(&self, gva: u64, len: usize) -> Option<ArenaOffset> {
+        let entry = self.entry(gva);
+        let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
+        (entry.write == self.wanted(gva, len)).then_some(at)
+    }
+
+    /// Like [`Self::read`] with a supervisor's implicit rights, whatever the current ones.
+    #[inline]
+    pub fn supervisor_read(&self, gva: u64, len: usize) -> Option<ArenaOffset> {
+        let entry = &self.planes[Privilege::Supervisor as usize][index(gva)];
+        let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
+        (entry.read == self.wanted(gva, len)).then_some(at)
+    }
+
+    #[inline]
+    pub fn supervisor_write(&self, gva: u64, len: usize) -> Option<ArenaOffset> {
+        let entry = &self.planes[Privilege::Supervisor as usize][index(gva)];
+        let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
+        (entry.write == self.wanted(gva, len)).then_some(at)
+    }
+
+    #[inline(always)]
+    pub fn execute(&self, gva: u64, len: usize) -> Option<ArenaOffset> {
+        let entry = self.entry(gva);
+        let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
+        (entry.execute == self.wanted(gva, len)).then_some(at)
+    }
+
+    /// Translates the slow way with rights that may differ from the current ones, and enters
+    /// the page. `gva` is canonical.
+    pub fn translate(
+        &mut self,
+        phys: Phys<'_>,
+        paging: &Paging,
+        gva: u64,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<Place, PageFault> {
+        let gva = paging.linear(gva);
+        if let Some(place) = self.known(gva, access, privilege) {
+            return Ok(place);
+        }
+        let found = walk(phys, paging, gva, access, privilege)?;
+        let write = access == Access::Write;
+        let page = phys.page(found.gpa);
+        let Some((region, number, base)) = page.filter(|(r, ..)| !write || r.slot.writable) else {
+            return Ok(Place { gpa: found.gpa, ram: None, code: false });
+        };
+        let code = region.code().get(number);
+        if write {
+            region.dirty().set(number);
+        }
+        // A write tag only for writes: it is what marks the page dirty.
+        let writable = found.write && write && !code && region.slot.writable;
+        let context = if found.global { self.global_context } else { self.context };
+        let (p, i) = (privilege as usize, index(gva));
+        let page = gva & PAGE_MASK;
+        self.origins[p][i] = Origin {
+            tag: page | context,
+            gpa: found.gpa & PAGE_MASK,
+            write: writable,
+            execute: found.execute,
+            global: found.global,
+        };
+        let tag = page | self.context;
+        self.planes[p][i] = Entry {
+            read: if found.read { tag } else { 0 },
+            write: if writable { tag } else { 0 },
+            execute: if found.execute { tag } else { 0 },
+            delta: (base.0 as u64).wrapping_sub(page),
+        };
+        match found.shift {
+            12 => {}
+            21 => self.large.insert(gva),
+            // 4 MiB and 1 GiB.
+            _ => self.huge.insert(gva),
+        }
+        let at = ArenaOffset(base.0 + (gva & !PAGE_MASK) as usize);
+        Ok(Place { gpa: found.gpa, ram: Some(at), code: write && code })
+    }
+
+    /// An entry that allows the access. One of a global page that another address space used
+    /// last becomes the current one's.
+    fn known(&mut self, gva: u64, access: Access, privilege: Privilege) -> Option<Place> {
+        let (p, i) = (privilege as usize, index(gva));
+        let (page, origin) = (gva & PAGE_MASK, self.origins[p][i]);
+        let context = if origin.global { self.global_context } else { self.context };
+        if origin.tag != page | context {
+            return None;
+        }
+        let (tag, entry) = (page | self.context, &mut self.planes[p][i]);
+        if origin.global {
+            // A page that exists can be read, except where SMAP or the like forbade it.
+            entry.read = if entry.read != 0 { tag } else { 0 };
+            entry.write = if origin.write { tag } else { 0 };
+            entry.execute = if origin.execute { tag } else { 0 };
+        }
+        let found = match access {
+            Access::Read => entry.read,
+            Access::Write => entry.write,
+            Access::Execute => entry.execute,
+        };
+        let place = Place {
+            gpa: origin.gpa | gva & !PAGE_MASK,
+            ram: Some(ArenaOffset(gva.wrapping_add(entry.delta) as usize)),
+            code: false,
+        };
+        (found == tag).then_some(place)
+    }
+
+    /// A load of CR3: what follows belongs to `pcid`, whose entries are forgotten unless
+    /// `keep` is set; global ones stay.
+    pub fn switch(&mut self, pcid: u16, keep: bool) {
+        self.pcid = pcid % PCIDS as u16;
+        let known = self.contexts[usize::from(self.pcid)];
+        if keep && known != 0 {
+            self.context = u64::from(known);
+        } else {
+            self.renew();
+        }
+    }
+
+    /// Gives the current PCID a new context.
+    fn renew(&mut self) {
+        let Some(context) = self.allocate() else { return self.flush_all() };
+        self.contexts[usize::from(self.pcid)] = context;
+        self.context = u64::from(context);
+    }
+
+    fn allocate(&mut self) -> Option<u16> {
+        (self.last_context < CONTEXTS).then(|| {
+            self.last_context += 1;
+            self.last_context
+        })
+    }
+
+    /// Forgets everything, global pages included.
+    pub fn flush_all(&mut self) {
+        self.contexts.fill(0);
+        self.large.bits.fill(0);
+        self.huge.bits.fill(0);
+        let (Some(global), Some(context)) = (self.allocate(), self.allocate()) else {
+            return self.restart();
+        };
+        self.global_context = u64::from(global);
+        self.contexts[usize::from(self.pcid)] = context;
+        self.context = u64::from(context);
+    }
+
+    /// Contexts have run out: numbers begin anew, so the old entries must go.
+    fn restart(&mut self) {
+        self.planes.iter_mut().for_each(|p| p.fill(Entry::default()));
+        self.origins.iter_mut().for_each(|p| p.fill(Origin::default()));
+        (self.last_context, self.global_context, self.context) = (2, 1, 2);
+        self.contexts[usize::from(self.pcid)] = 2;
+    }
+
+    /// Forgets the entries of all PCIDs but global ones (INVPCID type 3).
+    pub fn flush_non_global(&mut self) {
+        self.contexts.fill(0);
+        self.renew();
+    }
+
+    /// Forgets the entries of one PCID but global ones (INVPCID type 1).
+    pub fn flush_pcid(&mut self, pcid: u16) {
+        if pcid == self.pcid {
+            self.renew();
+        } else if let Some(context) = self.contexts.get_mut(usize::from(pcid)) {
+            *context = 0;
+        }
+    }
+
+    /// Forgets a page in all address spaces: more than INVLPG and INVPCID type 0 ask for.
+    pub fn flush_page(&mut self, gva: u64) {
+        if let Some(shift) = self.huge.of(gva).or(self.large.of(gva)) {
+            return self.forget(|tag| (tag ^ gva) >> shift == 0);
+        }
+        for plane in 0..3 {
+            if self.origins[plane][index(gva)].tag & PAGE_MASK == gva & PAGE_MASK {
+                self.origins[plane][index(gva)] = Origin::default();
+                self.planes[plane][index(gva)] = Entry::default();
+            }
+        }
+    }
+
+    /// Each next write to any page takes the slow path, which marks the page dirty.
+    pub fn flush_write(&mut self) {
+        for entry in self.planes.as_flattened_mut() {
+            entry.write = 0;
+        }
+        for origin in self.origins.as_flattened_mut() {
+            origin.write = false;
+        }
+    }
+
+    /// The next write to the guest-physical page takes the slow path: it now holds code.
+    pub fn flush_write_page(&mut self, gpa: u64) {
+        let origins = self.origins.as_flattened_mut().iter_mut();
+        for (origin, entry) in origins.zip(self.planes.as_flattened_mut()) {
+            if origin.gpa == gpa & PAGE_MASK {
+                origin.write = false;
+                entry.write = 0;
+            }
+        }
+    }
+
+    /// Forgets the entries for whose tag `which` is true.
+    fn forget(&mut self, which: impl Fn(u64) -> bool) {
+        let origins = self.origins.as_flattened_mut().iter_mut();
+        for (origin, entry) in origins.zip(self.planes.as_flattened_mut()) {
+            if which(origin.tag) {
+                *origin = Origin::default();
+                *entry = Entry::default();
+            }
+        }
+    }
+}
+
+/// Remembers, with some false positives, which regions of the linear space had large pages.
+struct Filter {
+    bits: Box<[u64; FILTER / 64]>,
+    /// Size of a region.
+    shift: u8,
+}
+
+impl Filter {
+    fn new(shift: u8) -> Self {
+        Self { bits: boxed(0), shift }
+    }
+
+    fn at(&self, gva: u64) -> (usize, u64) {
+        let bit = (gva >> self.shift) as usize % FILTER;
+        (bit / 64, 1 << (bit % 64))
+    }
+
+    fn insert(&mut self, gva: u64) {
+        let (word, bit) = self.at(gva);
+        self.bits[word] |= bit;
+    }
+
+    /// The size of the region, if it may have had large pages.
+    fn of(&self, gva: u64) -> Option<u8> {
+        let (word, bit) = self.at(gva);
+        (self.bits[word] & bit != 0).then_some(self.shift)
+    }
+}
