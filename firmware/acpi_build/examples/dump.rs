@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let name = String::from_utf8_lossy(bytes.get(..4).unwrap_or(b"none")).into_owned();
         let name = name.trim().to_lowercase();
         println!("{at:#x} {:>6} bytes {name}", bytes.len());
-        fs::write(folder.join(format!("{name}.dat")), bytes)?;
+        fs::write(folder.join(format!("{at:x}.{name}.dat")), bytes)?;
     }
     Ok(())
 }

@@ -1,18 +1,24 @@
-//! Prints the boot plan of a kernel: `plan KERNEL [INITRD] [--pvh] [--guest] [--vmlinux OUT]`.
+//! Prints the boot plan of a kernel:
+//! `plan KERNEL [INITRD] [--pvh|--linux64] [--guest] [--append TEXT] [--vmlinux OUT] [--segments FOLDER]`.
 
 use boot::{Bytes, Memory, Protocol, Request, Unpack};
 use std::error::Error;
 use std::fs;
+use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let mut files = Vec::new();
-    let (mut protocol, mut unpack, mut vmlinux) = (Protocol::Auto, Unpack::Auto, None);
+    let (mut protocol, mut unpack) = (Protocol::Auto, Unpack::Auto);
+    let (mut vmlinux, mut folder, mut append) = (None, None, String::new());
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--pvh" => protocol = Protocol::Pvh,
+            "--linux64" => protocol = Protocol::Linux64,
             "--guest" => unpack = Unpack::Guest,
             "--vmlinux" => vmlinux = args.next(),
+            "--segments" => folder = args.next().map(PathBuf::from),
+            "--append" => append = args.next().unwrap_or_default(),
             _ => files.push(fs::read(arg)?),
         }
     }
@@ -23,14 +29,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let request = Request {
         initrd: files.next().map(Bytes::from),
-        command_line: "console=ttyS0".into(),
-        rsdp: Some(0xf_5000),
+        command_line: append,
+        rsdp: Some(0xe_0000),
         protocol,
         unpack,
         ..Request::new(kernel, Memory::low(512 << 20))
     };
     let loaded = boot::load(&request)?;
     println!("{}", loaded.description);
+    println!("{:x?}", loaded.vcpu.regs);
     for segment in &loaded.segments {
         let range = segment.range();
         println!(
@@ -40,6 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             segment.data.len(),
             segment.what
         );
+        if let Some(folder) = &folder {
+            fs::write(folder.join(format!("{:x}", segment.gpa)), segment.bytes())?;
+        }
     }
     Ok(())
 }

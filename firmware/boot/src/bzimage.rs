@@ -241,7 +241,7 @@ fn explain(file: &[u8]) -> Error {
     let (found, give) = match found {
         Some((_, found, give)) => (*found, *give),
         None if file.len() < 0x206 => ("too short", "a bzImage (vmlinuz) or an x86-64 ELF file"),
-        None => ("something else", "a bzImage (vmlinuz) or an x86-64 ELF file"),
+        None => ("an unknown kind of file", "a bzImage (vmlinuz) or an x86-64 ELF file"),
     };
     Error::NotAKernel { found, give }
 }
@@ -289,7 +289,7 @@ mod tests {
         let say = |file: &[u8]| BzImage::parse(file).unwrap_err().to_string();
         assert!(say(b"").contains("empty"));
         assert!(say(b"!<arch>\ndebian-binary").contains("Debian package"));
-        assert!(say(&[0; 4096]).contains("something else"));
+        assert!(say(&[0; 4096]).contains("unknown kind"));
         assert!(say(b"MZ").contains("too short"));
         let mut arm = vec![0; 4096];
         arm[0x38..0x3c].copy_from_slice(b"ARM\x64");

@@ -105,20 +105,23 @@ impl<'a> ElfFile<'a> {
         Ok(None)
     }
 
+    /// The end of the highest segment in physical memory.
+    pub fn physical_end(&self) -> u64 {
+        self.loads().map(|load| load.p_paddr.saturating_add(load.p_memsz)).max().unwrap_or(0)
+    }
+
     /// Plans every loadable segment at its physical address. `bytes` are the same bytes that
-    /// were parsed. Returns the physical addresses from the first to the last.
-    pub fn place(&self, plan: &mut Plan, bytes: &Bytes) -> Result<Range<u64>, Error> {
-        let (mut start, mut end) = (u64::MAX, 0);
+    /// were parsed.
+    pub fn place(&self, plan: &mut Plan, bytes: &Bytes) -> Result<(), Error> {
+        plan.must_be_ram("last segment", self.physical_end())?;
         for load in self.loads().filter(|load| load.p_memsz > 0) {
             let data = bytes
                 .slice(self.file_range(load)?)
                 .ok_or(Error::Malformed("an ELF segment is outside the file"))?;
             let tail = load.p_memsz.saturating_sub(load.p_filesz);
-            plan.place("kernel", load.p_paddr, data, tail)?;
-            start = start.min(load.p_paddr);
-            end = end.max(load.p_paddr.saturating_add(load.p_memsz));
+            plan.place("segment", load.p_paddr, data, tail)?;
         }
-        Ok(start..end)
+        Ok(())
     }
 
     fn loads(&self) -> impl Iterator<Item = &ProgramHeader> {
@@ -211,9 +214,9 @@ mod tests {
     fn segments_go_to_their_physical_addresses() {
         let file = Elf::new64().load(0x20_0000, 0xffff_8000_0020_0000, b"code", 0x3000).build();
         let elf = ElfFile::parse(&file).unwrap();
-        let mut plan = Plan::new(Memory::low(64 << 20));
-        let span = elf.place(&mut plan, &Bytes::from(file.clone())).unwrap();
-        assert_eq!(span, 0x20_0000..0x20_3000);
+        let mut plan = Plan::new(Memory::low(64 << 20), None);
+        elf.place(&mut plan, &Bytes::from(file.clone())).unwrap();
+        assert_eq!(elf.physical_end(), 0x20_3000);
         let segment = &plan.finish()[0];
         assert_eq!(
             (segment.gpa, segment.bytes(), segment.zero_tail),

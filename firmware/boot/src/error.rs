@@ -47,21 +47,33 @@ pub enum Error {
     Memory { size: u64, reason: &'static str },
     #[error(
         "the guest's memory is too small for this kernel: its {what} ends at {end:#x}, low \
-         memory at {low_end:#x}; give at least {} MiB", mib_up(*end)
+         memory at {low_end:#x}; give at least {} MiB", mib_up(*needed)
     )]
-    TooSmall { what: &'static str, end: u64, low_end: u64 },
-    #[error("the kernel wants its {what} where {with} must be ({start:#x} to {end:#x})")]
-    Overlap { what: &'static str, with: &'static str, start: u64, end: u64 },
+    TooSmall { what: &'static str, end: u64, low_end: u64, needed: u64 },
     #[error(
-        "the initrd of {size} bytes does not fit: {room} bytes are free for it; give the guest \
-         {} MiB more memory, or a smaller initrd (it must end below {limit:#x})",
-        mib_up(size.saturating_sub(*room)).max(1)
+        "the kernel's {what} ({start:#x} to {end:#x}) overlaps the {with}: link it above 1 MiB"
     )]
-    InitrdTooLarge { size: u64, room: u64, limit: u64 },
+    Overlap { what: &'static str, with: &'static str, start: u64, end: u64 },
+    /// `limit` if the kernel wants the initrd to end there, and more memory would not help.
+    #[error(
+        "the initrd of {size} bytes does not fit, {room} bytes are free for it: give {}",
+        initrd_hint(*size, *room, *limit)
+    )]
+    InitrdTooLarge { size: u64, room: u64, limit: Option<u64> },
     #[error("the initrd is empty: give another, or none")]
     InitrdEmpty,
     #[error("the command line has {length} bytes, and this kernel takes {limit}: shorten it")]
     CommandLineTooLong { length: usize, limit: usize },
     #[error("the command line contains a zero byte: take it out")]
     CommandLineZero,
+}
+
+fn initrd_hint(size: u64, room: u64, limit: Option<u64>) -> String {
+    match limit {
+        Some(limit) => format!("a smaller one (this kernel takes it below {limit:#x} only)"),
+        None => {
+            let more = mib_up(size.saturating_sub(room)).max(1);
+            format!("the guest {more} MiB more memory, or a smaller initrd")
+        }
+    }
 }

@@ -130,18 +130,46 @@ impl Segment {
     }
 }
 
+/// What the loader itself places, each with the range of the table above.
+const FIXED: [(&str, Range<u64>); 5] = [
+    ("GDT", GDT),
+    ("start info", START_INFO),
+    ("boot parameters", BOOT_PARAMS),
+    ("page tables", PAGE_TABLES),
+    ("command line", COMMAND_LINE),
+];
+
 /// Segments under construction: each addition is checked against RAM and the others.
 #[derive(Debug)]
 pub(crate) struct Plan {
     memory: Memory,
+    /// Of the initrd, 0 without one: it counts when the needed memory is told.
+    initrd_size: u64,
     taken: Vec<(&'static str, Range<u64>)>,
     segments: Vec<Segment>,
 }
 
 impl Plan {
-    pub fn new(memory: Memory) -> Self {
-        let taken = vec![("the BIOS and video area", LOW_RAM_END..HIGH_MEMORY)];
-        Self { memory, taken, segments: Vec::new() }
+    /// Nothing placed as yet; the areas of the table are taken already.
+    pub fn new(memory: Memory, initrd: Option<&Bytes>) -> Self {
+        let mut taken = vec![("BIOS and video area", LOW_RAM_END..HIGH_MEMORY)];
+        taken.extend(FIXED);
+        let initrd_size = initrd.map_or(0, |initrd| initrd.len() as u64);
+        Self { memory, initrd_size, taken, segments: Vec::new() }
+    }
+
+    /// Plans to write `data` at the start of an area of the table.
+    pub fn place_fixed(
+        &mut self,
+        what: &'static str,
+        area: Range<u64>,
+        data: Vec<u8>,
+    ) -> Result<(), Error> {
+        if data.len() as u64 > area.end - area.start {
+            return Err(Error::Malformed("a table made for it is too large"));
+        }
+        self.segments.push(Segment { what, gpa: area.start, data: data.into(), zero_tail: 0 });
+        Ok(())
     }
 
     /// Plans to write `data` at `gpa` and zeros after it.
@@ -179,7 +207,11 @@ impl Plan {
     /// Checks that low RAM reaches `end`.
     pub fn must_be_ram(&self, what: &'static str, end: u64) -> Result<(), Error> {
         let low_end = self.memory.low_end;
-        if end > low_end { Err(Error::TooSmall { what, end, low_end }) } else { Ok(()) }
+        if end > low_end {
+            let needed = end.saturating_add(self.initrd_size);
+            return Err(Error::TooSmall { what, end, low_end, needed });
+        }
+        Ok(())
     }
 
     /// Puts the initrd as high as it may be: page-aligned, its end at most `limit`, above
@@ -200,6 +232,7 @@ impl Plan {
         let room = top.saturating_sub(floor);
         let start = top.checked_sub(size).map(|start| start & !(PAGE - 1));
         let Some(start) = start.filter(|&start| start >= floor) else {
+            let limit = (limit < self.memory.low_end).then_some(limit);
             return Err(Error::InitrdTooLarge { size, room, limit });
         };
         self.place("initrd", start, initrd.clone(), 0)?;
@@ -215,7 +248,7 @@ impl Plan {
         }
         let mut bytes = text.as_bytes().to_vec();
         bytes.push(0);
-        self.place("command line", COMMAND_LINE.start, bytes, 0)?;
+        self.place_fixed("command line", COMMAND_LINE, bytes)?;
         Ok(COMMAND_LINE.start)
     }
 
@@ -235,41 +268,42 @@ mod tests {
 
     #[test]
     fn the_table_does_not_overlap_itself() {
-        let table = [GDT, START_INFO, BOOT_PARAMS, PAGE_TABLES, COMMAND_LINE];
-        for pair in table.windows(2) {
-            assert!(pair[0].end <= pair[1].start, "{pair:?}");
+        for pair in FIXED.windows(2) {
+            assert!(pair[0].1.end <= pair[1].1.start, "{pair:?}");
         }
         const { assert!(COMMAND_LINE.end <= LOW_RAM_END) };
     }
 
     #[test]
     fn collisions_and_the_end_of_memory_are_seen() {
-        let mut plan = Plan::new(Memory::low(2 << 20));
+        let mut plan = Plan::new(Memory::low(2 << 20), None);
         plan.place("one", 0x10_0000, vec![1; 16], 16).unwrap();
         let overlap = plan.place("two", 0x10_001f, vec![1], 0).unwrap_err();
         assert!(matches!(overlap, Error::Overlap { what: "two", with: "one", .. }));
         plan.place("three", 0x10_0020, vec![1], 0).unwrap();
         assert!(matches!(plan.place("bios", 0xf_0000, vec![1], 0), Err(Error::Overlap { .. })));
         let past = plan.place("four", 0x1f_ffff, vec![1, 2], 0).unwrap_err();
-        assert_eq!(past, Error::TooSmall { what: "four", end: 0x20_0001, low_end: 0x20_0000 });
+        let (end, needed, low_end) = (0x20_0001, 0x20_0001, 0x20_0000);
+        assert_eq!(past, Error::TooSmall { what: "four", end, low_end, needed });
         assert!(past.to_string().contains("at least 3 MiB"), "{past}");
         assert!(plan.place("five", u64::MAX, vec![1], 1).is_err());
     }
 
     #[test]
     fn initrd_goes_high_and_page_aligned() {
-        let mut plan = Plan::new(Memory::low(4 << 20));
+        let mut plan = Plan::new(Memory::low(4 << 20), None);
         let initrd = Bytes::from(vec![7; 5000]);
         let at = plan.place_initrd(&initrd, 0x20_0000, u64::MAX).unwrap();
         assert_eq!(at, 0x3f_e000..0x3f_e000 + 5000);
         let big = Bytes::from(vec![7; (2 << 20) + 1]);
-        let mut plan = Plan::new(Memory::low(4 << 20));
+        let mut plan = Plan::new(Memory::low(4 << 20), None);
         let error = plan.place_initrd(&big, 0x20_0000, u64::MAX).unwrap_err();
-        assert_eq!(
-            error,
-            Error::InitrdTooLarge { size: (2 << 20) + 1, room: 2 << 20, limit: u64::MAX }
-        );
+        let (size, room) = ((2 << 20) + 1, 2 << 20);
+        assert_eq!(error, Error::InitrdTooLarge { size, room, limit: None });
         assert!(error.to_string().contains("1 MiB more"));
+        let error = plan.place_initrd(&big, 0x20_0000, 0x30_0000).unwrap_err();
+        assert_eq!(error, Error::InitrdTooLarge { size, room: 1 << 20, limit: Some(0x30_0000) });
+        assert!(error.to_string().contains("below 0x300000"), "{error}");
     }
 
     #[test]

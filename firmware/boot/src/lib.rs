@@ -89,6 +89,9 @@ pub enum Unpack {
 }
 
 /// The plan of a boot.
+///
+/// The segments share the decompressed kernel's bytes, some 50 MB: drop the plan once they are
+/// written, and make it anew for a reset.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// What to write to guest memory. They do not overlap, and all are inside low RAM.

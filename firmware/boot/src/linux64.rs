@@ -43,6 +43,9 @@ const INITRD_MAX: u64 = 0x7fff_ffff;
 const VERSION: u16 = 0x20f;
 const KERNEL_ALIGNMENT: u32 = 0x20_0000;
 
+/// For errors: the kernel with what it uses while it starts.
+const WORKING_MEMORY: &str = "working memory";
+
 /// Plans a decompressed kernel; `image` is the bzImage that it came from.
 pub fn load_elf(
     request: &Request,
@@ -58,13 +61,14 @@ pub fn load_elf(
         });
     }
     let entry = elf.physical_entry()?;
-    let mut plan = Plan::new(request.memory);
-    let span = elf.place(&mut plan, bytes)?;
+    let mut plan = Plan::new(request.memory, request.initrd.as_ref());
     // What the decompressor would have needed bounds what the kernel uses while it starts.
     let init = image.map_or(0, |image| image.preferred_address().saturating_add(image.init_size()));
-    let span = span.start..span.end.max(init);
+    let end = elf.physical_end().max(init);
+    plan.must_be_ram(WORKING_MEMORY, end)?;
+    elf.place(&mut plan, bytes)?;
     let description = format!("{what}, entered at {entry:#x} by the Linux 64-bit protocol");
-    finish(request, plan, Kernel { image, span, entry, description })
+    finish(request, plan, Kernel { image, end, entry, description })
 }
 
 /// Plans a bzImage that decompresses itself in the guest.
@@ -74,41 +78,41 @@ pub fn load_bzimage(request: &Request, image: &BzImage<'_>) -> Result<Loaded, Er
     let end = start.checked_add(image.init_size().max(range.len() as u64));
     let end = end.ok_or(Error::Malformed("the preferred address overflows"))?;
     let data = request.kernel.slice(range).ok_or(Error::Malformed("the kernel's range"))?;
-    let mut plan = Plan::new(request.memory);
+    let mut plan = Plan::new(request.memory, request.initrd.as_ref());
+    plan.must_be_ram(WORKING_MEMORY, end)?;
     // What the kernel decompresses to follows; none of it need be zero.
-    plan.place("kernel", start, data, 0)?;
+    plan.place("protected-mode kernel", start, data, 0)?;
     let entry = start + ENTRY_64;
     let version = image.version_text();
     let description = format!(
         "bzImage {version}, decompressing itself, entered at {entry:#x} by the Linux 64-bit protocol"
     );
-    finish(request, plan, Kernel { image: Some(image), span: start..end, entry, description })
+    finish(request, plan, Kernel { image: Some(image), end, entry, description })
 }
 
 /// A kernel that is placed.
 struct Kernel<'a> {
     image: Option<&'a BzImage<'a>>,
-    /// What it needs until it reads the memory map.
-    span: Range<u64>,
+    /// Where the memory ends that it needs until it reads the memory map.
+    end: u64,
     entry: u64,
     description: String,
 }
 
 fn finish(request: &Request, mut plan: Plan, kernel: Kernel<'_>) -> Result<Loaded, Error> {
-    plan.must_be_ram("kernel with its working memory", kernel.span.end)?;
     let limit = kernel.image.map_or(COMMAND_LINE_MAX, BzImage::command_line_max);
     let command_line = plan.place_command_line(&request.command_line, limit)?;
     let initrd = match &request.initrd {
         Some(initrd) => {
             let max = kernel.image.map_or(INITRD_MAX, BzImage::initrd_max);
-            Some(plan.place_initrd(initrd, kernel.span.end, max.saturating_add(1))?)
+            Some(plan.place_initrd(initrd, kernel.end, max.saturating_add(1))?)
         }
         None => None,
     };
     let params = boot_params(request, kernel.image, command_line, initrd);
-    plan.place("boot parameters", BOOT_PARAMS.start, params, 0)?;
-    plan.place("page tables", PAGE_TABLES.start, identity_map(), 0)?;
-    plan.place("GDT", GDT.start, gdt(), 0)?;
+    plan.place_fixed("boot parameters", BOOT_PARAMS, params)?;
+    plan.place_fixed("page tables", PAGE_TABLES, identity_map())?;
+    plan.place_fixed("GDT", GDT, gdt())?;
     let vcpu = entry_state(kernel.entry);
     Ok(Loaded { segments: plan.finish(), vcpu, description: kernel.description })
 }
@@ -248,7 +252,7 @@ mod tests {
         let line = segment(&loaded, "command line");
         assert_eq!(u32_at(params, 0x228), Some(line.gpa as u32));
         assert_eq!(line.bytes(), b"console=ttyS0\0");
-        assert_eq!(segment(&loaded, "kernel").gpa, 0x100_0000);
+        assert_eq!(segment(&loaded, "segment").gpa, 0x100_0000);
     }
 
     #[test]
@@ -275,7 +279,7 @@ mod tests {
         let image = Image::new(b"\x89LZO-like payload".to_vec());
         let loaded = load(&request(image.clone().build())).unwrap();
         assert_eq!(loaded.vcpu.regs.rip, 0x100_0200);
-        let kernel = segment(&loaded, "kernel");
+        let kernel = segment(&loaded, "protected-mode kernel");
         assert_eq!((kernel.gpa, &kernel.bytes()[..4]), (0x100_0000, &[0x90; 4][..]));
         let host = Request { unpack: Unpack::Host, ..request(image.build()) };
         assert!(matches!(load(&host), Err(Error::UnknownCompression { .. })));
@@ -327,6 +331,10 @@ mod tests {
         let error = load(&small).unwrap_err();
         assert!(matches!(error, Error::TooSmall { .. }), "{error}");
         assert!(error.to_string().contains("at least 18 MiB"), "{error}");
+        let mut with_initrd = small;
+        with_initrd.initrd = Some(Bytes::from(vec![1; 5 << 20]));
+        let error = load(&with_initrd).unwrap_err();
+        assert!(error.to_string().contains("at least 23 MiB"), "{error}");
         let mut big = request(image.clone());
         big.initrd = Some(Bytes::from(vec![1; 63 << 20]));
         assert!(matches!(load(&big), Err(Error::InitrdTooLarge { .. })));

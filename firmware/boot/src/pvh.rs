@@ -35,15 +35,15 @@ pub fn load(
     what: &str,
 ) -> Result<Loaded, Error> {
     let entry = elf.pvh_entry()?.ok_or(Error::NoPvhEntry)?;
-    let mut plan = Plan::new(request.memory);
-    let span = elf.place(&mut plan, bytes)?;
+    let mut plan = Plan::new(request.memory, request.initrd.as_ref());
+    elf.place(&mut plan, bytes)?;
     let command_line = plan.place_command_line(&request.command_line, COMMAND_LINE_MAX)?;
     let initrd = match &request.initrd {
-        Some(initrd) => Some(plan.place_initrd(initrd, span.end, u64::MAX)?),
+        Some(initrd) => Some(plan.place_initrd(initrd, elf.physical_end(), u64::MAX)?),
         None => None,
     };
-    plan.place("start info", START_INFO.start, start_info(request, command_line, initrd), 0)?;
-    plan.place("GDT", GDT.start, gdt(), 0)?;
+    plan.place_fixed("start info", START_INFO, start_info(request, command_line, initrd))?;
+    plan.place_fixed("GDT", GDT, gdt())?;
     let description = format!("{what}, entered at {entry:#x} by PVH");
     Ok(Loaded { segments: plan.finish(), vcpu: entry_state(entry), description })
 }
