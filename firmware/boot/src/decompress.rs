@@ -154,6 +154,8 @@ fn lz4_legacy(body: &[u8], size: usize) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
     use crate::synthetic::{self, compress};
+    use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
 
     /// Something with long matches, more than one LZ4 block, and noise.
     fn sample(size: usize) -> Vec<u8> {
@@ -218,5 +220,65 @@ mod tests {
                 assert!(matches!(error, Error::Corrupt { .. }), "{compression}: {error}");
             }
         }
+    }
+
+    /// Cases per format; `SARANG_LONG` runs the long test.
+    fn cases() -> u32 {
+        if std::env::var_os("SARANG_LONG").is_some() { 200_000 } else { 500 }
+    }
+
+    fn damaged(compression: Compression) {
+        let whole = compress(compression, &sample(6000));
+        let config =
+            ProptestConfig { cases: cases(), failure_persistence: None, ..Default::default() };
+        let change = (0..whole.len(), any::<u8>());
+        let strategy =
+            (proptest::collection::vec(change, 1..5), proptest::option::of(4..whole.len()));
+        TestRunner::new(config)
+            .run(&strategy, |(changes, length)| {
+                let mut packed = whole.clone();
+                for (at, value) in changes {
+                    packed[at] = value;
+                }
+                if let Some(length) = length {
+                    packed.truncate(length - 4);
+                    packed.extend(6000u32.to_le_bytes());
+                }
+                if let Ok(unpacked) = payload(compression, &packed, 1 << 20) {
+                    prop_assert!(unpacked.len() <= 1 << 20);
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn damaged_gzip() {
+        damaged(Compression::Gzip);
+    }
+
+    #[test]
+    fn damaged_xz() {
+        damaged(Compression::Xz);
+    }
+
+    #[test]
+    fn damaged_lzma() {
+        damaged(Compression::Lzma);
+    }
+
+    #[test]
+    fn damaged_bzip2() {
+        damaged(Compression::Bzip2);
+    }
+
+    #[test]
+    fn damaged_lz4() {
+        damaged(Compression::Lz4);
+    }
+
+    #[test]
+    fn damaged_zstd() {
+        damaged(Compression::Zstd);
     }
 }
