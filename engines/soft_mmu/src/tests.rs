@@ -270,7 +270,7 @@ fn code_and_dirty_pages() {
     assert!(tlb.write(0x1000, 1).is_none() && tlb.read(0x1000, 1).is_some());
     fill(&mut tlb, &space, 0x1000, Write, Supervisor);
     region.code().set(9);
-    tlb.flush_write_page(0x9abc);
+    tlb.flush_write_page(region.arena_at(0x9abc));
     assert!(tlb.write(0x1000, 1).is_none() && tlb.read(0x1000, 1).is_some());
     assert!(fill(&mut tlb, &space, 0x1000, Write, Supervisor).code);
     assert!(tlb.write(0x1000, 1).is_none());

@@ -352,15 +352,23 @@ impl Tlb {
         }
     }
 
-    /// The next write to the guest-physical page takes the slow path: it now holds code.
-    pub fn flush_write_page(&mut self, gpa: u64) {
+    /// The next write to the page of the arena takes the slow path: it now holds code.
+    pub fn flush_write_page(&mut self, page: ArenaOffset) {
         let origins = self.origins.as_flattened_mut().iter_mut();
         for (origin, entry) in origins.zip(self.planes.as_flattened_mut()) {
-            if origin.gpa == gpa & PAGE_MASK {
+            let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
+            if origin.write && at == page.0 as u64 & PAGE_MASK {
                 origin.write = false;
                 entry.write = 0;
             }
         }
+    }
+
+    /// The number of the address space's present lifetime: what a linear address translates
+    /// to does not change under the same number, but by [`Self::flush_page`] and by tables
+    /// that change unannounced. Numbers return after [`Self::flush_all`].
+    pub fn context(&self) -> u64 {
+        self.context
     }
 
     /// Forgets the entries for whose tag `which` is true.
