@@ -41,7 +41,9 @@ mod sealed {
 }
 
 /// Integers that one instruction loads and stores.
-pub trait Plain: Copy + Default + Eq + sealed::Sealed {
+pub trait Plain: Copy + Default + Eq + Into<u64> + sealed::Sealed {
+    /// The low bits.
+    fn truncate(value: u64) -> Self;
     #[doc(hidden)]
     /// # Safety
     /// `at` points to mapped, readable memory of this size.
@@ -64,6 +66,11 @@ pub trait Plain: Copy + Default + Eq + sealed::Sealed {
 macro_rules! plain {
     ($ty:ty, $class:tt, $fmt:tt, $acc:tt) => {
         impl Plain for $ty {
+            #[inline(always)]
+            fn truncate(value: u64) -> Self {
+                value as $ty
+            }
+
             #[inline(always)]
             unsafe fn load(at: *const u8) -> Self {
                 let value: $ty;

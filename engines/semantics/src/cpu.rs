@@ -253,11 +253,15 @@ impl Cpu {
 
     /// Sets all of RFLAGS; the mode follows.
     pub fn set_rflags(&mut self, value: u64) {
+        let ac_changes = (self.rflags ^ value) & rflags::AC != 0;
         self.rflags = value & rflags::DEFINED | rflags::FIXED;
         self.flags.set_bits(value);
         self.look = true;
         self.leave = true;
         self.update_mode();
+        if ac_changes {
+            self.mode_changed();
+        }
     }
 
     #[inline(always)]
@@ -326,8 +330,8 @@ impl Cpu {
         self.mp = state.mp;
         (self.leave, self.look, self.stop_asked) = (true, true, false);
         self.update_mode();
-        self.mode_changed();
         self.state_replaced();
+        self.mode_changed();
     }
 
     /// `tsc` is this vCPU's own, now. CR8 and the APIC are the host's.

@@ -1,126 +1,298 @@
-//! Guest memory by virtual address: segmentation, the TLB, RAM and MMIO.
+//! Guest memory by virtual address: segmentation, paging, RAM and MMIO.
 //!
-//! First form, without paging: linear addresses are physical.
+//! This file is the fast path: in 64-bit mode an access adds a base at most, hits the TLB and
+//! is one instruction on the arena. [`slow`] does the rest. An access has no effect when it
+//! faults: all of its pages are translated, and its rights checked, before any byte moves.
 
-use crate::{Cpu, Ctx, Stop};
+mod bytes;
+mod fetch;
+mod segmented;
+mod slow;
+mod stack;
+mod system;
+
+pub use fetch::FetchPage;
+
+use crate::{Cpu, Ctx, Stop, cpu::CodeSize};
+use cpu_model::CpuidTable;
 use guest_mem::{Arena, ArenaOffset, GuestMem, Layout, Plain};
+use soft_mmu::{Access, Features, PageFault, Paging, Phys, Place, Privilege, Tlb};
 use std::sync::Arc;
 use vcpu_state::SegReg;
+use x86_defs::{cr::cr0, cr::cr4, rflags};
 
 /// What the vCPU knows of memory.
 #[derive(Debug)]
 pub struct Mmu {
     arena: Arc<Arena>,
     layout: Arc<Layout>,
-    /// Differs whenever a linear address may translate otherwise than before.
+    tlb: Tlb,
+    paging: Paging,
+    features: Features,
+    /// Rights of explicit accesses.
+    privilege: Privilege,
+    /// Alignment is checked (SDM volume 3, 6.15, interrupt 17).
+    align: bool,
+    /// Data breakpoints, of the guest and of a debugger.
+    watches: Vec<Watch>,
+    /// Address of the debugger's watchpoint that the instruction under way has hit.
+    pub watch_hit: Option<u64>,
+    /// Single pages forgotten so far.
+    invalidations: u64,
+    /// Differs whenever a linear address may translate otherwise than before, or with other
+    /// rights; the same address space at the same privilege has the same tag again.
     pub tag: u64,
 }
 
-/// Where instructions are fetched from.
+/// A watched range of linear addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FetchPage {
-    /// Guest-physical address of the page.
-    pub gpa: u64,
-    /// Its RAM; `None` where instructions come from a device.
-    pub ram: Option<ArenaOffset>,
+pub struct Watch {
+    pub linear: u64,
+    pub len: u64,
+    /// Also reads count.
+    pub reads: bool,
+    /// DR6's bit, or none: a debugger's.
+    pub bits: u64,
 }
 
 impl Mmu {
     pub fn new(mem: &Arc<GuestMem>) -> Self {
-        Self { arena: mem.arena().clone(), layout: mem.layout(), tag: 0 }
+        Self {
+            arena: mem.arena().clone(),
+            layout: mem.layout(),
+            tlb: Tlb::new(),
+            paging: Paging::default(),
+            features: Features::default(),
+            privilege: Privilege::Supervisor,
+            align: false,
+            watches: Vec::new(),
+            watch_hit: None,
+            invalidations: 0,
+            tag: 0,
+        }
+    }
+
+    /// Takes what page walks depend on from CPUID.
+    pub fn set_features(&mut self, cpuid: &CpuidTable) {
+        let [_, _, _, basic] = cpuid.lookup(1, 0);
+        let [_, _, _, extended] = cpuid.lookup(0x8000_0001, 0);
+        let [sizes, ..] = cpuid.lookup(0x8000_0008, 0);
+        let phys_bits = match sizes as u8 {
+            0 => 36,
+            bits => bits.clamp(32, 52),
+        };
+        let (gbpages, pse36) = (extended >> 26 & 1 != 0, basic >> 17 & 1 != 0);
+        self.features = Features { phys_bits, gbpages, pse36 };
+    }
+
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    pub fn phys(&self) -> Phys<'_> {
+        Phys::new(&self.layout, &self.arena)
     }
 
     /// The page, which holds code from now on, is not to be written without asking.
-    pub fn revoke_write(&mut self, _page: ArenaOffset) {}
+    pub fn revoke_write(&mut self, page: ArenaOffset) {
+        self.tlb.flush_write_page(page);
+    }
 
     /// No page is to be written without asking.
-    pub fn revoke_writes(&mut self) {}
+    pub fn revoke_writes(&mut self) {
+        self.tlb.flush_write();
+    }
+
+    /// Forgets all translations, global ones included.
+    pub fn flush_all(&mut self) {
+        self.tlb.flush_all();
+        self.retag();
+    }
+
+    /// Forgets the translations of one address in all address spaces (INVLPG).
+    pub fn flush_page(&mut self, linear: u64) {
+        self.tlb.flush_page(linear);
+        self.invalidations += 1;
+        self.retag();
+    }
+
+    /// Forgets what is not global, in all address spaces.
+    pub fn flush_non_global(&mut self) {
+        self.tlb.flush_non_global();
+        self.retag();
+    }
+
+    /// Forgets what is not global of one PCID.
+    pub fn flush_pcid(&mut self, pcid: u16) {
+        self.tlb.flush_pcid(pcid);
+        self.retag();
+    }
+
+    /// CR3 was loaded; `paging` has the new root.
+    pub(crate) fn switch(&mut self, paging: Paging, pcid: u16, keep: bool) {
+        self.paging = paging;
+        self.tlb.switch(pcid, keep);
+        self.retag();
+    }
+
+    fn retag(&mut self) {
+        let user = u64::from(self.privilege.is_user());
+        // Either part alone takes a vCPU's lifetime to come round.
+        self.tag = self.invalidations << 34 ^ self.tlb.context() << 1 | user;
+    }
+
+    /// The data breakpoints; while there are any, each access is looked at.
+    pub fn set_watches(&mut self, watches: Vec<Watch>) {
+        self.watches = watches;
+        self.open_fast_path();
+    }
+
+    pub fn watches(&self) -> &[Watch] {
+        &self.watches
+    }
+
+    fn open_fast_path(&mut self) {
+        let fast = !self.align && self.watches.is_empty();
+        self.tlb.set_privilege(fast.then_some(self.privilege));
+    }
+
+    fn translate(
+        &mut self,
+        linear: u64,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<Place, PageFault> {
+        let phys = Phys::new(&self.layout, &self.arena);
+        self.tlb.translate(phys, &self.paging, linear, access, privilege)
+    }
 }
 
 impl Cpu {
-    /// CPL, code size or protection mode have changed: called by `update_mode`.
-    pub fn mode_changed(&mut self) {}
+    /// CPL, code size or protection mode have changed, or RFLAGS.AC: called by `update_mode`.
+    pub fn mode_changed(&mut self) {
+        let ac = self.rflags & rflags::AC != 0;
+        let user = self.mode.cpl == 3;
+        self.mmu.privilege = match (user, ac) {
+            (true, _) => Privilege::User,
+            (false, true) if self.cr4 & cr4::SMAP != 0 => Privilege::SupervisorAc,
+            (false, _) => Privilege::Supervisor,
+        };
+        self.mmu.align = user && ac && self.cr0 & cr0::AM != 0;
+        self.mmu.open_fast_path();
+        self.mmu.retag();
+    }
+
+    /// CR0, CR4 or EFER has changed so that translations may differ, or what was cached must
+    /// go (SDM volume 3, 4.10.4.1).
+    pub fn paging_changed(&mut self) {
+        self.mmu.paging = self.new_paging();
+        self.mmu.flush_all();
+        self.mode_changed();
+    }
+
+    pub(crate) fn new_paging(&self) -> Paging {
+        Paging::new([self.cr0, self.cr3, self.cr4, self.efer], self.pdpte, self.mmu.features)
+    }
 
     /// All of the state was replaced.
     pub fn state_replaced(&mut self) {
-        self.mmu.tag = self.mmu.tag.wrapping_add(1);
+        let cpuid = self.cpuid.clone();
+        self.mmu.set_features(&cpuid);
+        let pcid = Paging::pcid(self.cr3, self.cr4);
+        let paging = self.new_paging();
+        self.mmu.switch(paging, pcid, false);
+        self.mmu.flush_all();
+        self.debug_changed();
     }
 
     /// Takes the layout anew and forgets all translations.
     pub fn layout_changed(&mut self) {
         self.mmu.layout = self.mem.layout();
-        self.mmu.tag = self.mmu.tag.wrapping_add(1);
+        self.mmu.flush_all();
+    }
+
+    /// DR7 or an address it enables has changed: data breakpoints of the guest follow.
+    pub(crate) fn debug_changed(&mut self) {
+        let debugger = self.mmu.watches.iter().filter(|w| w.bits == 0);
+        let mut watches: Vec<_> = debugger.copied().collect();
+        for (n, address) in self.dr.iter().enumerate() {
+            let enabled = self.dr7 >> (2 * n) & 3 != 0;
+            let kind = self.dr7 >> (16 + 4 * n) & 3;
+            if enabled && matches!(kind, 1 | 3) {
+                let len = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize];
+                let linear = address & !(len - 1);
+                watches.push(Watch { linear, len, reads: kind == 3, bits: 1 << n });
+            }
+        }
+        self.mmu.set_watches(watches);
     }
 }
 
 impl Ctx<'_> {
-    /// Translates the page of a linear address for fetching. Raises the page fault.
-    pub fn fetch_page(&mut self, linear: u64) -> Result<FetchPage, Stop> {
-        let gpa = linear & !0xfff;
-        let ram = self.cpu.mmu.layout.find(gpa).map(|(r, at)| r.arena_at(at));
-        Ok(FetchPage { gpa, ram })
-    }
-
-    fn at(&mut self, linear: u64) -> Result<ArenaOffset, Stop> {
-        let found = self.cpu.mmu.layout.find(linear).map(|(r, at)| r.arena_at(at));
-        found.ok_or_else(|| self.cpu.page_fault(linear, 0))
-    }
-
-    fn linear(&self, seg: SegReg, ea: u64) -> u64 {
-        if self.cpu.mode.is64() && (seg as u8) < SegReg::Fs as u8 {
-            return ea;
-        }
-        self.cpu.segment(seg).base.wrapping_add(ea)
-    }
-
     /// Loads in 64-bit mode from a segment whose base is not used; `seg` tells #SS from #GP.
     #[inline(always)]
-    pub fn load_flat<T: Plain>(&mut self, _seg: SegReg, ea: u64) -> Result<T, Stop> {
-        let at = self.at(ea)?;
-        Ok(self.cpu.mmu.arena.load(at))
+    pub fn load_flat<T: Plain>(&mut self, seg: SegReg, ea: u64) -> Result<T, Stop> {
+        match self.cpu.mmu.tlb.read(ea, size_of::<T>()) {
+            Some(at) => Ok(self.cpu.mmu.arena.load(at)),
+            None => self.load_slow(seg, ea),
+        }
     }
 
     #[inline(always)]
-    pub fn store_flat<T: Plain>(&mut self, _seg: SegReg, ea: u64, v: T) -> Result<(), Stop> {
-        let at = self.at(ea)?;
-        self.cpu.mmu.arena.store(at, v);
-        Ok(())
+    pub fn store_flat<T: Plain>(&mut self, seg: SegReg, ea: u64, v: T) -> Result<(), Stop> {
+        match self.cpu.mmu.tlb.write(ea, size_of::<T>()) {
+            Some(at) => {
+                self.cpu.mmu.arena.store(at, v);
+                Ok(())
+            }
+            None => self.store_slow(seg, ea, v),
+        }
     }
 
-    /// Stores `f` of what is there; returns what was there. `locked`: atomically.
+    /// Stores `f` of what is there; returns what was there. `locked`: atomically, and then `f`
+    /// may be called more than once.
     #[inline(always)]
     pub fn rmw_flat<T: Plain>(
         &mut self,
-        _seg: SegReg,
+        seg: SegReg,
         ea: u64,
         locked: bool,
         mut f: impl FnMut(T) -> T,
     ) -> Result<T, Stop> {
-        let at = self.at(ea)?;
-        let arena = &self.cpu.mmu.arena;
-        loop {
-            let old = arena.load(at);
-            let new = f(old);
-            if !locked {
-                arena.store(at, new);
-                return Ok(old);
-            }
-            if arena.compare_exchange(at, old, new) == old {
-                return Ok(old);
-            }
+        match self.cpu.mmu.tlb.write(ea, size_of::<T>()) {
+            Some(at) => Ok(modify(&self.cpu.mmu.arena, at, locked, f)),
+            None => self.rmw_slow(seg, ea, locked, &mut f),
         }
     }
 
+    /// The linear address in 64-bit mode, where only FS and GS have bases.
+    #[inline(always)]
+    fn linear64(&self, seg: SegReg, ea: u64) -> u64 {
+        match seg {
+            SegReg::Fs | SegReg::Gs => self.cpu.segment(seg).base.wrapping_add(ea),
+            _ => ea,
+        }
+    }
+
+    #[inline]
     pub fn load<T: Plain>(&mut self, seg: SegReg, ea: u64) -> Result<T, Stop> {
-        let linear = self.linear(seg, ea);
+        let linear = match self.cpu.mode.code {
+            CodeSize::Bits64 => self.linear64(seg, ea),
+            _ => self.segmented(seg, ea, size_of::<T>() as u64, Access::Read)?,
+        };
         self.load_flat(seg, linear)
     }
 
+    #[inline]
     pub fn store<T: Plain>(&mut self, seg: SegReg, ea: u64, v: T) -> Result<(), Stop> {
-        let linear = self.linear(seg, ea);
+        let linear = match self.cpu.mode.code {
+            CodeSize::Bits64 => self.linear64(seg, ea),
+            _ => self.segmented(seg, ea, size_of::<T>() as u64, Access::Write)?,
+        };
         self.store_flat(seg, linear, v)
     }
 
+    #[inline]
     pub fn rmw<T: Plain>(
         &mut self,
         seg: SegReg,
@@ -128,30 +300,25 @@ impl Ctx<'_> {
         locked: bool,
         f: impl FnMut(T) -> T,
     ) -> Result<T, Stop> {
-        let linear = self.linear(seg, ea);
+        let linear = match self.cpu.mode.code {
+            CodeSize::Bits64 => self.linear64(seg, ea),
+            _ => self.segmented(seg, ea, size_of::<T>() as u64, Access::Write)?,
+        };
         self.rmw_flat(seg, linear, locked, f)
     }
 
-    /// Up to 64 bytes, all or nothing.
-    pub fn load_bytes(&mut self, seg: SegReg, ea: u64, out: &mut [u8]) -> Result<(), Stop> {
-        for (i, b) in out.iter_mut().enumerate() {
-            *b = self.load(seg, ea.wrapping_add(i as u64))?;
+    /// The linear address of `len` bytes (at least 1), after the checks of segmentation.
+    pub(crate) fn linear(
+        &mut self,
+        seg: SegReg,
+        ea: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<u64, Stop> {
+        match self.cpu.mode.code {
+            CodeSize::Bits64 => Ok(self.linear64(seg, ea)),
+            _ => self.segmented(seg, ea, len, access),
         }
-        Ok(())
-    }
-
-    pub fn store_bytes(&mut self, seg: SegReg, ea: u64, data: &[u8]) -> Result<(), Stop> {
-        for (i, b) in data.iter().enumerate() {
-            self.store(seg, ea.wrapping_add(i as u64), *b)?;
-        }
-        Ok(())
-    }
-
-    /// Compare-and-exchange of 16 aligned bytes; returns what was there.
-    pub fn cmpxchg16(&mut self, seg: SegReg, ea: u64, old: u128, new: u128) -> Result<u128, Stop> {
-        let linear = self.linear(seg, ea);
-        let at = self.at(linear)?;
-        Ok(self.cpu.mmu.arena.compare_exchange_16(at, old, new))
     }
 
     /// The RAM of `ea..ea+len`, if it lies in one page, segment checks pass, and `write` (or
@@ -164,39 +331,34 @@ impl Ctx<'_> {
         len: u64,
         write: bool,
     ) -> Option<ArenaOffset> {
-        let _ = write;
-        let linear = self.linear(seg, ea);
-        if linear & 0xfff.min(len) != 0 && (linear & 0xfff) + len > 0x1000 {
+        if !(1..=guest_mem::PAGE).contains(&len) {
             return None;
         }
-        self.cpu.mmu.layout.find(linear).map(|(r, at)| r.arena_at(at))
-    }
-
-    /// Pushes `size` bytes (2, 4, 8).
-    pub fn push(&mut self, value: u64, size: u8) -> Result<(), Stop> {
-        let mask = self.cpu.mode.stack_mask();
-        let sp = self.cpu.gpr[4];
-        let new = sp.wrapping_sub(u64::from(size)) & mask;
-        match size {
-            2 => self.store(SegReg::Ss, new, value as u16)?,
-            4 => self.store(SegReg::Ss, new, value as u32)?,
-            _ => self.store(SegReg::Ss, new, value)?,
-        }
-        self.cpu.gpr[4] = sp & !mask | new;
-        Ok(())
-    }
-
-    /// Pops `size` bytes (2, 4, 8).
-    pub fn pop(&mut self, size: u8) -> Result<u64, Stop> {
-        let mask = self.cpu.mode.stack_mask();
-        let sp = self.cpu.gpr[4];
-        let at = sp & mask;
-        let value = match size {
-            2 => u64::from(self.load::<u16>(SegReg::Ss, at)?),
-            4 => u64::from(self.load::<u32>(SegReg::Ss, at)?),
-            _ => self.load::<u64>(SegReg::Ss, at)?,
+        let access = if write { Access::Write } else { Access::Read };
+        let linear = match self.cpu.mode.code {
+            CodeSize::Bits64 => self.linear64(seg, ea),
+            _ => self.cpu.checked_linear(seg, ea, len, access)?,
         };
-        self.cpu.gpr[4] = sp & !mask | at.wrapping_add(u64::from(size)) & mask;
-        Ok(value)
+        match write {
+            true => self.cpu.mmu.tlb.write(linear, len as usize),
+            false => self.cpu.mmu.tlb.read(linear, len as usize),
+        }
+    }
+}
+
+/// Read-modify-write of RAM.
+#[inline(always)]
+fn modify<T: Plain>(arena: &Arena, at: ArenaOffset, locked: bool, mut f: impl FnMut(T) -> T) -> T {
+    let mut old = arena.load(at);
+    if !locked {
+        arena.store(at, f(old));
+        return old;
+    }
+    loop {
+        let seen = arena.compare_exchange(at, old, f(old));
+        if seen == old {
+            return old;
+        }
+        old = seen;
     }
 }

@@ -69,6 +69,8 @@ pub struct Tlb {
     /// Of each PCID; 0 if it has none.
     contexts: Box<[u16; PCIDS]>,
     last_context: u16,
+    /// How often contexts have run out.
+    rounds: u64,
     pcid: u16,
     /// Where large pages were entered, by hash of the 2 MiB region.
     large: Filter,
@@ -121,6 +123,7 @@ impl Tlb {
             global_context: 0,
             contexts: boxed(0),
             last_context: 0,
+            rounds: 0,
             pcid: 0,
             large: Filter::new(21),
             huge: Filter::new(30),
@@ -310,6 +313,7 @@ impl Tlb {
     fn restart(&mut self) {
         self.planes.iter_mut().for_each(|p| p.fill(Entry::default()));
         self.origins.iter_mut().for_each(|p| p.fill(Origin::default()));
+        self.rounds += 1;
         (self.last_context, self.global_context, self.context) = (2, 1, 2);
         self.contexts[usize::from(self.pcid)] = 2;
     }
@@ -364,11 +368,11 @@ impl Tlb {
         }
     }
 
-    /// The number of the address space's present lifetime: what a linear address translates
-    /// to does not change under the same number, but by [`Self::flush_page`] and by tables
-    /// that change unannounced. Numbers return after [`Self::flush_all`].
+    /// The number of the address space's present lifetime, below 2^51. Under one number, a
+    /// linear address translates always to the same, but for what [`Self::flush_page`] and
+    /// unannounced changes of the tables do.
     pub fn context(&self) -> u64 {
-        self.context
+        self.rounds << 12 | self.context
     }
 
     /// Forgets the entries for whose tag `which` is true.
