@@ -46,18 +46,26 @@
 //!
 //! # What has no stub
 //!
-//! FXSAVE, FXRSTOR and the XSAVE family, LDMXCSR and STMXCSR, VZEROUPPER and VZEROALL, the x87
-//! instructions with an environment operand, gathers and masked moves. Prefetches and fences are
-//! the caller's too.
+//! In software here: FLDENV, FNSTENV, FRSTOR and FNSAVE ([`x87_env`]), the gathers ([`gather`]),
+//! masked moves and MASKMOVDQU ([`masked_move`]), LDMXCSR, VZEROUPPER and VZEROALL
+//! ([`sse_control`]). The caller's own: STMXCSR, FXSAVE, FXRSTOR and the XSAVE family
+//! (whoever loads FCW and FSW calls [`x87::load_control`]), prefetches and fences.
 
 mod allow;
 mod cache;
 mod code_memory;
+pub mod gather;
 mod host;
+mod lanes;
+pub mod masked_move;
 mod properties;
+pub mod sse_control;
 mod stub;
 mod stub_code;
+#[cfg(test)]
+mod sweep;
 pub mod x87;
+pub mod x87_env;
 
 pub use cache::{DEFAULT_LEN, StubCache};
 pub use properties::{MemoryUse, Properties, Unit};

@@ -88,3 +88,80 @@ pub fn opcode(bytes: &[u8]) -> u16 {
     let second = bytes.get(at + 1).copied().unwrap_or(0);
     u16::from(bytes[at] & 7) << 8 | u16::from(second)
 }
+
+/// FCW as FLDCW, FLDENV and FXRSTOR load it: bit 6 is always one, the other reserved bits zero.
+pub fn load_control(fpu: &mut FpuState, fcw: u16) {
+    fpu.set_u16(xsave::FCW, fcw & 0x1f3f | 0x40);
+    make_consistent(fpu);
+}
+
+/// FNINIT's values (SDM volume 3, table 10-1); the registers keep their contents.
+pub fn initialise(fpu: &mut FpuState) {
+    set_top(fpu, 0);
+    fpu.set_u16(xsave::FCW, xsave::FCW_RESET);
+    fpu.set_u16(xsave::FSW, 0);
+    fpu.area[xsave::FTW] = 0;
+    fpu.set_u16(xsave::FOP, 0);
+    fpu.set_u64(xsave::FIP, 0);
+    fpu.set_u64(xsave::FDP, 0);
+}
+
+/// The physical register that ST(0) is.
+pub(crate) fn top(fpu: &FpuState) -> usize {
+    usize::from(fpu.u16(xsave::FSW) >> 11 & 7)
+}
+
+/// Changes TOP while the physical registers keep their contents: the area holds them in stack
+/// order.
+pub(crate) fn set_top(fpu: &mut FpuState, top_after: usize) {
+    let turn = (top_after & 7) + 8 - top(fpu);
+    fpu.area[xsave::ST..xsave::XMM].rotate_left(16 * (turn & 7));
+    let fsw = fpu.u16(xsave::FSW) & !(7 << 11) | ((top_after & 7) as u16) << 11;
+    fpu.set_u16(xsave::FSW, fsw);
+}
+
+/// What every MMX instruction but EMMS does (SDM volume 1, 9.5.1): TOP becomes 0 and no
+/// register is empty.
+pub(crate) fn enter_mmx(fpu: &mut FpuState) {
+    set_top(fpu, 0);
+    fpu.area[xsave::FTW] = 0xff;
+}
+
+/// FSW and the full tag word; ES and B follow from the flags.
+pub(crate) fn load_status_and_tags(fpu: &mut FpuState, fsw: u16, tags: u16) {
+    set_top(fpu, usize::from(fsw >> 11 & 7));
+    fpu.set_u16(xsave::FSW, fsw);
+    fpu.area[xsave::FTW] =
+        (0..8).fold(0, |all, n| all | u8::from(tags >> (2 * n) & 3 != EMPTY) << n);
+    make_consistent(fpu);
+}
+
+const VALID: u16 = 0;
+const ZERO: u16 = 1;
+const SPECIAL: u16 = 2;
+const EMPTY: u16 = 3;
+
+/// The 16-bit tag word of FNSTENV (SDM volume 1, 8.1.7), which the area holds abridged.
+pub(crate) fn full_tags(fpu: &FpuState) -> u16 {
+    let top = top(fpu);
+    (0..8).fold(0, |all, physical| {
+        let tag = if fpu.area[xsave::FTW] >> physical & 1 == 0 {
+            EMPTY
+        } else {
+            let at = xsave::ST + 16 * ((physical + 8 - top) & 7);
+            class(fpu.u64(at), fpu.u16(at + 8))
+        };
+        all | tag << (2 * physical)
+    })
+}
+
+/// The tag of a register's contents.
+fn class(significand: u64, sign_and_exponent: u16) -> u16 {
+    match (sign_and_exponent & 0x7fff, significand) {
+        (0, 0) => ZERO,
+        (0 | 0x7fff, _) => SPECIAL,
+        // Without the integer bit it is no supported number.
+        _ if significand >> 63 == 0 => SPECIAL,
+        _ => VALID,
+    }
+}
