@@ -1,6 +1,6 @@
 //! The contenders: how each is found, named and started.
 
-use crate::guest::{self, Built};
+use crate::guest::{self, Built, Files};
 use crate::options::Options;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +22,7 @@ pub enum Contender {
 #[derive(Debug)]
 pub struct Setup {
     pub built: Built,
-    pub kernel: Option<PathBuf>,
+    pub files: Files,
     pub memory_mib: u32,
     pub engine: String,
     pub sarang: PathBuf,
@@ -30,11 +30,11 @@ pub struct Setup {
 
 impl Setup {
     /// Takes the options over what is built.
-    pub fn new(options: &Options, built: Built, kernel: Option<PathBuf>) -> Self {
+    pub fn new(options: &Options, built: Built, files: Files) -> Self {
         let default = || guest::out_dir().join("../release/sarang");
         Self {
             built,
-            kernel,
+            files,
             memory_mib: options.memory_mib,
             engine: options.engine.clone(),
             sarang: options.sarang.clone().unwrap_or_else(default),
@@ -42,8 +42,8 @@ impl Setup {
     }
 
     fn kernel(&self) -> Result<&Path, String> {
-        let missing = "no guest kernel: run `sarang run` once, or give --kernel FILE";
-        self.kernel.as_deref().ok_or_else(|| missing.to_owned())
+        let missing = "there is no guest kernel: give one with --kernel FILE";
+        self.files.kernel.as_deref().ok_or_else(|| missing.to_owned())
     }
 }
 
@@ -118,7 +118,7 @@ impl Contender {
                 uml.env("LD_PRELOAD", &setup.built.uml_shim);
                 uml.arg(format!("mem={memory}M")).arg(format!("initrd={}", initrd.display()));
                 uml.args(["root=/dev/ram0", "rdinit=/init", "con=null"]);
-                uml.args(["con0=null,fd:1", "con1=null,fd:1"]).args(append.split(' '));
+                uml.args(["con0=fd:0,fd:1", "con1=fd:0,fd:1"]).args(append.split(' '));
                 Ok(uml)
             }
             Self::Sarang => {

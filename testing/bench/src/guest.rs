@@ -54,35 +54,52 @@ pub fn build() -> Result<Built, String> {
     Ok(Built { program: out.join("gbench"), initramfs: out.join("gbench.cpio.gz"), uml_shim: shim })
 }
 
-/// The kernel that was asked for, or the one that `sarang run` keeps in its cache.
-pub fn kernel(options: &Options) -> Result<Option<PathBuf>, String> {
-    if let Some(kernel) = &options.kernel {
-        return kernel
-            .is_file()
-            .then(|| Some(kernel.clone()))
-            .ok_or_else(|| format!("{}: no such file", kernel.display()));
-    }
-    Ok(cached("vmlinuz"))
+/// What is booted.
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    /// A bzImage.
+    pub kernel: Option<PathBuf>,
+    /// An initramfs with a shell, for the boot times.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's package or file, for the report.
+    pub label: String,
 }
 
-/// The newest file of the cache of `sarang run` whose name begins so.
-pub fn cached(prefix: &str) -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))?;
-    let mut folders = vec![cache.join("sarang")];
-    let mut found = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if path.is_dir() {
-                folders.push(path);
-            } else if name.starts_with(prefix) && !name.ends_with(".partial") {
-                let time = entry.metadata().and_then(|m| m.modified()).ok();
-                found.push((time, path));
-            }
+/// The kernel and initrd that were asked for, or those of the default guest, which are fetched
+/// when the cache of `sarang run` has them not.
+pub fn files(options: &Options) -> Result<Files, String> {
+    for file in [&options.kernel, &options.initrd].into_iter().flatten() {
+        if !file.is_file() {
+            return Err(format!("{}: no such file", file.display()));
         }
     }
-    found.into_iter().max().map(|(_, path)| path)
+    let (kernel, initrd) = (options.kernel.clone(), options.initrd.clone());
+    let label = kernel.as_deref().map(|k| k.display().to_string());
+    if kernel.is_some() && initrd.is_some() {
+        return Ok(Files { kernel, initrd, label: label.unwrap_or_default() });
+    }
+    match assets::Cache::locate()
+        .and_then(|cache| assets::Fetcher { cache: &cache }.default_guest(&mut Told))
+    {
+        Ok(guest) => Ok(Files {
+            kernel: kernel.or(Some(guest.kernel)),
+            initrd: initrd.or(Some(guest.initrd)),
+            label: label.unwrap_or(guest.package),
+        }),
+        Err(why) => {
+            eprintln!("bench: no default guest: {why}");
+            Ok(Files { kernel, initrd, label: label.unwrap_or_default() })
+        }
+    }
+}
+
+/// Tells each step of a fetch.
+struct Told;
+
+impl assets::Progress for Told {
+    fn step(&mut self, text: &str) {
+        eprintln!("bench: {text}");
+    }
+
+    fn advance(&mut self, _permille: u16) {}
 }

@@ -41,8 +41,8 @@ fn main() -> ExitCode {
 /// Measures and reports; `false` when a contender gave a wrong answer or failed.
 fn run(options: &Options) -> Result<bool, String> {
     let built = guest::build()?;
-    let kernel = guest::kernel(options)?;
-    let setup = Setup::new(options, built, kernel);
+    let files = guest::files(options)?;
+    let setup = Setup::new(options, built, files);
     let mut contenders = Vec::new();
     let mut absent = Vec::new();
     for contender in &options.contenders {

@@ -60,13 +60,12 @@ impl Report {
     ) -> Self {
         let order: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
         let rows = rows(options, &suite, &order);
-        let kernel = setup.kernel.as_deref().and_then(|k| k.file_name()).unwrap_or_default();
         let mut faults = suite.faults;
         faults.extend(boots.iter().flat_map(|b| b.faults.iter().cloned()));
         Self {
             command: format!("cargo xtask bench {}", options.given).trim_end().to_owned(),
             host: Host::here(),
-            guest_kernel: kernel.to_string_lossy().into_owned(),
+            guest_kernel: setup.files.label.clone(),
             guest_memory_mib: setup.memory_mib,
             rounds: options.rounds,
             loop_ms: options.ms,
