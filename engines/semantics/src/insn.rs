@@ -54,6 +54,9 @@ pub struct Insn {
 #[derive(Debug)]
 pub struct Cold {
     pub iced: iced_x86::Instruction,
+    /// See [`crate::vec::Selected`].
+    pub stub: Option<emit::Stub>,
+    pub fop: u16,
 }
 
 impl Insn {

@@ -10,6 +10,9 @@ pub mod flags;
 pub mod insn;
 pub mod mem;
 pub mod sync;
+pub mod vec;
+mod vec_gather;
+mod vec_state;
 
 pub use cpu::{CodeSize, Cpu, Mode};
 pub use ctx::{Ctx, Stop};
