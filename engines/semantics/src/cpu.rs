@@ -128,6 +128,12 @@ pub struct Cpu {
     pub unhandled: &'static str,
     /// Code that the decode cache must forget before the next instruction.
     pub stale_code: Vec<std::ops::Range<u64>>,
+    /// Iterations of a REP that may yet be done before the block must end.
+    pub rep_budget: u64,
+    /// Iterations of REPs beyond each instruction's first.
+    pub rep_retired: u64,
+    /// What random numbers come from: a key, and a counter.
+    pub entropy: (std::hash::RandomState, u64),
     /// Tell the host of interrupts and exceptions.
     pub trace: bool,
     pub intercepts: engine::Intercepts,
@@ -236,6 +242,9 @@ impl Cpu {
             raised: Exception::default(),
             unhandled: "",
             stale_code: Vec::new(),
+            rep_budget: u64::MAX,
+            rep_retired: 0,
+            entropy: Default::default(),
             trace: false,
             intercepts: engine::Intercepts::default(),
             id,
