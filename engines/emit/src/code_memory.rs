@@ -119,6 +119,22 @@ pub(crate) fn serialize() {
     let _ = std::arch::x86_64::__cpuid(0);
 }
 
+/// Prepares [`sync_all_processors`]; false if the kernel has no such thing.
+pub(crate) fn register_for_sync() -> bool {
+    membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE)
+}
+
+/// Makes every thread of this process fetch code anew before it executes further, as is due
+/// when code is replaced that other processors may have fetched (SDM volume 3, 9.1.3).
+pub(crate) fn sync_all_processors() -> bool {
+    membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE)
+}
+
+fn membarrier(command: c_int) -> bool {
+    // SAFETY: the commands touch no memory.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -66,8 +66,35 @@ pub struct Properties {
     /// Sets FIP, FDP and FOP: the x87 instructions but for the control ones
     /// (SDM volume 1, 8.1.8).
     pub x87_pointers: bool,
-    /// WAIT, which does nothing but report.
-    pub(crate) wait: bool,
+    pub(crate) x87_control: Option<X87Control>,
+    /// VCVTPS2PH.
+    pub(crate) to_half: bool,
+}
+
+/// x87 instructions that only concern control and status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum X87Control {
+    Initialise,
+    ClearExceptions,
+    LoadControl,
+    StoreControl,
+    StoreStatus,
+    /// Does nothing but report what is pending.
+    Wait,
+}
+
+impl X87Control {
+    fn of(mnemonic: Mnemonic) -> Option<Self> {
+        Some(match mnemonic {
+            Mnemonic::Fninit => Self::Initialise,
+            Mnemonic::Fnclex => Self::ClearExceptions,
+            Mnemonic::Fldcw => Self::LoadControl,
+            Mnemonic::Fnstcw => Self::StoreControl,
+            Mnemonic::Fnstsw => Self::StoreStatus,
+            Mnemonic::Wait => Self::Wait,
+            _ => return None,
+        })
+    }
 }
 
 impl Properties {
@@ -92,7 +119,8 @@ impl Properties {
             flags_written: flags(insn.rflags_modified()),
             simd_fp: allow::legacy_simd_fp(mnemonic) || allow::vex_simd_fp(mnemonic),
             waiting: waiting(insn, unit),
-            wait: mnemonic == Mnemonic::Wait,
+            x87_control: X87Control::of(mnemonic),
+            to_half: mnemonic == Mnemonic::Vcvtps2ph,
             x87_pointers: unit == Unit::X87 && !is_x87_control(mnemonic),
         };
         properties.add_operands(insn)?;

@@ -5,13 +5,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vcpu_state::FpuState;
-use x86_defs::{rflags, xsave};
+use x86_defs::rflags;
 
 use crate::cache::SCRATCH;
 use crate::code_memory::{self, CodeMemory};
 use crate::properties::Properties;
 use crate::stub_code::{Entry, SimdControl};
-use crate::x87;
+
+#[cfg(test)]
+mod exception_tests;
+mod simd_fp;
+mod x87_unit;
 
 /// The memory operand of the instruction that runs, at its start.
 #[derive(Clone, Debug)]
@@ -40,7 +44,10 @@ pub enum Outcome {
     /// waiting x87 instruction reports it.
     NoStore,
     /// An unmasked SIMD floating-point exception: MXCSR's flags are updated, nothing else
-    /// changed. #XM, or #UD if not CR4.OSXMMEXCPT.
+    /// changed (but for the operand buffer). #XM, or #UD if not CR4.OSXMMEXCPT.
+    ///
+    /// Flags may differ from the host's in two cases: PE beside an unmasked OE or UE, and those
+    /// of DPPS, DPPD and VCVTPS2PH, which do not report all elements' exceptions.
     SimdException,
     /// Not executed: an earlier x87 exception is pending. #MF, or FERR# if not CR0.NE.
     X87Pending,
@@ -61,7 +68,11 @@ struct StubCode {
 
 #[derive(Debug)]
 enum Home {
-    Resident(Entry),
+    Resident {
+        entry: Entry,
+        at: usize,
+        room: usize,
+    },
     /// Written to the scratch page for each run.
     Transient(Vec<u8>),
 }
@@ -71,8 +82,7 @@ enum Kind {
     Plain,
     SimdFp,
     X87,
-    /// WAIT: reports what is pending, and no more.
-    Wait,
+    X87Control,
 }
 
 /// Held while the scratch page is in use. One for all caches: transient stubs are rare.
@@ -91,7 +101,7 @@ impl Stub {
         if !unsafe { memory.write(at, room, code) } {
             return None;
         }
-        let home = Home::Resident(entry(memory, at));
+        let home = Home::Resident { entry: entry(memory, at), at, room };
         Some(Self::with_home(memory, home, properties))
     }
 
@@ -104,8 +114,8 @@ impl Stub {
     }
 
     fn with_home(memory: &Arc<CodeMemory>, home: Home, properties: Properties) -> Self {
-        let kind = if properties.wait {
-            Kind::Wait
+        let kind = if properties.x87_control.is_some() {
+            Kind::X87Control
         } else if properties.on_x87() {
             Kind::X87
         } else if properties.simd_fp {
@@ -118,6 +128,19 @@ impl Stub {
 
     pub fn properties(&self) -> &Properties {
         &self.0.properties
+    }
+
+    /// Where its code is in the memory, and how many bytes it has there.
+    pub(crate) fn place(&self) -> Option<(usize, usize)> {
+        match self.0.home {
+            Home::Resident { at, room, .. } => Some((at, room)),
+            Home::Transient(_) => None,
+        }
+    }
+
+    /// True if there is no clone of it.
+    pub(crate) fn is_unshared(&mut self) -> bool {
+        Arc::get_mut(&mut self.0).is_some()
     }
 
     /// Executes the instruction once.
@@ -140,62 +163,8 @@ impl Stub {
             }
             Kind::SimdFp => self.run_simd_fp(fpu, gpr, rflags, operand),
             Kind::X87 => self.run_x87(fpu, gpr, rflags, operand),
-            Kind::Wait if x87::pending(fpu) => Outcome::X87Pending,
-            Kind::Wait => Outcome::Done,
+            Kind::X87Control => self.run_x87_control(fpu, gpr, operand),
         }
-    }
-
-    fn run_simd_fp(
-        &self,
-        fpu: &mut FpuState,
-        gpr: &mut [u64; 16],
-        rflags: &mut u64,
-        operand: &mut Operand,
-    ) -> Outcome {
-        let before = fpu.mxcsr();
-        let mut control = simd_control(before);
-        let mut flags = *rflags;
-        self.call(fpu, gpr, &mut flags, operand, &mut control);
-        let outcome = finish_simd_fp(fpu, before, &control);
-        if outcome == Outcome::Done {
-            *rflags = flags;
-        }
-        outcome
-    }
-
-    fn run_x87(
-        &self,
-        fpu: &mut FpuState,
-        gpr: &mut [u64; 16],
-        rflags: &mut u64,
-        operand: &mut Operand,
-    ) -> Outcome {
-        let properties = &self.0.properties;
-        let was_pending = x87::pending(fpu);
-        if properties.waiting && was_pending {
-            return Outcome::X87Pending;
-        }
-        x87::make_consistent(fpu);
-        let before = fpu.mxcsr() & xsave::MXCSR_MASK_VALUE;
-        // FXRSTOR refuses reserved bits.
-        fpu.set_u32(xsave::MXCSR, before);
-        let kept = x87::Kept::of(fpu);
-        let mut control = simd_control(before);
-        let mut flags = *rflags;
-        self.call(fpu, gpr, &mut flags, operand, &mut control);
-        kept.put_back(fpu);
-        if properties.simd_fp {
-            fpu.set_u32(xsave::MXCSR, before);
-            if finish_simd_fp(fpu, before, &control) == Outcome::SimdException {
-                return Outcome::SimdException;
-            }
-        }
-        *rflags = flags;
-        let stores = properties.memory.is_some_and(|memory| memory.write);
-        if stores && properties.waiting && x87::suppresses_store(fpu) {
-            return Outcome::NoStore;
-        }
-        Outcome::Done
     }
 
     #[inline]
@@ -223,7 +192,7 @@ impl Stub {
             }
         };
         match &self.0.home {
-            Home::Resident(code) => call(*code),
+            Home::Resident { entry, .. } => call(*entry),
             Home::Transient(code) => self.with_scratch(code, call),
         }
         *rflags = *rflags & !written | flags & written;
@@ -247,41 +216,4 @@ fn entry(memory: &CodeMemory, at: usize) -> Entry {
     // and leaves the host's MXCSR control bits, x87 state and stack as they were. The code stays
     // mapped as long as the memory, which whoever calls it holds.
     unsafe { std::mem::transmute::<*const u8, Entry>(memory.address(at)) }
-}
-
-/// Exceptions are masked while the instruction runs, and judged afterwards by the guest's masks.
-fn simd_control(mxcsr: u32) -> SimdControl {
-    SimdControl {
-        wanted: mxcsr & MXCSR_CONTROL | MXCSR_MASKS,
-        result: 0,
-        unmasked: !(mxcsr >> 7) & MXCSR_FLAGS,
-        host: xsave::MXCSR_RESET,
-    }
-}
-
-/// MXCSR's exception flags; the masks are the same bits seven higher.
-const MXCSR_FLAGS: u32 = 0x3f;
-const MXCSR_MASKS: u32 = MXCSR_FLAGS << 7;
-/// FTZ, rounding control and DAZ.
-const MXCSR_CONTROL: u32 = 0xe040;
-/// Invalid, denormal and divide-by-zero are found before the operation.
-const PRE_COMPUTATION: u32 = 0x7;
-
-/// Adds the new exception flags to the guest's MXCSR.
-fn finish_simd_fp(fpu: &mut FpuState, before: u32, control: &SimdControl) -> Outcome {
-    let mut raised = control.result & MXCSR_FLAGS;
-    let outcome = if raised & control.unmasked == 0 {
-        Outcome::Done
-    } else {
-        // Then the operation does not take place, and nothing is known about its result
-        // (SDM volume 1, 11.5.2).
-        if raised & control.unmasked & PRE_COMPUTATION != 0 {
-            raised &= PRE_COMPUTATION;
-        }
-        Outcome::SimdException
-    };
-    if before & raised != raised {
-        fpu.set_u32(xsave::MXCSR, before | raised);
-    }
-    outcome
 }

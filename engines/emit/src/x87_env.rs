@@ -171,7 +171,10 @@ mod native_tests {
 
     use std::arch::asm;
 
+    use iced_x86::Decoder;
+
     use super::*;
+    use crate::{Operand, Outcome, StubCache};
 
     struct Random(u64);
 
@@ -230,6 +233,12 @@ mod native_tests {
     native!(fldenv16, ".byte 0x66\nfldenv [{image}]");
     native!(frstor16, ".byte 0x66\nfrstor [{image}]");
 
+    native!(fninit, "fninit # {image}");
+    native!(fnclex, "fnclex # {image}");
+    native!(fldcw, "fldcw [{image}]");
+    native!(fnstcw, "fnstcw [{image}]");
+    native!(fnstsw, "fnstsw [{image}]");
+
     type Native = fn(&mut FpuState, &mut [u8; MAX_LEN]);
 
     /// The x87 state but for the pointers, which depend on the host's model.
@@ -286,6 +295,38 @@ mod native_tests {
             native(&mut hosts.0, &mut hosts.1);
             load(&mut fpu, insn, false, &image);
             assert_eq!(state(&fpu), state(&hosts.0), "{insn:?}");
+        }
+    }
+
+    #[test]
+    fn control_instructions_as_the_host() {
+        let cases: [(Native, [u8; 2]); 5] = [
+            (fninit, [0xdb, 0xe3]),
+            (fnclex, [0xdb, 0xe2]),
+            (fldcw, [0xd9, 0x28]),
+            (fnstcw, [0xd9, 0x38]),
+            (fnstsw, [0xdd, 0x38]),
+        ];
+        let cache = StubCache::new().unwrap();
+        let mut random = Random(0x1111_2222_3333_4444);
+        for round in 0..2000 {
+            let (native, bytes) = cases[round % 5];
+            let stub = cache.compile(&Decoder::new(64, &bytes, 0).decode()).unwrap();
+            let mut fpu = random.fpu();
+            x87::make_consistent(&mut fpu);
+            if x87::pending(&fpu) && stub.properties().waiting {
+                continue;
+            }
+            let mut image = [0; MAX_LEN];
+            image.fill_with(|| random.next() as u8);
+            let mut operand = Operand::new();
+            operand.0[..16].copy_from_slice(&image[..16]);
+            let mut hosts = (fpu.clone(), image);
+            native(&mut hosts.0, &mut hosts.1);
+            let outcome = stub.run(&mut fpu, &mut [0; 16], &mut 2, &mut operand);
+            assert_eq!(outcome, Outcome::Done);
+            assert_eq!(state(&fpu), state(&hosts.0), "{bytes:x?}");
+            assert_eq!(operand.0[..16], hosts.1[..16], "{bytes:x?}");
         }
     }
 
