@@ -1,0 +1,104 @@
+//! What guest to boot.
+
+use std::path::Path;
+
+/// The options of one `sarang run`; what is not set is left to the command's defaults.
+#[derive(Debug, Clone)]
+pub struct Options {
+    engine: String,
+    timeout: String,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    /// The default guest under `$SARANG_TEST_ENGINE`, else `translate`, which runs anywhere.
+    fn default() -> Self {
+        let engine = std::env::var("SARANG_TEST_ENGINE").unwrap_or_else(|_| "translate".to_owned());
+        Self {
+            engine,
+            // Longer than any test waits: so that nothing outlives a killed test run.
+            timeout: "1800s".to_owned(),
+            args: Vec::new(),
+            env: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// Another engine than the default one.
+    pub fn engine(mut self, name: &str) -> Self {
+        self.engine = name.to_owned();
+        self
+    }
+
+    /// `--cpus`.
+    pub fn cpus(self, count: u32) -> Self {
+        self.arg("--cpus", &count.to_string())
+    }
+
+    /// `--memory`, as the command line takes it: `512M`.
+    pub fn memory(self, size: &str) -> Self {
+        self.arg("--memory", size)
+    }
+
+    /// `--kernel`.
+    pub fn kernel(self, file: &Path) -> Self {
+        self.arg("--kernel", &file.to_string_lossy())
+    }
+
+    /// `--initrd`.
+    pub fn initrd(self, file: &Path) -> Self {
+        self.arg("--initrd", &file.to_string_lossy())
+    }
+
+    /// `--append`.
+    pub fn append(self, text: &str) -> Self {
+        self.arg("--append", text)
+    }
+
+    /// `--timeout`, as the command line takes it: `30s`.
+    pub fn timeout(mut self, time: &str) -> Self {
+        self.timeout = time.to_owned();
+        self
+    }
+
+    /// Any other option with its value.
+    pub fn arg(mut self, name: &str, value: &str) -> Self {
+        self.args.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// An environment variable of the command.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn environment(&self) -> &[(String, String)] {
+        &self.env
+    }
+
+    pub(crate) fn command_line(&self) -> Vec<String> {
+        let mut line: Vec<String> =
+            ["run", "--engine", &self.engine, "--timeout", &self.timeout, "--console", "stdio"]
+                .map(str::to_owned)
+                .to_vec();
+        line.extend(self.args.iter().cloned());
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line() {
+        let options = Options::default().engine("kvm").timeout("9s").cpus(2).append("quiet x=1");
+        assert_eq!(
+            options.command_line().join("|"),
+            "run|--engine|kvm|--timeout|9s|--console|stdio|--cpus|2|--append|quiet x=1"
+        );
+    }
+}
