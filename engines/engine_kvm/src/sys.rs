@@ -1,0 +1,12 @@
+//! Everything of this crate that needs `unsafe`, in safe functions.
+
+mod ioctl;
+mod run_page;
+mod signal;
+
+pub(crate) use ioctl::{
+    IrqfdRequest, XsaveArea, clear_ioeventfd, get_sregs2, get_xsave2, irqfd, map_slot, rdtsc,
+    set_ioeventfd, set_mce, set_sregs2, set_xsave, tsc_offset,
+};
+pub(crate) use run_page::{KvmExit, RunPage, decode};
+pub(crate) use signal::{current_thread, install_handler, send, unblock};

@@ -1,0 +1,183 @@
+//! The VM: its layout, its dirty log, its clock, its messages.
+
+use crate::{
+    clock::{self, VmTsc},
+    doorbell,
+    gate::Gate,
+    kick::KvmKick,
+    open::Features,
+    os,
+    routes::{self, Routes},
+    sys,
+    vcpu::KvmVcpu,
+};
+use cpu_model::CpuidTable;
+use engine::{ClockSample, Doorbell, Error, Handle, IrqHandle, Kick, Msi, Vcpu, Vm};
+use guest_mem::{Change, Generation, GuestMem, Layout, PageBitmap, Region, SlotId};
+use kvm_bindings::kvm_msi;
+use kvm_ioctls::VmFd;
+use std::{
+    os::fd::BorrowedFd,
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+};
+
+#[derive(Debug)]
+pub(crate) struct KvmVm(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) fd: VmFd,
+    pub(crate) mem: Arc<GuestMem>,
+    pub(crate) gate: Gate,
+    kicks: Mutex<Vec<Weak<KvmKick>>>,
+    pub(crate) tsc: VmTsc,
+    pub(crate) routes: Routes,
+    pub(crate) features: Features,
+    pub(crate) cpuid: CpuidTable,
+    /// The MSRs that this kernel keeps for this VM's vCPUs.
+    pub(crate) msrs: OnceLock<Vec<u32>>,
+}
+
+impl Inner {
+    pub(crate) fn new(
+        fd: VmFd,
+        mem: Arc<GuestMem>,
+        features: Features,
+        cpuid: CpuidTable,
+        khz: u32,
+    ) -> Self {
+        Self {
+            fd,
+            mem,
+            gate: Gate::default(),
+            kicks: Mutex::default(),
+            tsc: VmTsc::new(features.host_khz, khz),
+            routes: Routes::default(),
+            features,
+            cpuid,
+            msrs: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn add_kick(&self, kick: &Arc<KvmKick>) {
+        let mut kicks = self.kicks.lock().unwrap_or_else(PoisonError::into_inner);
+        kicks.retain(|k| k.strong_count() > 0);
+        kicks.push(Arc::downgrade(kick));
+    }
+
+    fn kick_all(&self) {
+        let kicks = self.kicks.lock().unwrap_or_else(PoisonError::into_inner);
+        kicks.iter().filter_map(Weak::upgrade).for_each(|k| k.notify());
+    }
+
+    fn set_region(&self, region: &Region, len: u64) -> Result<(), Error> {
+        sys::map_slot(&self.fd, region, len, self.mem.logs_dirty())
+    }
+
+    /// The kernel changes slots one by one, so vCPUs are held outside meanwhile.
+    fn replace(&self, old: &Layout, new: &Layout) -> Result<(), Error> {
+        let missing = |from: &Layout, other: &Layout| -> Vec<Arc<Region>> {
+            let same = |r: &Arc<Region>| other.regions().iter().any(|o| Arc::ptr_eq(o, r));
+            from.regions().iter().filter(|r| !same(r)).cloned().collect()
+        };
+        let (gone, come) = (missing(old, new), missing(new, old));
+        let _held = self.gate.close(|| self.kick_all());
+        let set = gone.iter().try_for_each(|r| self.set_region(r, 0));
+        let set = set.and_then(|()| come.iter().try_for_each(|r| self.set_region(r, r.slot.len)));
+        if set.is_err() {
+            // Undo; what was never set cannot be unset, which is fine.
+            come.iter().for_each(|r| drop(self.set_region(r, 0)));
+            gone.iter().for_each(|r| drop(self.set_region(r, r.slot.len)));
+        }
+        set
+    }
+}
+
+/// [`GuestMem::update`] passes errors of its own type.
+fn for_memory(error: Error) -> guest_mem::Error {
+    match error {
+        Error::Os { call, source } => guest_mem::Error::Os { call, source },
+        other => guest_mem::Error::Engine(other.to_string()),
+    }
+}
+
+impl Vm for KvmVm {
+    fn memory(&self) -> &Arc<GuestMem> {
+        &self.0.mem
+    }
+
+    fn set_layout(&self, changes: &[Change]) -> Result<Generation, Error> {
+        let commit = |old: &Layout, new: &Layout| self.0.replace(old, new).map_err(for_memory);
+        Ok(self.0.mem.update(changes, commit)?)
+    }
+
+    fn settled(&self, generation: Generation) -> bool {
+        generation <= self.0.mem.layout().generation // the gate has waited
+    }
+
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
+        Ok(Box::new(KvmVcpu::new(&self.0, id)?))
+    }
+
+    fn log_dirty(&self, on: bool) -> Result<(), Error> {
+        let was = self.0.mem.logs_dirty();
+        self.0.mem.set_log_dirty(on);
+        // No slot comes or goes meanwhile.
+        let set_all = |_: &Layout, layout: &Layout| {
+            let set = layout.regions().iter().try_for_each(|r| self.0.set_region(r, r.slot.len));
+            set.map_err(for_memory)
+        };
+        let done = self.0.mem.update(&[], set_all);
+        if done.is_err() {
+            self.0.mem.set_log_dirty(was);
+        }
+        Ok(done.map(drop)?)
+    }
+
+    fn take_dirty(&self, slot: SlotId, out: &mut PageBitmap) -> Result<(), Error> {
+        let layout = self.0.mem.layout();
+        let region = layout.by_id(slot).ok_or(guest_mem::Error::NoSlot(slot))?;
+        if self.0.mem.logs_dirty() {
+            let len = usize::try_from(region.slot.len).unwrap_or(usize::MAX);
+            let log = self.0.fd.get_dirty_log(slot, len).map_err(os("KVM_GET_DIRTY_LOG"))?;
+            out.0.iter_mut().zip(log).for_each(|(to, from)| *to |= from);
+        }
+        region.take_dirty(out);
+        Ok(())
+    }
+
+    fn clock(&self) -> Result<ClockSample, Error> {
+        clock::sample(&self.0.fd, &self.0.tsc)
+    }
+
+    fn set_clock(&self, at: &ClockSample) -> Result<(), Error> {
+        clock::set(&self.0.fd, &self.0.tsc, at)
+    }
+
+    fn signal_msi(&self, msi: Msi) -> Result<(), Error> {
+        let message = kvm_msi {
+            address_lo: msi.address as u32,
+            address_hi: (msi.address >> 32) as u32,
+            data: msi.data,
+            ..Default::default()
+        };
+        match self.0.fd.signal_msi(message) {
+            Ok(_) => Ok(()),
+            // No APIC is where the message goes, as a real bus would have it.
+            Err(e) if e.errno() == libc::EINVAL || e.errno() == -1 => Ok(()),
+            Err(e) => Err(os("KVM_SIGNAL_MSI")(e)),
+        }
+    }
+
+    fn set_pin_routes(&self, pins: &[Option<Msi>]) -> Result<(), Error> {
+        self.0.routes.set_pins(&self.0.fd, pins)
+    }
+
+    fn doorbell(&self, at: &Doorbell, event: BorrowedFd<'_>) -> Result<Handle, Error> {
+        doorbell::register(&self.0, at, event)
+    }
+
+    fn irqfd(&self, msi: Msi, event: BorrowedFd<'_>) -> Result<Box<dyn IrqHandle>, Error> {
+        routes::bind(&self.0, msi, event)
+    }
+}
