@@ -1,1 +1,81 @@
 //! PIC, PIT, IOAPIC, RTC, ACPI PM, i8042, reset, pvpanic and debug ports.
+//!
+//! [`build`] puts all of them on the board and sets up its interrupt lines, so it comes before
+//! every other device. Locks are taken in this order: a device's own, that of a shared line,
+//! that of a PIC or IOAPIC, then whatever the message sink takes. Nothing here is called back
+//! by what it calls, so lines and messages are driven with the device's lock held; power
+//! events, outputs and hooks are called without.
+
+mod bytes;
+pub mod ioapic;
+mod lines;
+pub mod misc;
+pub mod pic;
+pub mod pit;
+pub mod pm;
+pub mod reset;
+pub mod rtc;
+
+pub use ioapic::IoApic;
+pub use pic::Pic;
+pub use pm::Pm;
+pub use rtc::Rtc;
+
+use byte_stream::Output;
+use device::{LineRef, NoLine, Wiring};
+use lines::SharedLine;
+use std::{fmt, sync::Arc};
+
+/// What the board is to have.
+#[derive(Clone, Default)]
+pub struct Config {
+    /// Bytes of RAM that begin at address 0, and at 4 GiB: for the CMOS.
+    pub memory_low: u64,
+    pub memory_high: u64,
+    /// Where port 0xe9 leads; it is absent otherwise.
+    pub debug_console: Option<Arc<dyn Output>>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("memory_low", &self.memory_low)
+            .field("memory_high", &self.memory_high)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Handles to what the machine talks to.
+#[derive(Clone, Debug)]
+pub struct Chipset {
+    pub pic: Arc<Pic>,
+    pub ioapic: Arc<IoApic>,
+    pub pm: Arc<Pm>,
+    pub rtc: Arc<Rtc>,
+}
+
+/// Builds the chipset and fills in `wiring.irqs`.
+pub fn build(config: &Config, wiring: &mut Wiring) -> Chipset {
+    let pic = Pic::build(wiring);
+    let ioapic = IoApic::build(wiring);
+    wiring.irqs = (0..ioapic::PINS).map(|irq| line(irq, &pic, &ioapic)).collect();
+    pit::Pit::build(wiring);
+    let rtc = Rtc::build(config, wiring);
+    let pm = Pm::build(wiring);
+    reset::ResetControl::build(wiring);
+    reset::I8042::build(wiring);
+    misc::build(config.debug_console.clone(), wiring);
+    Chipset { pic, ioapic, pm, rtc }
+}
+
+/// ISA IRQ n leads to input n of the PICs and to pin n of the IOAPIC; IRQ 0 to pin 2, which is
+/// free because the PIC's input 2 is the cascade. The MADT tells of it.
+fn line(irq: usize, pic: &Arc<Pic>, ioapic: &Arc<IoApic>) -> LineRef {
+    let pins = match (irq, u8::try_from(irq)) {
+        (2, _) => return Arc::new(NoLine),
+        (0, _) => vec![pic.input(0), ioapic.pin(2)],
+        (_, Ok(input @ 0..16)) => vec![pic.input(input), ioapic.pin(irq)],
+        _ => vec![ioapic.pin(irq)],
+    };
+    SharedLine::new(pins)
+}

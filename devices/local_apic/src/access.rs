@@ -160,7 +160,7 @@ impl LocalApic {
                 regs.icr = regs.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
             }
             reg::LVT => regs.write_lvt_timer(value),
-            reg::LVT..=reg::LVT_LAST => regs.write_lvt(register - reg::LVT, value),
+            reg::LVT_SECOND..=reg::LVT_LAST => regs.write_lvt(register - reg::LVT, value),
             reg::INITIAL_COUNT => regs.write_initial(value, self.clock.now_ns()),
             reg::DIVIDE => regs.write_divide(value, self.clock.now_ns()),
             reg::SELF_IPI if x2apic => after.ipi = Some((1 << 18 | value & 0xff, 0)),

@@ -21,7 +21,9 @@ pub(crate) mod reg {
     pub const ESR: usize = 0x28;
     pub const ICR: usize = 0x30;
     pub const ICR_HIGH: usize = 0x31;
+    /// The timer's entry, and the others.
     pub const LVT: usize = 0x32;
+    pub const LVT_SECOND: usize = 0x33;
     pub const LVT_LAST: usize = 0x37;
     pub const INITIAL_COUNT: usize = 0x38;
     pub const CURRENT_COUNT: usize = 0x39;
