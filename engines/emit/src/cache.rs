@@ -100,6 +100,11 @@ impl StubCache {
         Ok(stub)
     }
 
+    #[cfg(test)]
+    pub(crate) fn transient(&self, code: Vec<u8>, properties: Properties) -> Stub {
+        Stub::transient(&self.memory, code, properties)
+    }
+
     /// How many stubs are kept.
     pub fn resident_stubs(&self) -> usize {
         self.lock().stubs.len()

@@ -3,14 +3,14 @@
 #![expect(unsafe_code, reason = "looks at the host's own control registers")]
 
 use std::arch::asm;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic};
 use vcpu_state::FpuState;
 use x86_defs::{rflags, xsave};
 
 use crate::properties::Properties;
-use crate::{Operand, Outcome, StubCache, Unit, Unsupported, allow};
+use crate::{Operand, Outcome, StubCache, Unit, Unsupported, allow, stub_code};
 
 /// Round to zero, FTZ and DAZ, everything masked: unlike the host's own.
 const ODD_MXCSR: u32 = 0xffc0;
@@ -274,6 +274,53 @@ fn every_listed_instruction_runs() {
     let units = |unit| seen.iter().filter(|code| unit_of(**code) == Some(unit)).count();
     assert!(units(Unit::X87) > 120, "{}", units(Unit::X87));
     assert!(units(Unit::Sse) > 300, "{}", units(Unit::Sse));
+}
+
+/// Runs the instruction between loads and stores of all vector registers, instead of those only
+/// that its properties name.
+fn run_with_all_registers(random: &mut Random, cache: &StubCache, insn: &Instruction) {
+    let stub = cache.compile(insn).unwrap();
+    let mut all = stub.properties().clone();
+    all.vector_used = 0xffff;
+    all.vector_written = 0xffff;
+    all.wide = all.vex;
+    let (normal, pointers) = stub_code::normalise(insn, &all).unwrap();
+    let code = stub_code::build(&normal, &pointers, &all).unwrap();
+    let reference = cache.transient(code, all);
+
+    let fpu = random.fpu();
+    let gpr: [u64; 16] = std::array::from_fn(|_| random.lane());
+    let mut operand = Operand::new();
+    operand.0.fill_with(|| random.next() as u8);
+    let mut expected = (fpu.clone(), gpr, 2u64, operand.clone());
+    let mut actual = (fpu, gpr, 2u64, operand);
+    let outcomes = [(&reference, &mut expected), (&stub, &mut actual)]
+        .map(|(stub, state)| stub.run(&mut state.0, &mut state.1, &mut state.2, &mut state.3));
+    assert_eq!(outcomes[0], outcomes[1]);
+    let code = insn.code();
+    assert!(expected.0 == actual.0, "{code:?}");
+    assert_eq!((expected.1, expected.2), (actual.1, actual.2), "{code:?}");
+    if outcomes[0] == Outcome::Done {
+        assert_eq!(expected.3.0, actual.3.0, "{code:?}");
+    }
+}
+
+#[test]
+fn properties_name_every_vector_register() {
+    let cache = StubCache::new().unwrap();
+    let mut random = Random(0x0bad_cafe_dead_beef);
+    let mut seen: HashMap<Code, u32> = HashMap::new();
+    encodings(|bitness, bytes| {
+        let insn = Decoder::new(bitness, bytes, DecoderOptions::NONE).decode();
+        let vector = Properties::of(&insn)
+            .is_ok_and(|properties| matches!(properties.unit, Unit::Sse | Unit::Avx));
+        let times = seen.entry(insn.code()).or_default();
+        if vector && *times < 12 {
+            *times += 1;
+            run_with_all_registers(&mut random, &cache, &insn);
+        }
+    });
+    assert!(seen.values().filter(|times| **times == 12).count() > 500);
 }
 
 fn unit_of(code: Code) -> Option<Unit> {

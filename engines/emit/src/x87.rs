@@ -4,7 +4,7 @@ use vcpu_state::FpuState;
 use x86_defs::xsave;
 
 /// Exception flags in FSW and masks in FCW: IE, DE, ZE, OE, UE, PE.
-const EXCEPTIONS: u16 = 0x3f;
+pub(crate) const EXCEPTIONS: u16 = 0x3f;
 const IE: u16 = 1 << 0;
 const OE: u16 = 1 << 3;
 const UE: u16 = 1 << 4;

@@ -103,6 +103,10 @@ fn exceptions_are_deferred_to_the_next_waiting_instruction() {
     }
     cpu.done(&[0xdf, 0xe0]); // fnstsw ax
     assert_eq!(cpu.gpr[0] as u16, before.u16(xsave::FSW));
+    cpu.operand.0[..8].copy_from_slice(&[3, 0, 0, 0, 4, 0, 0, 0]);
+    cpu.done(&[0x66, 0x0f, 0x2a, 0x08]); // cvtpi2pd xmm1, [eax]: does not wait
+    assert_eq!(cpu.fpu.xmm(1), u128::from(3f64.to_bits()) | u128::from(4f64.to_bits()) << 64);
+    assert_eq!(cpu.fpu.area[..xsave::MXCSR], before.area[..xsave::MXCSR]);
     cpu.done(&[0xdb, 0xe2]); // fnclex
     cpu.done(&[0x9b]); // wait
 }

@@ -25,11 +25,19 @@ impl Stub {
         let before = fpu.mxcsr() & xsave::MXCSR_MASK_VALUE;
         // FXRSTOR refuses reserved bits.
         fpu.set_u32(xsave::MXCSR, before);
+        let fcw = fpu.u16(xsave::FCW);
+        if was_pending {
+            // It does not wait, by the manual; the host must not get a signal if it does.
+            x87::load_control(fpu, fcw | x87::EXCEPTIONS);
+        }
         let kept = x87::Kept::of(fpu);
         let mut control = simd_control(before);
         let mut flags = *rflags;
         self.call(fpu, gpr, &mut flags, operand, &mut control);
         kept.put_back(fpu);
+        if was_pending {
+            x87::load_control(fpu, fcw);
+        }
         if properties.simd_fp {
             fpu.set_u32(xsave::MXCSR, before);
             if finish_simd_fp(fpu, before, &control) == Outcome::SimdException {
