@@ -1,5 +1,7 @@
 //! SIMD floating-point exceptions as the host's processor itself reports them, by SIGFPE.
 
+#![expect(unsafe_code, reason = "calls generated code, handles a signal")]
+
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU32, Ordering};
 
