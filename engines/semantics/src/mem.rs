@@ -6,7 +6,7 @@
 
 mod bytes;
 mod fetch;
-pub(crate) mod segmented;
+mod segmented;
 mod slow;
 mod stack;
 mod system;

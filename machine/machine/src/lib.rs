@@ -1,1 +1,141 @@
 //! From a spec to a running machine: address map, wiring, vCPU threads.
+//!
+//! ```text
+//!   VmSpec + Parts --build--> Machine { owner thread, vCPU threads, timer thread }
+//!                               |  handle(): pause, resume, reset, power button, NMI, info
+//!                               `  wait(): how it ended
+//! ```
+//!
+//! The machine knows engines only by their seam and devices only by their contract. Every
+//! device is built in [`board`], from one table; there is no device manager.
+
+mod apic;
+mod board;
+mod clock;
+mod cpuid;
+mod dump;
+mod handle;
+mod host;
+mod info;
+mod loader;
+pub mod map;
+mod owner;
+mod power;
+mod saved;
+mod timers;
+mod trace;
+mod vcpu;
+pub mod virt;
+
+pub use board::Parts;
+pub use handle::{Gone, Handle};
+pub use info::{Exits, Info, State, VcpuInfo};
+pub use owner::{DebugStop, Ended};
+pub use trace::Tracer;
+
+use byte_stream::Input;
+use engine::Engine;
+use owner::{End, Owner, Request};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Sender, channel},
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+use vm_spec::VmSpec;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    #[error(transparent)]
+    Acpi(#[from] acpi_build::Error),
+    #[error(transparent)]
+    GuestMemory(#[from] guest_mem::Error),
+    #[error("engine {engine}")]
+    Engine { engine: &'static str, source: engine::Error },
+    #[error("CPU model: {0}")]
+    CpuModel(String),
+    #[error("engine {engine} runs at most {max} vCPUs, not {asked}; give fewer with --cpus")]
+    TooManyVcpus { engine: &'static str, max: u32, asked: u32 },
+    #[error("no memory for the guest: {size} MiB; give less with --memory")]
+    Memory { size: u64, source: std::io::Error },
+    #[error("no thread for the machine")]
+    Thread(#[source] std::io::Error),
+}
+
+impl Error {
+    /// The error and its causes on one line.
+    pub fn line(&self) -> String {
+        vcpu::with_source(self)
+    }
+}
+
+/// A machine and its threads. Dropping it ends them all.
+pub struct Machine {
+    owner: Sender<Request>,
+    end: Arc<End>,
+    thread: Option<JoinHandle<()>>,
+    console: Arc<dyn Input>,
+    handle: Handle,
+}
+
+impl Machine {
+    /// Builds it, paused at its reset state with the kernel loaded.
+    pub fn build(engine: &dyn Engine, spec: &VmSpec, parts: Parts) -> Result<Self, Error> {
+        let (owner, inbox) = channel();
+        let built = board::build(engine, spec, parts, &owner)?;
+        let end = Arc::new(End::default());
+        let handle = Handle::new(owner.clone(), built.board.vm.memory().clone(), built.vcpus.len());
+        let running = vec![false; built.vcpus.len()];
+        let owned = Owner {
+            board: built.board,
+            vcpus: built.vcpus,
+            inbox,
+            end: end.clone(),
+            running,
+            later: Default::default(),
+            debugger: None,
+            paused: true,
+        };
+        let thread = std::thread::Builder::new()
+            .name("owner".into())
+            .spawn(move || owned.serve())
+            .map_err(Error::Thread)?;
+        Ok(Self { owner, end, thread: Some(thread), console: built.console, handle })
+    }
+
+    /// For other threads: what an operator may do to the machine.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Where the console's input goes.
+    pub fn console(&self) -> Arc<dyn Input> {
+        self.console.clone()
+    }
+
+    /// How it ended; `None` if the deadline passes first.
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<Ended> {
+        self.end.wait(deadline)
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Machine({} vCPUs)", self.handle.vcpus())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.owner.send(Request::Quit));
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook.
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The PC board: every device of the machine, built from one table, and what is done with all
+//! of them together.
+
+use crate::{
+    Error, Tracer,
+    apic::{TscOffsets, VcpuApic},
+    clock::GuestClock,
+    cpuid,
+    host::{BoardHost, Interrupts},
+    info::{Info, State, VcpuInfo},
+    loader::Loader,
+    map,
+    owner::Request,
+    power::PowerGate,
+    timers::TimerThread,
+    vcpu::{VcpuThread, Waker, with_source},
+};
+use byte_stream::{Input, Output};
+use chipset::Chipset;
+use device::{Clock, Device, Msi, MsiSink, Wiring};
+use engine::{Engine, Vm, VmConfig};
+use guest_mem::{Change, Memfd, Slot};
+use local_apic::ApicBus;
+use saved_state::{Part, Reader, Writer};
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc::Sender,
+    },
+};
+use vcpu_state::{MpState, VcpuState};
+use vm_spec::VmSpec;
+
+/// What a spec names, opened.
+pub struct Parts {
+    pub kernel: boot::Bytes,
+    pub initrd: Option<boot::Bytes>,
+    /// The kernel's whole command line.
+    pub command_line: String,
+    pub console: Arc<dyn Output>,
+    pub tracer: Tracer,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("command_line", &self.command_line).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Board {
+    pub(crate) vm: Arc<dyn Vm>,
+    pub(crate) clock: Arc<GuestClock>,
+    pub(crate) power: Arc<PowerGate>,
+    timers: TimerThread,
+    devices: Vec<Arc<dyn Device>>,
+    chipset: Chipset,
+    apics: Apics,
+    loader: Loader,
+    tracer: Tracer,
+    engine: &'static str,
+    cpu_model: String,
+    memory: u64,
+}
+
+/// Who has the local APICs.
+enum Apics {
+    Board { bus: Arc<ApicBus>, offsets: Arc<TscOffsets> },
+    Engine { nmi: Vec<Arc<AtomicBool>> },
+}
+
+pub(crate) struct Built {
+    pub(crate) board: Board,
+    pub(crate) vcpus: Vec<VcpuThread>,
+    pub(crate) console: Arc<dyn Input>,
+}
+
+/// Messages to an engine's own local APICs.
+struct EngineMsi(Arc<dyn Vm>);
+
+impl MsiSink for EngineMsi {
+    fn send(&self, msi: Msi) {
+        // A message that the kernel refuses reaches nobody, as on a bus.
+        drop(self.0.signal_msi(msi));
+    }
+}
+
+pub(crate) fn build(
+    engine: &dyn Engine,
+    spec: &VmSpec,
+    parts: Parts,
+    owner: &Sender<Request>,
+) -> Result<Built, Error> {
+    let failed = |source| Error::Engine { engine: engine.name(), source };
+    let caps = engine.caps();
+    if spec.cpus > caps.max_vcpus {
+        let (max, asked) = (caps.max_vcpus, spec.cpus);
+        return Err(Error::TooManyVcpus { engine: engine.name(), max, asked });
+    }
+    let cpu = cpuid::resolve(engine, spec)?;
+    let config = VmConfig {
+        cpuid: cpu.table,
+        memory: spec.memory,
+        trace: spec.trace.any(),
+        ..VmConfig::default()
+    };
+    let vm = engine.create_vm(&config).map_err(failed)?;
+    map_ram(&*vm, spec.memory, engine.name())?;
+    let clock = Arc::new(GuestClock::new(caps.tsc_khz));
+    let timers = TimerThread::start(clock.clone()).map_err(Error::Thread)?;
+    let power = Arc::new(PowerGate::new(owner.clone()));
+
+    let wakers: Arc<OnceLock<Vec<Arc<Waker>>>> = Arc::default();
+    let offsets = TscOffsets::new(clock.clone(), spec.cpus);
+    let bus = (!caps.local_apic).then(|| {
+        let wakers = wakers.clone();
+        ApicBus::new(local_apic::Parts {
+            vcpus: spec.cpus,
+            clock: clock.clone(),
+            timers: timers.handle(),
+            tsc: offsets.clone(),
+            wake: Box::new(move |id| {
+                if let Some(waker) = wakers.get().and_then(|all| all.get(id as usize)) {
+                    waker.wake();
+                }
+            }),
+        })
+    });
+    let msi: Arc<dyn MsiSink> = match &bus {
+        Some(bus) => bus.clone(),
+        None => Arc::new(EngineMsi(vm.clone())),
+    };
+    let mut wiring = Wiring {
+        memory: vm.memory().clone(),
+        clock: clock.clone(),
+        timers: timers.handle(),
+        power: power.clone(),
+        msi,
+        pio: Default::default(),
+        mmio: Default::default(),
+        devices: Vec::new(),
+        irqs: Vec::new(),
+    };
+    let low = spec.memory.min(map::LOW_RAM_END);
+    let config = chipset::Config {
+        memory_low: low,
+        memory_high: spec.memory - low,
+        ..chipset::Config::default()
+    };
+    let chipset = chipset::build(&config, &mut wiring);
+    connect(&chipset, bus.as_ref(), &vm, &wakers);
+    let uart = uart::build(&uart::Config::COM1, parts.console, &mut wiring);
+
+    let loader = Loader::new(spec, parts.kernel, parts.initrd, parts.command_line)?;
+    let (pio, mmio) = (Arc::new(wiring.pio), Arc::new(wiring.mmio));
+    let nmi: Vec<Arc<AtomicBool>> = (0..spec.cpus).map(|_| Arc::default()).collect();
+    let mut vcpus = Vec::new();
+    for id in 0..spec.cpus {
+        let vcpu = vm.create_vcpu(id).map_err(failed)?;
+        let waker = Waker::new(vcpu.kicker());
+        let interrupts = match bus.as_ref().and_then(|bus| bus.apic(id)) {
+            Some(apic) => {
+                Interrupts::Board(VcpuApic { apic: apic.clone(), offsets: offsets.clone() })
+            }
+            None => {
+                Interrupts::Engine { nmi: nmi[id as usize].clone(), ioapic: chipset.ioapic.clone() }
+            }
+        };
+        let host = BoardHost {
+            id,
+            pio: pio.clone(),
+            mmio: mmio.clone(),
+            pic: chipset.pic.clone(),
+            clock: clock.clone(),
+            power: power.clone(),
+            tracer: parts.tracer.clone(),
+            interrupts,
+            exits: Default::default(),
+        };
+        let thread = VcpuThread::start(id, vcpu, host, waker, owner.clone());
+        vcpus.push(thread.map_err(Error::Thread)?);
+    }
+    // Set once, here.
+    let _ = wakers.set(vcpus.iter().map(|v| v.waker.clone()).collect());
+    let apics = match bus {
+        Some(bus) => Apics::Board { bus, offsets },
+        None => Apics::Engine { nmi },
+    };
+    let board = Board {
+        vm,
+        clock,
+        power,
+        timers,
+        devices: wiring.devices,
+        chipset,
+        apics,
+        loader,
+        tracer: parts.tracer,
+        engine: engine.name(),
+        cpu_model: cpu.model,
+        memory: spec.memory,
+    };
+    board.load(&vcpus)?;
+    Ok(Built { board, vcpus, console: uart })
+}
+
+fn map_ram(vm: &dyn Vm, memory: u64, engine: &'static str) -> Result<(), Error> {
+    let ram = Memfd::new(memory).map_err(|source| Error::Memory { size: memory >> 20, source })?;
+    let mut offset = 0;
+    let mut changes = Vec::new();
+    for (id, range) in (0..).zip(map::ram(memory)) {
+        let len = range.end - range.start;
+        let slot = Slot { id, gpa: range.start, mem: ram.clone(), offset, len, writable: true };
+        changes.push(Change::Map(slot));
+        offset += len;
+    }
+    vm.set_layout(&changes).map_err(|source| Error::Engine { engine, source })?;
+    Ok(())
+}
+
+/// The wires between interrupt controllers and vCPUs.
+fn connect(
+    chipset: &Chipset,
+    bus: Option<&Arc<ApicBus>>,
+    vm: &Arc<dyn Vm>,
+    wakers: &Arc<OnceLock<Vec<Arc<Waker>>>>,
+) {
+    let wakers = wakers.clone();
+    chipset.pic.on_intr(Box::new(move || {
+        if let Some(waker) = wakers.get().and_then(|all| all.first()) {
+            waker.wake();
+        }
+    }));
+    match bus {
+        Some(bus) => {
+            let ioapic = chipset.ioapic.clone();
+            bus.on_eoi(Box::new(move |vector| ioapic.eoi(vector)));
+        }
+        None => {
+            let vm = vm.clone();
+            chipset.ioapic.on_routes(Box::new(move |pins| {
+                // Without the routes EOIs are lost, and with them level-triggered interrupts;
+                // there is nobody here to tell.
+                drop(vm.set_pin_routes(pins));
+            }));
+        }
+    }
+}
+
+impl Board {
+    /// Writes the boot plan to memory, and sets every vCPU to its reset state.
+    fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
+        let bsp = self.loader.load(self.vm.memory())?;
+        let failed = |source| Error::Engine { engine: self.engine, source };
+        if let Apics::Board { bus, .. } = &self.apics
+            && let Some(apic) = bus.apic(0)
+        {
+            apic.set_virtual_wire();
+        }
+        for (id, vcpu) in (0..).zip(vcpus) {
+            let mut state = if id == 0 { bsp.clone() } else { VcpuState::reset(id) };
+            if id == 0 && matches!(self.apics, Apics::Engine { .. }) {
+                virtual_wire(&mut state);
+            }
+            let set = vcpu.with(move |vcpu, _| vcpu.set_state(&state));
+            set.unwrap_or(Err(engine::Error::Unsupported("a vCPU without its thread")))
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn reset(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
+        for device in &self.devices {
+            device.reset();
+        }
+        match &self.apics {
+            Apics::Board { bus, offsets } => {
+                bus.reset();
+                (0..vcpus.len() as u32).for_each(|id| offsets.set(id, 0));
+            }
+            Apics::Engine { nmi } => nmi.iter().for_each(|n| n.store(false, SeqCst)),
+        }
+        self.load(vcpus).map_err(|e| e.line())
+    }
+
+    pub(crate) fn resume_time(&self) {
+        self.clock.resume();
+        self.timers.clock_changed();
+    }
+
+    pub(crate) fn power_button(&self) {
+        self.chipset.pm.power_button();
+    }
+
+    pub(crate) fn nmi(&self, vcpus: &[VcpuThread]) {
+        match &self.apics {
+            Apics::Board { bus, .. } => bus.apics().iter().for_each(|apic| apic.nmi()),
+            Apics::Engine { nmi } => {
+                for (flag, vcpu) in nmi.iter().zip(vcpus) {
+                    flag.store(true, SeqCst);
+                    vcpu.waker.wake();
+                }
+            }
+        }
+    }
+
+    pub(crate) fn info(&self, state: State, vcpus: Vec<VcpuInfo>) -> Info {
+        Info {
+            state,
+            engine: self.engine,
+            cpu_model: self.cpu_model.clone(),
+            memory: self.memory,
+            uptime_ns: self.clock.now_ns(),
+            kernel: self.loader.description(),
+            vcpus,
+        }
+    }
+
+    /// Everything but memory. vCPUs are parked.
+    pub(crate) fn save(&self, vcpus: &[VcpuThread]) -> Result<Vec<Part>, String> {
+        let mut writer = Writer::default();
+        for (id, vcpu) in (0..).zip(vcpus) {
+            let state = vcpu.with(|vcpu, _| vcpu.state()).ok_or("a vCPU is gone")?;
+            let mut state = state.map_err(|e| with_source(&e))?;
+            if let Apics::Board { bus, .. } = &self.apics
+                && let Some(apic) = bus.apic(id)
+            {
+                apply_apic(&mut state, apic.save(), apic.cr8());
+            }
+            state.save(id, &mut writer);
+        }
+        writer.put(0, &crate::saved::ClockState::of(&self.clock));
+        for device in &self.devices {
+            device.save(&mut writer);
+        }
+        Ok(writer.finish())
+    }
+
+    pub(crate) fn restore(&self, parts: Vec<Part>, vcpus: &[VcpuThread]) -> Result<(), String> {
+        let text = |e: saved_state::Error| e.to_string();
+        let mut reader = Reader::new(parts).map_err(text)?;
+        let mut states = Vec::new();
+        for id in 0..vcpus.len() as u32 {
+            states.push(VcpuState::restore(id, &mut reader).map_err(text)?);
+        }
+        let clock: crate::saved::ClockState = reader.take(0).map_err(text)?;
+        self.clock.set(clock.guest_ns);
+        for device in &self.devices {
+            device.restore(&mut reader).map_err(text)?;
+        }
+        reader.finish().map_err(text)?;
+        for ((id, vcpu), mut state) in (0..).zip(vcpus).zip(states) {
+            if let Apics::Board { bus, offsets } = &self.apics {
+                let common = self.clock.tsc();
+                offsets.set(id, state.tsc.value.wrapping_sub(common));
+                if let Some(apic) = bus.apic(id) {
+                    apic.restore(&take_apic(&mut state)).map_err(text)?;
+                }
+            }
+            let set = vcpu.with(move |vcpu, _| vcpu.set_state(&state)).ok_or("a vCPU is gone")?;
+            set.map_err(|e| with_source(&e))?;
+        }
+        Ok(())
+    }
+}
+
+/// What firmware leaves on the bootstrap processor's APIC.
+fn virtual_wire(state: &mut VcpuState) {
+    const ENABLED: u32 = 0x1ff;
+    const EXTINT: u32 = 7 << 8;
+    const NMI: u32 = 4 << 8;
+    let page = &mut state.apic.regs;
+    for (index, value) in [(0xf, ENABLED), (0x35, EXTINT), (0x36, NMI)] {
+        if let Some(reg) = page.get_mut(index) {
+            *reg = value;
+        }
+    }
+}
+
+/// The board's APIC into the sections of a vCPU's state.
+fn apply_apic(state: &mut VcpuState, saved: local_apic::Saved, cr8: u8) {
+    state.apic = saved.apic;
+    state.tsc.deadline = saved.deadline;
+    state.control.cr8 = cr8;
+    state.events.nmi_pending |= saved.nmi;
+    state.events.sipi = saved.sipi.or(state.events.sipi);
+    if saved.init {
+        state.mp = MpState::Init;
+    }
+}
+
+/// The inverse: what is the APIC's leaves the vCPU's sections.
+fn take_apic(state: &mut VcpuState) -> local_apic::Saved {
+    let init = state.mp == MpState::Init;
+    if init {
+        state.mp = MpState::WaitForSipi;
+    }
+    local_apic::Saved {
+        apic: state.apic.clone(),
+        deadline: state.tsc.deadline,
+        init,
+        nmi: std::mem::take(&mut state.events.nmi_pending),
+        sipi: state.events.sipi.take(),
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        self.tracer.flush();
+    }
+}

@@ -1,0 +1,29 @@
+//! The CPU that the guest sees.
+
+use crate::Error;
+use cpu_model::{CpuModel, CpuidTable, Options};
+use engine::Engine;
+use vm_spec::VmSpec;
+
+pub(crate) struct GuestCpu {
+    pub(crate) table: CpuidTable,
+    pub(crate) model: String,
+}
+
+pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec) -> Result<GuestCpu, Error> {
+    let caps = engine.caps();
+    let model = match &spec.cpu_model {
+        Some(name) => CpuModel::named(name).map_err(|e| Error::CpuModel(e.to_string()))?,
+        None => cpu_model::best_model(&caps.cpuid)
+            .ok_or_else(|| Error::CpuModel("this engine offers not even x86-64-v2".into()))?,
+    };
+    let options = Options {
+        vcpus: spec.cpus,
+        tsc_khz: caps.tsc_khz,
+        apic_khz: (local_apic::TIMER_HZ / 1000) as u32,
+        hypervisor: Vec::new(),
+    };
+    let table = cpu_model::resolve(&model, &caps.cpuid, &options)
+        .map_err(|e| Error::CpuModel(e.to_string()))?;
+    Ok(GuestCpu { table, model: model.name().into() })
+}

@@ -1,0 +1,130 @@
+//! What an operator may do to a running machine, from any thread.
+
+use crate::{
+    info::Info,
+    owner::{DebugStop, Request},
+};
+use engine::Vcpu;
+use guest_mem::GuestMem;
+use saved_state::Part;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+};
+
+/// The machine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the machine has ended")]
+pub struct Gone;
+
+/// Each call returns when what it asks for is done.
+#[derive(Clone)]
+pub struct Handle {
+    owner: Sender<Request>,
+    memory: Arc<GuestMem>,
+    vcpus: usize,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Handle({} vCPUs)", self.vcpus)
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(owner: Sender<Request>, memory: Arc<GuestMem>, vcpus: usize) -> Self {
+        Self { owner, memory, vcpus }
+    }
+
+    fn ask<R>(&self, request: impl FnOnce(Sender<R>) -> Request) -> Result<R, Gone> {
+        let (tx, rx) = channel();
+        self.owner.send(request(tx)).map_err(|_| Gone)?;
+        rx.recv().map_err(|_| Gone)
+    }
+
+    fn tell(&self, request: Request) -> Result<(), Gone> {
+        self.owner.send(request).map_err(|_| Gone)
+    }
+
+    /// Every vCPU stands between two instructions, and guest time stands still.
+    pub fn pause(&self) -> Result<(), Gone> {
+        self.ask(Request::Pause)
+    }
+
+    pub fn resume(&self) -> Result<(), Gone> {
+        self.ask(|done| Request::Resume(None, done))
+    }
+
+    /// Only this vCPU runs: a debugger steps it.
+    pub fn resume_only(&self, vcpu: usize) -> Result<(), Gone> {
+        self.ask(|done| Request::Resume(Some(vcpu as u32), done))
+    }
+
+    /// As the reset button does.
+    pub fn reset(&self) -> Result<(), Gone> {
+        self.ask(Request::Reset)
+    }
+
+    /// Presses the ACPI power button; the guest decides what follows.
+    pub fn power_button(&self) -> Result<(), Gone> {
+        self.tell(Request::PowerButton)
+    }
+
+    /// An NMI for every vCPU.
+    pub fn nmi(&self) -> Result<(), Gone> {
+        self.tell(Request::Nmi)
+    }
+
+    /// Ends the machine without asking the guest.
+    pub fn quit(&self) -> Result<(), Gone> {
+        self.tell(Request::Quit)
+    }
+
+    pub fn info(&self) -> Result<Info, Gone> {
+        self.ask(Request::Info)
+    }
+
+    pub fn vcpus(&self) -> usize {
+        self.vcpus
+    }
+
+    pub fn memory(&self) -> &Arc<GuestMem> {
+        &self.memory
+    }
+
+    /// Does `work` on a vCPU of a paused machine, on that vCPU's thread. [`Gone`] if the
+    /// machine runs, or has no such vCPU.
+    pub fn on_vcpu<R: Send + 'static>(
+        &self,
+        id: usize,
+        work: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
+    ) -> Result<R, Gone> {
+        let id = u32::try_from(id).map_err(|_| Gone)?;
+        self.ask(|tx: Sender<R>| {
+            // The asker waits.
+            Request::OnVcpu(id, Box::new(move |vcpu| drop(tx.send(work(vcpu)))))
+        })
+    }
+
+    /// From now on this hears of every stop; it replaces the last debugger.
+    pub fn debugger(&self) -> Result<Receiver<DebugStop>, Gone> {
+        let (tx, rx) = channel();
+        self.tell(Request::Debugger(tx))?;
+        Ok(rx)
+    }
+
+    /// Everything but memory that the guest could notice. A running machine stands still for
+    /// the moment.
+    pub fn save(&self) -> Result<Result<Vec<Part>, String>, Gone> {
+        self.ask(Request::Save)
+    }
+
+    /// The inverse of [`Self::save`], into a machine of the same spec, whose memory the caller
+    /// has filled. The machine is paused afterwards.
+    pub fn restore(&self, parts: Vec<Part>) -> Result<Result<(), String>, Gone> {
+        self.ask(|done| Request::Restore(parts, done))
+    }
+}

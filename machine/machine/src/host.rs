@@ -1,0 +1,178 @@
+//! The board as one vCPU sees it: the other side of the engine's seam.
+
+use crate::{
+    apic::VcpuApic,
+    clock::GuestClock,
+    info::{Exits, VcpuInfo},
+    power::PowerGate,
+    trace::Tracer,
+};
+use chipset::Pic;
+use device::{MmioBus, PioBus};
+use engine::{Flow, GeneralProtection, Pending, Trace, Vcpu, VcpuHost};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+use vm_spec::TraceKind;
+
+pub(crate) struct BoardHost {
+    pub(crate) id: u32,
+    pub(crate) pio: Arc<PioBus>,
+    pub(crate) mmio: Arc<MmioBus>,
+    pub(crate) pic: Arc<Pic>,
+    pub(crate) clock: Arc<GuestClock>,
+    pub(crate) power: Arc<PowerGate>,
+    pub(crate) tracer: Tracer,
+    /// Interrupts: the board's own local APIC, or the little that an engine with its own
+    /// leaves to the board.
+    pub(crate) interrupts: Interrupts,
+    pub(crate) exits: Exits,
+}
+
+pub(crate) enum Interrupts {
+    /// The board's, and KVM's paravirtual MSRs.
+    Board(VcpuApic),
+    Engine {
+        /// The monitor's NMI.
+        nmi: Arc<AtomicBool>,
+        ioapic: Arc<chipset::IoApic>,
+    },
+}
+
+impl BoardHost {
+    pub(crate) fn power_requested(&self) -> bool {
+        self.power.requested()
+    }
+
+    /// After a callback in which a device may have asked for a reset or the like.
+    fn flow(&self) -> Flow {
+        if self.power.requested() { Flow::Stop } else { Flow::Continue }
+    }
+
+    pub(crate) fn info(&self, vcpu: &mut dyn Vcpu) -> VcpuInfo {
+        let rip = vcpu.state().map_or(0, |state| state.regs.rip);
+        VcpuInfo { retired: vcpu.retired(), rip, exits: self.exits }
+    }
+
+    fn trace_access(&self, what: &str, at: u64, data: &[u8]) {
+        if self.tracer.wants(TraceKind::Exits) {
+            self.tracer.line(self.id, format_args!("{what} {at:#x} {data:02x?}"));
+        }
+    }
+}
+
+impl VcpuHost for BoardHost {
+    fn pio_in(&mut self, port: u16, size: usize, data: &mut [u8]) -> Flow {
+        self.exits.pio += 1;
+        for operand in data.chunks_mut(size.max(1)) {
+            self.pio.read(port, operand);
+            self.trace_access("in", port.into(), operand);
+        }
+        self.flow()
+    }
+
+    fn pio_out(&mut self, port: u16, size: usize, data: &[u8]) -> Flow {
+        self.exits.pio += 1;
+        for operand in data.chunks(size.max(1)) {
+            self.trace_access("out", port.into(), operand);
+            self.pio.write(port, operand);
+        }
+        self.flow()
+    }
+
+    fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> Flow {
+        self.exits.mmio += 1;
+        match &self.interrupts {
+            Interrupts::Board(apic) if apic.mmio_read(gpa, data) => {}
+            _ => self.mmio.read(gpa, data),
+        }
+        self.trace_access("read", gpa, data);
+        self.flow()
+    }
+
+    fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> Flow {
+        self.exits.mmio += 1;
+        self.trace_access("write", gpa, data);
+        match &self.interrupts {
+            Interrupts::Board(apic) if apic.mmio_write(gpa, data) => {}
+            _ => self.mmio.write(gpa, data),
+        }
+        self.flow()
+    }
+
+    fn rdmsr(&mut self, index: u32, value: &mut u64) -> Result<Flow, GeneralProtection> {
+        self.exits.msr += 1;
+        let Interrupts::Board(apic) = &self.interrupts else { return Err(GeneralProtection) };
+        *value = apic.rdmsr(index)?;
+        self.trace_access("rdmsr", index.into(), &value.to_le_bytes());
+        Ok(Flow::Continue)
+    }
+
+    fn wrmsr(&mut self, index: u32, value: u64) -> Result<Flow, GeneralProtection> {
+        self.exits.msr += 1;
+        self.trace_access("wrmsr", index.into(), &value.to_le_bytes());
+        let Interrupts::Board(apic) = &self.interrupts else { return Err(GeneralProtection) };
+        apic.wrmsr(index, value)?;
+        Ok(Flow::Continue)
+    }
+
+    fn pending(&self) -> Option<Pending> {
+        match &self.interrupts {
+            Interrupts::Board(apic) => apic.pending(&self.pic),
+            Interrupts::Engine { nmi, .. } if nmi.load(SeqCst) => Some(Pending::Nmi),
+            // The PIC's line leads to the bootstrap processor's LINT0.
+            Interrupts::Engine { .. } => {
+                (self.id == 0 && self.pic.pending()).then_some(Pending::Interrupt)
+            }
+        }
+    }
+
+    fn ack(&mut self, what: Pending) -> Option<u8> {
+        self.exits.interrupts += 1;
+        match &self.interrupts {
+            Interrupts::Board(apic) => apic.ack(what, &self.pic),
+            Interrupts::Engine { nmi, .. } => match what {
+                Pending::Nmi => nmi.swap(false, SeqCst).then_some(2),
+                Pending::Interrupt => self.pic.ack(),
+                Pending::Init | Pending::Sipi => None,
+            },
+        }
+    }
+
+    fn cr8(&mut self) -> u8 {
+        match &self.interrupts {
+            Interrupts::Board(apic) => apic.apic.cr8(),
+            Interrupts::Engine { .. } => 0,
+        }
+    }
+
+    fn set_cr8(&mut self, value: u8) -> Flow {
+        if let Interrupts::Board(apic) = &self.interrupts {
+            apic.apic.set_cr8(value);
+        }
+        Flow::Continue
+    }
+
+    fn eoi(&mut self, vector: u8) -> Flow {
+        if let Interrupts::Engine { ioapic, .. } = &self.interrupts {
+            ioapic.eoi(vector);
+        }
+        Flow::Continue
+    }
+
+    fn tsc(&mut self) -> u64 {
+        self.clock.tsc()
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        if let Interrupts::Board(apic) = &self.interrupts {
+            apic.offsets.set(self.id, offset);
+            apic.apic.tsc_changed();
+        }
+    }
+
+    fn trace(&mut self, event: Trace) {
+        self.tracer.event(self.id, event);
+    }
+}

@@ -1,0 +1,75 @@
+//! The boot plan: made anew at power-on and at each reset, so that the files' bytes are not
+//! kept unpacked meanwhile.
+
+use crate::{Error, map};
+use boot::{Bytes, Memory, Request};
+use guest_mem::GuestMem;
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+use vcpu_state::VcpuState;
+use vm_spec::VmSpec;
+
+pub(crate) struct Loader {
+    request: Request,
+    acpi: acpi_build::Tables,
+    description: Mutex<String>,
+    loaded: AtomicBool,
+}
+
+impl Loader {
+    pub(crate) fn new(
+        spec: &VmSpec,
+        kernel: Bytes,
+        initrd: Option<Bytes>,
+        command_line: String,
+    ) -> Result<Self, Error> {
+        let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
+        let acpi = acpi_build::build(&acpi_build::Board::new(cpus))?;
+        let mut request = Request::new(kernel, Memory::of_size(spec.memory));
+        debug_assert_eq!(map::LOW_RAM_END, 3 << 30);
+        request.initrd = initrd;
+        request.command_line = command_line;
+        request.rsdp = Some(acpi.rsdp);
+        Ok(Self { request, acpi, description: Mutex::default(), loaded: AtomicBool::new(false) })
+    }
+
+    /// Writes everything to memory; the state in which the bootstrap processor starts.
+    pub(crate) fn load(&self, memory: &GuestMem) -> Result<VcpuState, Error> {
+        let plan = boot::load(&self.request)?;
+        // Fresh memory is zero, and a read would allocate it.
+        let again = self.loaded.swap(true, Relaxed);
+        for segment in &plan.segments {
+            memory.write(segment.gpa, segment.bytes())?;
+            if again {
+                let range = segment.range();
+                zero(memory, range.end - segment.zero_tail..range.end)?;
+            }
+        }
+        for (gpa, bytes) in &self.acpi.segments {
+            memory.write(*gpa, bytes)?;
+        }
+        *self.description.lock().unwrap_or_else(PoisonError::into_inner) = plan.description;
+        Ok(plan.vcpu)
+    }
+
+    pub(crate) fn description(&self) -> String {
+        self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Writes zeroes only where there are others, so that pages that need no change stay clean.
+fn zero(memory: &GuestMem, range: std::ops::Range<u64>) -> Result<(), guest_mem::Error> {
+    let (mut chunk, zeroes) = ([0; 4096], [0; 4096]);
+    let mut at = range.start;
+    while at < range.end {
+        let here = (range.end - at).min(4096) as usize;
+        memory.read(at, &mut chunk[..here])?;
+        if chunk[..here] != zeroes[..here] {
+            memory.write(at, &zeroes[..here])?;
+        }
+        at += here as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,337 @@
+//! The one owner of a machine's state: a thread with a queue.
+//!
+//! ```text
+//!            resume                 power off, panic, triple fault, quit, failure
+//!   paused <========> running  ------------------------------------------------> ended
+//!            pause       | reset: stop, restore the reset state, go on
+//! ```
+//!
+//! Everything that changes the machine as a whole arrives here as a [`Request`] and is done in
+//! order. Whoever asks through a [`Handle`](crate::Handle) gets the answer when it is done.
+
+use crate::{
+    board::Board,
+    dump,
+    info::{Info, State},
+    vcpu::{VcpuThread, Why},
+};
+use device::PowerEvent;
+use engine::{DebugExit, Vcpu};
+use saved_state::Part;
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        mpsc::{Receiver, Sender},
+    },
+    time::{Duration, Instant},
+};
+
+/// Why the machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// ACPI S5.
+    PoweredOff,
+    /// The guest's kernel said through pvpanic that it panicked.
+    GuestPanicked,
+    /// The guest wrote this to the debug-exit port.
+    DebugExit(u32),
+    /// With the state of the vCPU that faulted, and of its stack, as text.
+    TripleFault(String),
+    /// The operator quit.
+    Quit,
+    /// The engine or the host failed.
+    Failed(String),
+}
+
+/// A vCPU stopped for the debugger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugStop {
+    /// At a breakpoint or after a step.
+    Exit(u32, DebugExit),
+    /// Someone paused the machine.
+    Paused,
+}
+
+type Work = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+
+pub(crate) enum Request {
+    Parked(u32, Why),
+    Power(PowerEvent),
+    Pause(Sender<()>),
+    /// All vCPUs, or one.
+    Resume(Option<u32>, Sender<()>),
+    Reset(Sender<()>),
+    PowerButton,
+    Nmi,
+    Quit,
+    Info(Sender<Info>),
+    /// Not while the machine runs.
+    OnVcpu(u32, Work),
+    Debugger(Sender<DebugStop>),
+    Save(Sender<Result<Vec<Part>, String>>),
+    Restore(Vec<Part>, Sender<Result<(), String>>),
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Request")
+    }
+}
+
+/// Where the end is announced.
+#[derive(Debug, Default)]
+pub(crate) struct End {
+    ended: Mutex<Option<Ended>>,
+    changed: Condvar,
+}
+
+impl End {
+    pub(crate) fn announce(&self, ended: Ended) {
+        let mut slot = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert(ended);
+        self.changed.notify_all();
+    }
+
+    /// `None` if the deadline passes first.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) -> Option<Ended> {
+        let mut slot = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if slot.is_some() {
+                return slot.clone();
+            }
+            let left = match deadline {
+                None => Duration::from_secs(3600),
+                Some(at) => at.checked_duration_since(Instant::now())?,
+            };
+            let waited = self.changed.wait_timeout(slot, left);
+            slot = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+pub(crate) struct Owner {
+    pub(crate) board: Board,
+    pub(crate) vcpus: Vec<VcpuThread>,
+    pub(crate) inbox: Receiver<Request>,
+    pub(crate) end: Arc<End>,
+    /// Which vCPUs are not parked.
+    pub(crate) running: Vec<bool>,
+    /// What arrived while the owner waited for vCPUs to park.
+    pub(crate) later: VecDeque<Request>,
+    pub(crate) debugger: Option<Sender<DebugStop>>,
+    pub(crate) paused: bool,
+}
+
+impl Owner {
+    /// Until the machine ends or nobody can ask any more.
+    pub(crate) fn serve(mut self) {
+        while let Some(request) = self.next() {
+            if let Some(ended) = self.act(request) {
+                self.stop_all();
+                self.board.clock.pause();
+                // Threads end first: who waits may rely on nothing running any more.
+                self.vcpus.clear();
+                let board = self.board;
+                drop(board);
+                self.end.announce(ended);
+                return;
+            }
+        }
+        self.end.announce(Ended::Quit);
+    }
+
+    fn next(&mut self) -> Option<Request> {
+        self.later.pop_front().or_else(|| self.inbox.recv().ok())
+    }
+
+    fn act(&mut self, request: Request) -> Option<Ended> {
+        match request {
+            Request::Parked(id, why) => return self.parked(id, why),
+            Request::Power(event) => return self.power(event),
+            Request::Quit => return Some(Ended::Quit),
+            Request::Pause(done) => {
+                self.pause();
+                let _ = done.send(());
+            }
+            Request::Resume(which, done) => {
+                self.resume(which);
+                let _ = done.send(());
+            }
+            Request::Reset(done) => {
+                let failed = self.reset();
+                let _ = done.send(());
+                return failed;
+            }
+            Request::PowerButton => self.board.power_button(),
+            Request::Nmi => self.board.nmi(&self.vcpus),
+            Request::Info(to) => drop(to.send(self.info())),
+            Request::OnVcpu(id, work) => self.on_vcpu(id, work),
+            Request::Debugger(to) => self.debugger = Some(to),
+            Request::Save(to) => {
+                let was_running = !self.paused;
+                self.pause();
+                drop(to.send(self.save()));
+                if was_running {
+                    self.resume(None);
+                }
+            }
+            Request::Restore(parts, to) => {
+                self.pause();
+                drop(to.send(self.restore(parts)));
+            }
+        }
+        None
+    }
+
+    fn parked(&mut self, id: u32, why: Why) -> Option<Ended> {
+        if let Some(running) = self.running.get_mut(id as usize) {
+            *running = false;
+        }
+        match why {
+            Why::Asked => {
+                // A power request of its own stands behind it in the queue; one that has been
+                // dealt with, or a stop that came to nothing, holds it no longer.
+                if !self.board.power.requested() {
+                    self.rerun();
+                }
+                None
+            }
+            Why::TripleFault => {
+                self.stop_all();
+                let state = self.vcpus.get(id as usize)?.with(|vcpu, _| vcpu.state());
+                let text = match state {
+                    Some(Ok(state)) => dump::text(id, &state, self.board.vm.memory()),
+                    _ => format!("vCPU {id}: no state"),
+                };
+                Some(Ended::TripleFault(text))
+            }
+            Why::Debug(exit) => {
+                self.pause();
+                self.tell_debugger(DebugStop::Exit(id, exit));
+                None
+            }
+            Why::Failed(what) => Some(Ended::Failed(format!("vCPU {id}: {what}"))),
+        }
+    }
+
+    fn tell_debugger(&mut self, stop: DebugStop) {
+        if self.debugger.as_ref().is_some_and(|to| to.send(stop).is_err()) {
+            self.debugger = None;
+        }
+    }
+
+    fn power(&mut self, event: PowerEvent) -> Option<Ended> {
+        self.board.power.clear();
+        match event {
+            PowerEvent::PowerOff => Some(Ended::PoweredOff),
+            PowerEvent::GuestPanicked => Some(Ended::GuestPanicked),
+            PowerEvent::DebugExit(code) => Some(Ended::DebugExit(code)),
+            // The guest's crash kernel goes on by itself.
+            PowerEvent::GuestCrashLoaded => {
+                self.rerun();
+                None
+            }
+            PowerEvent::Reset => self.reset(),
+        }
+    }
+
+    /// Runs again what parked on its own account.
+    fn rerun(&mut self) {
+        if !self.paused {
+            self.run_all(None);
+        }
+    }
+
+    fn run_all(&mut self, which: Option<u32>) {
+        for (id, vcpu) in self.vcpus.iter().enumerate() {
+            let unheard = |r: &Request| matches!(r, Request::Parked(i, _) if *i as usize == id);
+            let wanted = which.is_none_or(|w| w as usize == id);
+            if wanted
+                && !self.later.iter().any(unheard)
+                && !std::mem::replace(&mut self.running[id], true)
+            {
+                vcpu.run();
+            }
+        }
+    }
+
+    /// Every vCPU is parked when this returns.
+    fn stop_all(&mut self) {
+        for (vcpu, running) in self.vcpus.iter().zip(&self.running) {
+            if *running {
+                vcpu.stop();
+            }
+        }
+        while self.running.contains(&true) {
+            match self.inbox.recv() {
+                Ok(Request::Parked(id, Why::Asked)) => self.running[id as usize] = false,
+                Ok(Request::Parked(id, why)) => {
+                    self.running[id as usize] = false;
+                    self.later.push_back(Request::Parked(id, why));
+                }
+                Ok(other) => self.later.push_back(other),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn pause(&mut self) {
+        if !self.paused {
+            self.stop_all();
+            self.board.clock.pause();
+            self.paused = true;
+            self.tell_debugger(DebugStop::Paused);
+        }
+    }
+
+    fn resume(&mut self, which: Option<u32>) {
+        if self.paused {
+            self.paused = false;
+            self.board.resume_time();
+            self.run_all(which);
+        }
+    }
+
+    /// Restoring the reset state, and the boot plan's memory.
+    fn reset(&mut self) -> Option<Ended> {
+        self.stop_all();
+        self.later.retain(|r| !matches!(r, Request::Parked(_, Why::Asked)));
+        match self.board.reset(&self.vcpus) {
+            Ok(()) => {
+                self.rerun();
+                None
+            }
+            Err(what) => Some(Ended::Failed(format!("reset: {what}"))),
+        }
+    }
+
+    fn on_vcpu(&mut self, id: u32, work: Work) {
+        // Who asks while the machine runs finds the answer's channel closed.
+        if self.running.get(id as usize) == Some(&false) {
+            self.vcpus[id as usize].with(move |vcpu, _| work(vcpu));
+        }
+    }
+
+    fn info(&mut self) -> Info {
+        let was_running = !self.paused;
+        // Counters belong to the vCPUs' threads; a pause of microseconds is cheaper than
+        // sharing them on every exit.
+        self.stop_all();
+        let vcpus = self.vcpus.iter().map(|v| v.with(|vcpu, host| host.info(vcpu)));
+        let vcpus = vcpus.map(Option::unwrap_or_default).collect();
+        let state = if was_running { State::Running } else { State::Paused };
+        let info = self.board.info(state, vcpus);
+        self.rerun();
+        info
+    }
+
+    fn save(&mut self) -> Result<Vec<Part>, String> {
+        self.board.save(&self.vcpus)
+    }
+
+    fn restore(&mut self, parts: Vec<Part>) -> Result<(), String> {
+        self.board.restore(parts, &self.vcpus)
+    }
+}

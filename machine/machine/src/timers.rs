@@ -1,0 +1,174 @@
+//! One thread that fires every timer of the board, by guest time.
+
+use crate::clock::GuestClock;
+use device::{Clock, Fire, Timer, Timers};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// Creates timers, and owns their thread.
+pub struct TimerThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    clock: Arc<GuestClock>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// By time, then timer.
+    armed: BTreeSet<(u64, usize)>,
+    timers: Vec<Slot>,
+    ended: bool,
+}
+
+struct Slot {
+    fire: Fire,
+    at: Option<u64>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut queue = self.lock();
+        while !queue.ended {
+            let now = self.clock.now_ns();
+            match queue.armed.first().copied() {
+                Some((at, id)) if at <= now => {
+                    queue.armed.pop_first();
+                    let Some(slot) = queue.timers.get_mut(id) else { continue };
+                    slot.at = None;
+                    let fire = slot.fire.clone();
+                    drop(queue);
+                    fire(now);
+                    queue = self.lock();
+                }
+                Some((at, _)) if self.clock.is_running() => {
+                    let left = Duration::from_nanos(at - now);
+                    let waited = self.changed.wait_timeout(queue, left);
+                    queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+                _ => queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+impl TimerThread {
+    pub fn start(clock: Arc<GuestClock>) -> std::io::Result<Self> {
+        let shared = Shared { clock, queue: Mutex::default(), changed: Condvar::new() };
+        let shared = Arc::new(shared);
+        let of_thread = shared.clone();
+        let thread =
+            std::thread::Builder::new().name("timers".into()).spawn(move || of_thread.run())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// The clock was resumed or set.
+    pub fn clock_changed(&self) {
+        drop(self.shared.lock());
+        self.shared.changed.notify_one();
+    }
+
+    pub fn handle(&self) -> Arc<dyn Timers> {
+        Arc::new(Handle(self.shared.clone()))
+    }
+}
+
+impl Drop for TimerThread {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook.
+            drop(thread.join());
+        }
+    }
+}
+
+impl fmt::Debug for TimerThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TimerThread({} timers)", self.shared.lock().timers.len())
+    }
+}
+
+struct Handle(Arc<Shared>);
+
+impl Timers for Handle {
+    fn create(&self, fire: Fire) -> Arc<dyn Timer> {
+        let mut queue = self.0.lock();
+        let id = queue.timers.len();
+        queue.timers.push(Slot { fire, at: None });
+        Arc::new(One { shared: self.0.clone(), id })
+    }
+}
+
+struct One {
+    shared: Arc<Shared>,
+    id: usize,
+}
+
+impl Timer for One {
+    fn arm(&self, at: Option<u64>) {
+        let mut queue = self.shared.lock();
+        let first = queue.armed.first().copied();
+        let Some(slot) = queue.timers.get_mut(self.id) else { return };
+        let old = std::mem::replace(&mut slot.at, at);
+        if let Some(old) = old {
+            queue.armed.remove(&(old, self.id));
+        }
+        if let Some(at) = at {
+            queue.armed.insert((at, self.id));
+        }
+        let sooner = match (queue.armed.first(), first) {
+            (Some(new), Some(old)) => *new < old,
+            (new, _) => new.is_some(),
+        };
+        drop(queue);
+        // A later first only makes the thread wake once for nothing.
+        if sooner {
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn fires_in_order_of_time_once_and_not_when_disarmed() {
+        let clock = Arc::new(GuestClock::new(1_000_000));
+        let thread = TimerThread::start(clock.clone()).unwrap();
+        let (tx, rx) = mpsc::channel();
+        let timers = thread.handle();
+        let make = |name: &'static str| {
+            let tx = tx.clone();
+            timers.create(Arc::new(move |_| tx.send(name).unwrap()))
+        };
+        let (a, b, c) = (make("a"), make("b"), make("c"));
+        a.arm(Some(3_000_000));
+        b.arm(Some(1_000_000));
+        c.arm(Some(2_000_000));
+        c.arm(None);
+        assert!(rx.recv_timeout(Duration::from_millis(20)).is_err(), "the clock is paused");
+        clock.resume();
+        thread.clock_changed();
+        assert_eq!((rx.recv().unwrap(), rx.recv().unwrap()), ("b", "a"));
+        assert!(rx.recv_timeout(Duration::from_millis(20)).is_err());
+        b.arm(Some(0));
+        assert_eq!(rx.recv().unwrap(), "b");
+    }
+}
