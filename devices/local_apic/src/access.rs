@@ -21,13 +21,21 @@ impl LocalApic {
     /// The offset into the APIC's page, if `gpa` is there and the page is.
     pub fn mmio_offset(&self, gpa: u64) -> Option<u64> {
         let base = self.base.load(SeqCst);
-        let xapic = base & (apic_base::ENABLE | apic_base::X2APIC) == apic_base::ENABLE;
-        (xapic && (gpa ^ base) & !0xfff == 0).then_some(gpa & 0xfff)
+        (self.has_page() && (gpa ^ base) & !0xfff == 0).then_some(gpa & 0xfff)
+    }
+
+    fn has_page(&self) -> bool {
+        let base = self.base.load(SeqCst);
+        base & (apic_base::ENABLE | apic_base::X2APIC) == apic_base::ENABLE
     }
 
     /// Accesses that are not aligned 32-bit ones are undefined (11.4.1): here a smaller read
     /// gives the register's bytes, a larger one ends in zeros, and a write does nothing.
+    /// The page answers in xAPIC mode only; the caller found it by [`Self::mmio_offset`].
     pub fn mmio_read(&self, offset: u64, data: &mut [u8]) {
+        if !self.has_page() {
+            return;
+        }
         let register = (offset >> 4 & 0xff) as usize;
         let within = (offset & 0xf) as usize;
         let bytes = match self.read_register(register, false) {
@@ -43,7 +51,7 @@ impl LocalApic {
     }
 
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
-        if offset & 0xf != 0 {
+        if offset & 0xf != 0 || !self.has_page() {
             return;
         }
         let Ok(bytes) = <[u8; 4]>::try_from(data) else { return };
@@ -74,6 +82,9 @@ impl LocalApic {
                 let mut regs = lock(&self.regs);
                 self.set_deadline(&mut regs, value);
                 self.arm(&regs);
+                drop(regs);
+                // A deadline that has passed interrupts at once.
+                self.timer_fired(self.clock.now_ns());
                 Ok(())
             }
             _ => {

@@ -5,7 +5,10 @@
 //! nothing architectural, but for the completed iterations of a REP.
 
 pub mod cpu;
+mod cpuid;
 pub mod ctx;
+pub mod event;
+mod far;
 pub mod features;
 pub mod flags;
 pub mod insn;
@@ -21,10 +24,19 @@ mod int_shift;
 mod int_stack;
 mod int_string;
 pub mod mem;
+mod msr;
 pub mod operand;
+mod seg;
 pub mod select;
 pub mod sync;
+mod sys_call;
+mod sys_cr;
+mod sys_flags;
+mod sys_iret;
 mod sys_select;
+mod sys_table;
+mod sys_time;
+mod task;
 pub mod vec;
 mod vec_gather;
 mod vec_state;

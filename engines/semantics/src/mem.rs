@@ -6,7 +6,7 @@
 
 mod bytes;
 mod fetch;
-mod segmented;
+pub(crate) mod segmented;
 mod slow;
 mod stack;
 mod system;

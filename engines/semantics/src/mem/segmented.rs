@@ -2,14 +2,37 @@
 
 use crate::{Cpu, Ctx, Stop};
 use soft_mmu::Access;
-use vcpu_state::SegReg;
+use vcpu_state::{SegReg, Segment};
 use x86_defs::{
     exception::{GP, SS},
     segment::{ATTR_CODE, ATTR_DB, ATTR_EC, ATTR_RW},
 };
 
+/// The linear address of `len` bytes (at least 1), if the segment allows the access. `real`:
+/// in real or virtual-8086 mode.
+pub(crate) fn allowed(s: &Segment, real: bool, ea: u64, len: u64, access: Access) -> Option<u64> {
+    let last = ea.checked_add(len - 1)?;
+    let limit = u64::from(s.limit);
+    let code = s.attr & ATTR_CODE != 0;
+    let within = if real || code || s.attr & ATTR_EC == 0 {
+        last <= limit
+    } else {
+        let top = if s.attr & ATTR_DB != 0 { 0xffff_ffff } else { 0xffff };
+        ea > limit && last <= top
+    };
+    // Types do not matter in real mode.
+    let rights = real
+        || s.usable()
+            && match access {
+                Access::Read => !code || s.attr & ATTR_RW != 0,
+                Access::Write => !code && s.attr & ATTR_RW != 0,
+                Access::Execute => true,
+            };
+    (within && rights).then_some(s.base.wrapping_add(ea) & 0xffff_ffff)
+}
+
 impl Cpu {
-    /// The linear address of `len` bytes (at least 1), if the segment allows the access.
+    /// [`allowed`] of a segment register as it is.
     pub(crate) fn checked_linear(
         &self,
         seg: SegReg,
@@ -17,36 +40,7 @@ impl Cpu {
         len: u64,
         access: Access,
     ) -> Option<u64> {
-        let s = self.segment(seg);
-        let last = ea.checked_add(len - 1)?;
-        let limit = u64::from(s.limit);
-        let code = s.attr & ATTR_CODE != 0;
-        if self.mode.real_like() {
-            // Types do not matter here, and real mode has no expand-down segments but those
-            // that protected mode left behind.
-            if last > limit {
-                return None;
-            }
-        } else {
-            let allowed = match access {
-                Access::Read => !code || s.attr & ATTR_RW != 0,
-                Access::Write => !code && s.attr & ATTR_RW != 0,
-                Access::Execute => true,
-            };
-            if !s.usable() || !allowed {
-                return None;
-            }
-            let within = if !code && s.attr & ATTR_EC != 0 {
-                let top = if s.attr & ATTR_DB != 0 { 0xffff_ffff } else { 0xffff };
-                ea > limit && last <= top
-            } else {
-                last <= limit
-            };
-            if !within {
-                return None;
-            }
-        }
-        Some(s.base.wrapping_add(ea) & 0xffff_ffff)
+        allowed(self.segment(seg), self.mode.real_like(), ea, len, access)
     }
 }
 

@@ -9,7 +9,7 @@ use x86_defs::{exception::AC, is_canonical_48};
 
 /// One or two translated pieces of an access: it crosses one page boundary at most.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     pub first: Place,
     /// Length of the first piece.
     pub split: usize,

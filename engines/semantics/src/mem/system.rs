@@ -1,6 +1,7 @@
 //! The processor's own accesses: descriptor tables, TSS, interrupt stacks. They have
 //! supervisor rights, and SMAP applies to them whatever RFLAGS.AC says (SDM volume 3, 4.6).
 
+use super::slow::Pieces;
 use crate::{Ctx, Stop};
 use guest_mem::Plain;
 use soft_mmu::{Access, Privilege};
@@ -59,10 +60,15 @@ impl Ctx<'_> {
         Ok(())
     }
 
-    /// Faults as a supervisor's write there would. `len` is 1 to 4096.
-    pub fn probe_linear_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
-        let (write, supervisor) = (Access::Write, Privilege::Supervisor);
-        self.cpu.probe_linear(SegReg::Ss, linear, len.clamp(1, 4096), write, supervisor)?;
+    /// Writes a new stack's words, which begin at `linear`, with the rights of level `cpl`.
+    pub(crate) fn store_frame(&mut self, linear: u64, data: &[u8], cpl: u8) -> Result<(), Stop> {
+        let pieces = self.probe_frame(linear, data.len(), cpl)?;
+        self.write_pieces(&pieces, data);
         Ok(())
+    }
+
+    pub(crate) fn probe_frame(&mut self, linear: u64, len: usize, cpl: u8) -> Result<Pieces, Stop> {
+        let privilege = if cpl == 3 { Privilege::User } else { Privilege::Supervisor };
+        self.cpu.probe_linear(SegReg::Ss, linear, len.clamp(1, 4096), Access::Write, privilege)
     }
 }
