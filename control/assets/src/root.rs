@@ -19,8 +19,7 @@ const IN_SBIN: &str = "acpid arp blkdiscard blockdev chroot depmod devmem fdisk 
     modprobe nologin partprobe pivot_root poweroff reboot rmmod route start-stop-daemon swapoff \
     swapon switch_root sysctl udhcpc";
 
-/// `acpid` names a key's event after the action to take (busybox, util-linux/acpid.c).
-const POWER_BUTTON_MAP: &str = "EV_KEY 0x01 KEY_POWER 116 1 PWRF/00000080 0x00\n";
+/// What `acpid` runs for the power button (busybox, util-linux/acpid.c: the event `PWRF`).
 const POWER_BUTTON: &str = "#!/bin/sh\nexec /sbin/poweroff\n";
 
 /// Makes the archive of the root for the kernel `release`.
@@ -52,7 +51,6 @@ pub fn build(release: &str, busybox: &[u8], modules: &Selection) -> Vec<u8> {
     root.file("etc/devices", 0o755, include_bytes!("../guest/devices"));
     root.file("etc/inittab", 0o644, include_bytes!("../guest/inittab"));
     root.file("etc/profile", 0o644, include_bytes!("../guest/profile"));
-    root.file("etc/acpi.map", 0o644, POWER_BUTTON_MAP.as_bytes());
     root.file("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON.as_bytes());
     root.file("etc/hostname", 0o644, b"sarang\n");
     root.file("etc/hosts", 0o644, b"127.0.0.1 localhost sarang\n");
