@@ -1,0 +1,304 @@
+//! The command line: what can be said, and what it means as a VM's description.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use vm_spec::{Kernel, SpecError, Trace, VmSpec, parse_cpus, parse_memory, parse_timeout};
+
+use crate::{Failure, status};
+
+const ABOUT: &str = "Runs virtual machines on any x86-64 Linux host";
+
+const EXAMPLES: &str = "\
+Examples:
+  sarang run                               boot the default guest to a shell
+  sarang run --cpus 4 --memory 2G          the same with more of everything
+  sarang run --kernel bzImage --initrd rootfs.cpio --append 'quiet'
+  sarang run --console unix:/tmp/vm.sock --timeout 5m
+  sarang engines                           what this host can run guests with";
+
+const KEYS: &str = "\
+Keys, on a terminal:
+  Ctrl-A x       quit at once
+  Ctrl-A c       monitor prompt: info, pause, resume, reset, powerdown, nmi, quit; again: back
+  Ctrl-A h       help
+  Ctrl-A Ctrl-A  send Ctrl-A to the guest (Ctrl-A a does too)
+
+Everything else goes to the guest, Ctrl-C included. SIGTERM and SIGHUP press the guest's power
+button; a second one quits. A serial line has no window size: the default guest is told the
+terminal's at start; in another guest use `stty rows R columns C`.";
+
+#[derive(Debug, Parser)]
+#[command(name = "sarang", version, about = ABOUT, disable_help_subcommand = true,
+    after_help = EXAMPLES, after_long_help = after_help(), max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn after_help() -> String {
+    format!("{EXAMPLES}\n\n{}", status::HELP)
+}
+
+fn run_help() -> String {
+    format!("{KEYS}\n\n{EXAMPLES}\n\n{}", status::HELP)
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a guest on this terminal until it powers off
+    #[command(after_help = "--help says more: keys, examples, exit statuses.",
+        after_long_help = run_help())]
+    Run(Box<RunOptions>),
+    /// Tell which engines this host offers, and why one is not usable
+    Engines,
+    /// Print a shell's completion script
+    Completion {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Look at or change the cache of fetched guests
+    Cache {
+        #[command(subcommand)]
+        action: CacheAction,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheAction {
+    /// List the guests in the cache
+    Show,
+    /// Remove everything from the cache
+    Clear,
+    /// Fetch a guest now, again if it is there, and print where its kernel and initrd are
+    Fetch {
+        /// The kernel's Debian package; * stands for any text
+        #[arg(default_value = assets::DEFAULT_KERNEL, value_name = "PACKAGE")]
+        package: String,
+    },
+}
+
+// Values are taken as text and read by `vm_spec`, whose refusals say what to do.
+#[derive(Debug, clap::Args)]
+pub struct RunOptions {
+    /// What executes the guest: auto, kvm (the processor) or translate (software, anywhere)
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    engine: String,
+
+    /// Kernel to boot: a bzImage, or an ELF file with a PVH note or the 64-bit entry
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["package", "image"])]
+    kernel: Option<PathBuf>,
+
+    /// Initial RAM file system for the kernel
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// Text to add to the kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    append: String,
+
+    /// Debian kernel for the default guest, as a package's name; * stands for any text
+    #[arg(long, value_name = "PACKAGE", conflicts_with = "image")]
+    package: Option<String>,
+
+    /// Run the guest that is part of the program: no files, no network
+    #[arg(long, conflicts_with_all = ["kernel", "package", "image", "initrd"])]
+    built_in: bool,
+
+    /// Guest memory: 512M, 2G, 1GiB
+    #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
+    memory: String,
+
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true)]
+    cpus: String,
+
+    /// CPU that the guest sees: x86-64-v2, x86-64-v3, x86-64-v4 or host
+    #[arg(long, value_name = "NAME")]
+    cpu_model: Option<String>,
+
+    /// Guest console: stdio, none, pty, unix:PATH or file:PATH
+    #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
+    console: String,
+
+    /// End the run after this time: 30s, 500ms, 5m, 2h
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    timeout: Option<String>,
+
+    /// Wait for a debugger at this address, such as tcp:127.0.0.1:1234
+    #[arg(long, value_name = "ADDRESS")]
+    gdb: Option<String>,
+
+    /// Write down events: exits,interrupts,exceptions, to standard error or to :FILE
+    #[arg(long, value_name = "EVENTS[:FILE]")]
+    trace: Option<String>,
+
+    /// Let --engine kvm use a software KVM, which cannot run a stock kernel
+    #[arg(long)]
+    pub force_kvm: bool,
+
+    /// Kernel to boot, like --kernel; disk images are not known yet
+    #[arg(value_name = "IMAGE")]
+    image: Option<PathBuf>,
+}
+
+impl RunOptions {
+    /// The VM that is described.
+    pub fn to_spec(&self) -> Result<VmSpec, SpecError> {
+        let kernel = match (&self.kernel, &self.image) {
+            (Some(file), _) | (None, Some(file)) => Kernel::File(file.clone()),
+            (None, None) if self.built_in => Kernel::BuiltIn(crate::guest::BUILT_IN.into()),
+            (None, None) => Kernel::Default,
+        };
+        if self.initrd.is_some() && kernel == Kernel::Default {
+            return Err(SpecError::new(
+                "--initrd",
+                &self.initrd.as_deref().unwrap_or("".as_ref()).display().to_string(),
+                "the default guest has an initrd of its own",
+                "give --kernel FILE with it",
+            ));
+        }
+        let spec = VmSpec {
+            engine: self.engine.parse()?,
+            cpus: parse_cpus(&self.cpus)?,
+            cpu_model: self.cpu_model.clone(),
+            memory: parse_memory(&self.memory)?,
+            kernel,
+            initrd: self.initrd.clone(),
+            append: self.append.clone(),
+            console: self.console.parse()?,
+            timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,
+            trace: self.trace.as_deref().map_or(Ok(Trace::default()), str::parse)?,
+            gdb: self.gdb.as_deref().map(str::parse).transpose()?,
+            ..VmSpec::default()
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// The package of the default guest's kernel.
+    pub fn kernel_package(&self) -> &str {
+        self.package.as_deref().unwrap_or(assets::DEFAULT_KERNEL)
+    }
+
+    /// Whether the kernel was named as an image, which may turn out to be a disk.
+    pub fn is_image(&self) -> bool {
+        self.kernel.is_none() && self.image.is_some()
+    }
+}
+
+/// What came of the command line.
+#[derive(Debug)]
+pub enum Parsed {
+    Command(Command),
+    /// Help or version was asked for, and is printed.
+    Printed,
+}
+
+/// Reads this process's arguments.
+pub fn parse() -> Result<Parsed, Failure> {
+    parse_from(std::env::args_os())
+}
+
+fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, Failure> {
+    let error = match Cli::try_parse_from(arguments) {
+        Ok(cli) => return Ok(Parsed::Command(cli.command)),
+        Err(error) => error,
+    };
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A closed pipe is no reason to fail: the reader has what it wanted.
+            let _ = error.print();
+            Ok(Parsed::Printed)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => Err(
+            Failure::usage("arguments: a command is missing; try `sarang run`, or `sarang --help`"),
+        ),
+        _ => Err(Failure::usage(one_line(&error.to_string()))),
+    }
+}
+
+/// `clap`'s report has a paragraph for the fault and others for usage; ours is one line.
+fn one_line(report: &str) -> String {
+    let fault = report.split("\n\n").next().unwrap_or_default();
+    let fault = fault.strip_prefix("error: ").unwrap_or(fault);
+    let words: Vec<&str> = fault.split_whitespace().collect();
+    format!("arguments: {}; see `sarang --help` and `sarang run --help`", words.join(" "))
+}
+
+/// Writes the completion script to standard output.
+pub fn print_completion(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Cli::command(), "sarang", &mut std::io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Result<RunOptions, Failure> {
+        let words = format!("sarang run {line}");
+        match parse_from(words.split_whitespace().map(OsString::from))? {
+            Parsed::Command(Command::Run(options)) => Ok(*options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_spec() {
+        assert_eq!(options("").unwrap().to_spec().unwrap(), VmSpec::default());
+    }
+
+    #[test]
+    fn every_option_reaches_the_spec() {
+        let spec = options(
+            "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
+             --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
+             --trace exits:t",
+        )
+        .unwrap()
+        .to_spec()
+        .unwrap();
+        assert_eq!(spec.engine.name(), "translate");
+        assert_eq!(spec.kernel, Kernel::File("k".into()));
+        assert_eq!(spec.initrd, Some("i".into()));
+        assert_eq!((spec.memory, spec.cpus), (1 << 30, 2));
+        assert_eq!(spec.cpu_model.as_deref(), Some("host"));
+        assert_eq!(spec.timeout_ms, Some(30_000));
+        assert!(spec.trace.exits && spec.gdb.is_some());
+    }
+
+    #[test]
+    fn bad_values_name_their_option() {
+        for (line, option) in [
+            ("--cpus 0", "--cpus"),
+            ("--cpus 4096", "--cpus"),
+            ("--cpus -1", "--cpus"),
+            ("--memory 1M", "--memory"),
+            ("--memory -5G", "--memory"),
+            ("--engine qemu", "--engine"),
+            ("--console teletype", "--console"),
+            ("--timeout 0s", "--timeout"),
+            ("--gdb tcp:0.0.0.0:1", "--gdb"),
+            ("--trace everything", "--trace"),
+            ("--cpu-model ?", "--cpu-model"),
+            ("--initrd i", "--initrd"),
+        ] {
+            let error = options(line).unwrap().to_spec().unwrap_err();
+            assert_eq!(error.option(), option, "{line}");
+        }
+    }
+
+    #[test]
+    fn faults_of_form_are_one_line() {
+        for line in ["--colour", "--kernel", "--kernel a --package b", "a b", "--kernel a b"] {
+            let failure = options(line).unwrap_err();
+            assert_eq!(failure.status, crate::status::Status::BadArguments);
+            assert!(!failure.line.contains('\n') && failure.line.contains("; "), "{failure:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What carries the guest's console: the terminal, a pseudo-terminal, a socket, a file.
+//!
+//! A device is called on a vCPU's thread, so nothing here blocks it: output goes into a
+//! [`queue::Queue`] that a thread writes out, input through a [`feeder::Feeder`].
+
+mod feeder;
+mod file;
+mod pty;
+mod queue;
+mod stdio;
+mod unix;
+
+use std::{io::Write, sync::Arc, thread, time::Duration};
+
+use byte_stream::{Input, Null, Output};
+use vm_spec::Console as Spec;
+
+use crate::{Failure, monitor::Control};
+use queue::Queue;
+
+/// How long the last output may take to be written when the machine has ended.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// An opened console.
+pub struct Console {
+    /// `None` for no console at all.
+    queue: Option<Arc<Queue>>,
+    reader: Reader,
+}
+
+/// Where input comes from.
+enum Reader {
+    None,
+    Stdin,
+    Pty(pty::Pty),
+    Unix(unix::Server),
+}
+
+impl Console {
+    /// Opens what the VM's description names.
+    pub fn open(spec: &Spec) -> Result<Self, Failure> {
+        match spec {
+            Spec::None => Ok(Self { queue: None, reader: Reader::None }),
+            Spec::Stdio => Self::new(std::io::stdout(), Reader::Stdin),
+            Spec::File(path) => Self::new(file::open(path)?, Reader::None),
+            Spec::Pty => {
+                let pty = pty::Pty::open()?;
+                Self::new(pty.writer()?, Reader::Pty(pty))
+            }
+            Spec::Unix(path) => {
+                let server = unix::Server::open(path)?;
+                Self::new(server.writer(), Reader::Unix(server))
+            }
+        }
+    }
+
+    fn new(sink: impl Write + Send + 'static, reader: Reader) -> Result<Self, Failure> {
+        let queue = Arc::new(Queue::default());
+        let served = queue.clone();
+        spawn("console output", move || served.serve(sink))?;
+        Ok(Self { queue: Some(queue), reader })
+    }
+
+    /// Where the guest's device writes to.
+    pub fn output(&self) -> Arc<dyn Output> {
+        match &self.queue {
+            Some(queue) => queue.clone(),
+            None => Arc::new(Null),
+        }
+    }
+
+    /// Begins to carry input to the guest's device.
+    pub fn start(
+        &mut self,
+        input: Arc<dyn Input>,
+        control: Arc<dyn Control>,
+    ) -> Result<(), Failure> {
+        match (&mut self.reader, &self.queue) {
+            (Reader::Stdin, Some(queue)) => stdio::start(input, queue.clone(), control),
+            (Reader::Pty(pty), _) => pty.start(input),
+            (Reader::Unix(server), _) => server.start(input),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the last output be written.
+    pub fn drain(&self) {
+        if let Some(queue) = &self.queue {
+            queue.drain(DRAIN);
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    match thread::Builder::new().name(name.into()).spawn(work) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Failure::host(format!(
+            "console: no thread can be started ({e}); lower the load of this host"
+        ))),
+    }
+}

@@ -1,0 +1,193 @@
+//! A Unix socket as the console: one client at a time, and another after it.
+
+use std::{
+    fs,
+    io::{self, ErrorKind, Read, Write},
+    os::unix::{
+        fs::FileTypeExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use byte_stream::Input;
+
+use super::feeder::Feeder;
+use crate::{Failure, report};
+
+/// A client that takes nothing for this long is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The socket, removed when dropped.
+pub struct Server {
+    path: PathBuf,
+    listener: Option<UnixListener>,
+    client: Client,
+}
+
+/// The connection that there is at the moment.
+#[derive(Clone, Debug, Default)]
+pub struct Client(Arc<Mutex<Option<UnixStream>>>);
+
+impl Server {
+    /// Listens. A socket left by a process that has ended is replaced.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let listener = bind(path).map_err(|e| {
+            let remedy = match e.kind() {
+                ErrorKind::AddrInUse => "give another path, or end what uses it",
+                ErrorKind::AlreadyExists => "give a path where nothing is",
+                _ => "give a path in a directory that can be written",
+            };
+            let why = report::os_reason(&e);
+            Failure::host(format!("--console unix:{}: {why}; {remedy}", path.display()))
+        })?;
+        Ok(Self { path: path.into(), listener: Some(listener), client: Client::default() })
+    }
+
+    /// For output; what comes while no client is connected is lost.
+    pub fn writer(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Begins to accept clients.
+    pub fn start(&mut self, input: Arc<dyn Input>) -> Result<(), Failure> {
+        let Some(listener) = self.listener.take() else { return Ok(()) };
+        let feeder = Feeder::start(input)?;
+        let client = self.client.clone();
+        super::spawn("console socket", move || {
+            for stream in listener.incoming().flatten() {
+                client.serve(stream, &feeder);
+            }
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Someone else may have removed it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(e) if e.kind() == ErrorKind::AddrInUse => {}
+        other => return other,
+    }
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(ErrorKind::AlreadyExists.into());
+    }
+    match UnixStream::connect(path) {
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        _ => Err(ErrorKind::AddrInUse.into()),
+    }
+}
+
+impl Client {
+    fn lock(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until the client goes.
+    fn serve(&self, mut stream: UnixStream, feeder: &Feeder) {
+        let Ok(writer) = stream.try_clone() else { return };
+        if writer.set_write_timeout(Some(PATIENCE)).is_err() {
+            return;
+        }
+        *self.lock() = Some(writer);
+        let mut buffer = [0; 4096];
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => feeder.send(&buffer[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        *self.lock() = None;
+    }
+}
+
+impl Write for Client {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Not under the lock: a client that takes nothing must not keep the next one out.
+        let stream = self.lock().as_ref().and_then(|s| s.try_clone().ok());
+        if let Some(mut stream) = stream
+            && stream.write_all(bytes).is_err()
+        {
+            // Its reader sees the end, and the next client may come.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Sender, channel};
+
+    struct Collect(Mutex<Sender<Vec<u8>>>);
+
+    impl Input for Collect {
+        fn receive(&self, bytes: &[u8]) -> usize {
+            self.0.lock().unwrap().send(bytes.to_vec()).unwrap();
+            bytes.len()
+        }
+        fn on_room(&self, _: Box<dyn Fn() + Send + Sync>) {}
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("sarang-{name}-{}.sock", std::process::id()))
+    }
+
+    #[test]
+    fn one_client_after_another() {
+        let path = scratch("clients");
+        let mut server = Server::open(&path).unwrap();
+        let mut writer = server.writer();
+        writer.write_all(b"heard by nobody").unwrap();
+        let (sender, receiver) = channel();
+        server.start(Arc::new(Collect(Mutex::new(sender)))).unwrap();
+        for _ in 0..2 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(b"key").unwrap();
+            assert_eq!(receiver.recv().unwrap(), b"key");
+            // What the client wrote was read, so it is the one that output goes to.
+            writer.write_all(b"text").unwrap();
+            let mut buffer = [0; 4];
+            client.read_exact(&mut buffer).unwrap();
+            assert_eq!(&buffer, b"text");
+        }
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let path = scratch("stale");
+        drop(UnixListener::bind(&path).unwrap());
+        let server = Server::open(&path).unwrap();
+        let second = Server::open(&path).err().unwrap();
+        assert!(second.line.contains("in use"), "{second:?}");
+        drop(server);
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_kept() {
+        let path = scratch("file");
+        fs::write(&path, b"precious").unwrap();
+        assert!(Server::open(&path).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        fs::remove_file(&path).unwrap();
+    }
+}

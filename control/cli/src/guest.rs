@@ -1,0 +1,221 @@
+//! The guest's files: where they come from, and the kernel's command line.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+};
+
+use assets::{Cache, Fetcher};
+use vm_spec::{Kernel, VmSpec, format_memory};
+
+use crate::{Failure, args::RunOptions, progress::Bar, report, terminal};
+
+/// The name of the guest that is part of the program.
+pub const BUILT_IN: &str = "hello";
+
+/// No kernel is larger; this bounds what a wrong file can take of the host's memory.
+const KERNEL_MAX: u64 = 512 << 20;
+
+/// Below this the default guest runs out of memory before its shell.
+const DEFAULT_GUEST_MEMORY_MIN: u64 = 128 << 20;
+
+/// Where the setup header's signature is in a bzImage
+/// (Linux, Documentation/arch/x86/boot.rst).
+const SIGNATURE_AT: usize = 0x202;
+
+/// What a machine boots.
+#[derive(Debug)]
+pub struct Files {
+    pub kernel: Vec<u8>,
+    pub initrd: Option<Vec<u8>>,
+    pub command_line: String,
+    /// For the operator.
+    pub title: String,
+    pub built_in: bool,
+}
+
+/// Reads, and if need be fetches, what the VM boots.
+pub fn load(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
+    match &spec.kernel {
+        Kernel::BuiltIn(_) => built_in(spec),
+        Kernel::File(path) => {
+            let option = if options.is_image() { "IMAGE" } else { "--kernel" };
+            from_files(option, path, spec)
+        }
+        Kernel::Default => default_guest(options, spec),
+    }
+}
+
+fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
+    if spec.memory < DEFAULT_GUEST_MEMORY_MIN {
+        return Err(Failure::usage(format!(
+            "--memory {}: this is too little for the default guest; give {} or more",
+            format_memory(spec.memory),
+            format_memory(DEFAULT_GUEST_MEMORY_MIN)
+        )));
+    }
+    let cache = Cache::locate()?;
+    let fetched =
+        Fetcher { cache: &cache }.guest(options.kernel_package(), &mut Bar::new());
+    let guest = match fetched {
+        Ok(guest) => guest,
+        // Without a network there is still something to see.
+        Err(error @ assets::Error::Offline { .. }) if microguest_there() => {
+            report::notice(&format!("{error}; booting the built-in guest instead"));
+            return built_in(spec);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Files {
+        kernel: read("cache", &guest.kernel, KERNEL_MAX)?,
+        initrd: Some(read("cache", &guest.initrd, spec.memory)?),
+        command_line: command_line(spec, &terminal_words()),
+        title: format!("Debian kernel {}", guest.release),
+        built_in: false,
+    })
+}
+
+fn from_files(option: &str, kernel: &Path, spec: &VmSpec) -> Result<Files, Failure> {
+    let image = read(option, kernel, KERNEL_MAX)?;
+    if option == "IMAGE" && !is_kernel(&image) {
+        return Err(Failure::usage(format!(
+            "IMAGE {}: this is not a kernel, and disks cannot be attached yet; give a bzImage or \
+             ELF kernel",
+            kernel.display()
+        )));
+    }
+    let initrd = match &spec.initrd {
+        Some(path) => Some(read_initrd(path, spec.memory)?),
+        None => None,
+    };
+    Ok(Files {
+        kernel: image,
+        initrd,
+        command_line: command_line(spec, ""),
+        title: kernel.display().to_string(),
+        built_in: false,
+    })
+}
+
+fn read_initrd(path: &Path, memory: u64) -> Result<Vec<u8>, Failure> {
+    let size = fs::metadata(path).map_or(0, |m| if m.is_file() { m.len() } else { 0 });
+    if size >= memory {
+        return Err(Failure::usage(format!(
+            "--initrd {}: its {size} bytes do not fit into {} of guest memory; give more with \
+             --memory",
+            path.display(),
+            format_memory(memory)
+        )));
+    }
+    read("--initrd", path, memory)
+}
+
+fn is_kernel(image: &[u8]) -> bool {
+    image.starts_with(b"\x7fELF") || image.get(SIGNATURE_AT..SIGNATURE_AT + 4) == Some(b"HdrS")
+}
+
+/// Reads a whole file of at most `limit` bytes.
+fn read(option: &str, path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+    let fail = |why: &str, remedy: &str| {
+        Err(Failure::host(format!("{option} {}: {why}; {remedy}", path.display())))
+    };
+    let remedy = "give the path of a file that can be read";
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) => return fail(reason(&e), remedy),
+    };
+    match file.metadata() {
+        Ok(m) if m.is_dir() => return fail("this is a directory", remedy),
+        Ok(m) if m.is_file() && m.len() == 0 => {
+            return fail("the file is empty", "fetch or build it again");
+        }
+        Ok(_) => {}
+        Err(e) => return fail(reason(&e), remedy),
+    }
+    let mut bytes = Vec::new();
+    match file.take(limit.saturating_add(1)).read_to_end(&mut bytes) {
+        Ok(n) if n as u64 > limit => {
+            fail(&format!("it has more than {limit} bytes"), "give the right file")
+        }
+        Ok(_) => Ok(bytes),
+        Err(e) => fail(reason(&e), remedy),
+    }
+}
+
+fn reason(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file",
+        io::ErrorKind::PermissionDenied => "this user may not read it",
+        io::ErrorKind::NotADirectory => "a part of the path is no directory",
+        io::ErrorKind::OutOfMemory => "this host has not enough memory for it",
+        _ => "it cannot be read",
+    }
+}
+
+/// The serial line is the only console there is, so every kernel is told of it; the
+/// operator's words come last and so win.
+fn command_line(spec: &VmSpec, words: &str) -> String {
+    let parts = ["console=ttyS0", words, spec.append.trim()];
+    let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+    parts.join(" ")
+}
+
+/// What the default guest is told of the operator's terminal.
+fn terminal_words() -> String {
+    let Some((rows, columns)) = terminal::size() else {
+        // A program reads the output: nothing is to be wrapped or coloured for it.
+        return "sarang.winsize=24x1000 sarang.term=dumb".into();
+    };
+    let mut words = format!("sarang.winsize={rows}x{columns}");
+    if let Ok(term) = std::env::var("TERM")
+        && (1..=32).contains(&term.len())
+        && term.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-_.".contains(&b))
+    {
+        words.push_str(&format!(" sarang.term={term}"));
+    }
+    words
+}
+
+fn microguest_there() -> bool {
+    false
+}
+
+fn built_in(_spec: &VmSpec) -> Result<Files, Failure> {
+    Err(Failure::host("--built-in: this build has no built-in guest; give --kernel FILE"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operators_words_come_last() {
+        let spec = VmSpec { append: " quiet ".into(), ..VmSpec::default() };
+        assert_eq!(command_line(&spec, "a=b"), "console=ttyS0 a=b quiet");
+        assert_eq!(command_line(&VmSpec::default(), ""), "console=ttyS0");
+    }
+
+    #[test]
+    fn kernels_are_told_from_other_images() {
+        let mut bzimage = vec![0; 0x300];
+        bzimage[SIGNATURE_AT..SIGNATURE_AT + 4].copy_from_slice(b"HdrS");
+        assert!(is_kernel(&bzimage) && is_kernel(b"\x7fELF\x02"));
+        assert!(!is_kernel(b"QFI\xfb") && !is_kernel(b"") && !is_kernel(&vec![0; 0x204]));
+    }
+
+    #[test]
+    fn unreadable_files_are_named() {
+        for (path, why) in [
+            ("/nonexistent/vmlinuz", "there is no such file"),
+            ("/proc", "this is a directory"),
+            ("/proc/version/x", "a part of the path is no directory"),
+        ] {
+            let failure = read("--kernel", Path::new(path), 10).unwrap_err();
+            assert!(failure.line.starts_with(&format!("--kernel {path}: {why}; ")), "{failure:?}");
+        }
+        // A file without end is read no further than the limit.
+        let failure = read("--kernel", Path::new("/dev/zero"), 100).unwrap_err();
+        assert!(failure.line.contains("more than 100 bytes"), "{failure:?}");
+    }
+}

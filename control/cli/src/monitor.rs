@@ -1,0 +1,212 @@
+//! The monitor: what an operator can ask of a running machine, at a prompt.
+
+/// The machine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// What an operator may do to a machine, from any thread.
+pub trait Control: Send + Sync {
+    fn info(&self) -> Result<String, Gone>;
+    fn pause(&self) -> Result<(), Gone>;
+    fn resume(&self) -> Result<(), Gone>;
+    fn reset(&self) -> Result<(), Gone>;
+    fn power_button(&self) -> Result<(), Gone>;
+    fn nmi(&self) -> Result<(), Gone>;
+    fn quit(&self) -> Result<(), Gone>;
+}
+
+pub const PROMPT: &str = "(sarang) ";
+
+/// The keys' help, on the guest's terminal.
+pub const KEYS: &str = "\
+Ctrl-A x       quit at once
+Ctrl-A c       monitor prompt, and back
+Ctrl-A h       this help
+Ctrl-A Ctrl-A  send Ctrl-A to the guest
+";
+
+const HELP: &str = "\
+info       what the machine is and does
+pause      stop all CPUs
+resume     let them run again
+reset      press the reset button
+powerdown  press the power button: the guest is asked to power off
+nmi        send a non-maskable interrupt to every CPU
+quit       end the machine without asking the guest
+console    back to the guest (so do Ctrl-A c, Ctrl-D and an empty line)
+";
+
+/// What follows a line typed at the prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Show this, and the prompt again.
+    Text(String),
+    /// Back to the guest's console.
+    Leave,
+}
+
+/// Carries out one line.
+pub fn execute(line: &str, control: &dyn Control) -> Answer {
+    let done = |result: Result<(), Gone>, text: &str| match result {
+        Ok(()) => Answer::Text(text.into()),
+        Err(Gone) => Answer::Text("the machine has ended\n".into()),
+    };
+    match line.trim() {
+        "" | "console" | "c" => Answer::Leave,
+        "help" | "h" | "?" => Answer::Text(HELP.into()),
+        "info" | "i" => match control.info() {
+            Ok(text) => Answer::Text(text),
+            Err(gone) => done(Err(gone), ""),
+        },
+        "pause" | "stop" => done(control.pause(), "paused\n"),
+        "resume" | "cont" => done(control.resume(), "running\n"),
+        "reset" => done(control.reset(), "reset\n"),
+        "powerdown" => done(control.power_button(), "the power button was pressed\n"),
+        "nmi" => done(control.nmi(), "sent\n"),
+        "quit" | "q" => done(control.quit(), ""),
+        other => Answer::Text(format!("no command {:?}; `help` lists them\n", other)),
+    }
+}
+
+/// What a key at the prompt comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// Show this.
+    Echo(String),
+    /// A line is complete.
+    Line(String),
+    /// Back to the console.
+    Leave,
+}
+
+/// The line being typed: the terminal is raw, so echo and erasure are ours.
+#[derive(Debug, Default)]
+pub struct Editor {
+    line: String,
+    escaped: bool,
+}
+
+impl Editor {
+    pub fn key(&mut self, byte: u8) -> Key {
+        const LINE_MAX: usize = 200;
+        if std::mem::take(&mut self.escaped) {
+            return match byte {
+                b'c' | b'C' => Key::Leave,
+                b'x' | b'X' => Key::Line("quit".into()),
+                _ => Key::Echo(String::new()),
+            };
+        }
+        match byte {
+            crate::escape::ESCAPE => {
+                self.escaped = true;
+                Key::Echo(String::new())
+            }
+            b'\r' | b'\n' => Key::Line(std::mem::take(&mut self.line)),
+            // Ctrl-C and Ctrl-U throw the line away.
+            0x03 | 0x15 => {
+                let erase = "\x08 \x08".repeat(self.line.len());
+                self.line.clear();
+                Key::Echo(erase)
+            }
+            0x04 if self.line.is_empty() => Key::Leave,
+            0x08 | 0x7f => {
+                let erased = self.line.pop();
+                Key::Echo(if erased.is_some() { "\x08 \x08".into() } else { String::new() })
+            }
+            b' '..=b'~' if self.line.len() < LINE_MAX => {
+                self.line.push(char::from(byte));
+                Key::Echo(char::from(byte).to_string())
+            }
+            _ => Key::Echo(String::new()),
+        }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Remembers what was asked of it.
+    #[derive(Debug, Default)]
+    pub struct Recorder(pub Mutex<Vec<&'static str>>);
+
+    impl Recorder {
+        fn add(&self, what: &'static str) -> Result<(), Gone> {
+            self.0.lock().unwrap().push(what);
+            Ok(())
+        }
+    }
+
+    impl Control for Recorder {
+        fn info(&self) -> Result<String, Gone> {
+            Ok("state running\n".into())
+        }
+        fn pause(&self) -> Result<(), Gone> {
+            self.add("pause")
+        }
+        fn resume(&self) -> Result<(), Gone> {
+            self.add("resume")
+        }
+        fn reset(&self) -> Result<(), Gone> {
+            self.add("reset")
+        }
+        fn power_button(&self) -> Result<(), Gone> {
+            self.add("power button")
+        }
+        fn nmi(&self) -> Result<(), Gone> {
+            self.add("nmi")
+        }
+        fn quit(&self) -> Result<(), Gone> {
+            Err(Gone)
+        }
+    }
+
+    #[test]
+    fn every_command_reaches_the_machine() {
+        let machine = Recorder::default();
+        for line in ["pause", " resume ", "reset", "powerdown", "nmi"] {
+            assert!(matches!(execute(line, &machine), Answer::Text(t) if !t.is_empty()));
+        }
+        assert_eq!(
+            *machine.0.lock().unwrap(),
+            ["pause", "resume", "reset", "power button", "nmi"]
+        );
+        assert_eq!(execute("info", &machine), Answer::Text("state running\n".into()));
+        assert_eq!(execute("quit", &machine), Answer::Text("the machine has ended\n".into()));
+        assert_eq!(execute("", &machine), Answer::Leave);
+        assert!(matches!(execute("help", &machine), Answer::Text(t) if t == HELP));
+        assert!(matches!(execute("fly", &machine), Answer::Text(t) if t.contains("help")));
+    }
+
+    fn type_in(editor: &mut Editor, keys: &[u8]) -> (String, Vec<Key>) {
+        let mut echo = String::new();
+        let mut rest = Vec::new();
+        for &byte in keys {
+            match editor.key(byte) {
+                Key::Echo(text) => echo.push_str(&text),
+                other => rest.push(other),
+            }
+        }
+        (echo, rest)
+    }
+
+    #[test]
+    fn lines_can_be_edited() {
+        let (echo, keys) = type_in(&mut Editor::default(), b"inx\x7ffo\r");
+        assert_eq!(echo, "inx\x08 \x08fo");
+        assert_eq!(keys, [Key::Line("info".into())]);
+        let (_, keys) = type_in(&mut Editor::default(), b"reset\x03\r");
+        assert_eq!(keys, [Key::Line(String::new())]);
+        let (echo, keys) = type_in(&mut Editor::default(), b"\x7f\x1b\x80");
+        assert_eq!((echo.as_str(), keys.len()), ("", 0));
+    }
+
+    #[test]
+    fn there_are_ways_out() {
+        assert_eq!(type_in(&mut Editor::default(), b"\x01c").1, [Key::Leave]);
+        assert_eq!(type_in(&mut Editor::default(), b"\x04").1, [Key::Leave]);
+        assert_eq!(type_in(&mut Editor::default(), b"\x01x").1, [Key::Line("quit".into())]);
+        assert_eq!(type_in(&mut Editor::default(), &[b'a'; 1000]).0.len(), 200);
+    }
+}

@@ -1,0 +1,34 @@
+//! Signals become calls on a thread of their own, where anything may be done.
+
+use std::{io, sync::atomic::Ordering::Relaxed, thread};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    iterator::Signals,
+};
+
+use crate::{Failure, progress};
+
+/// Calls `on_signal` for each signal that asks this process to end, from now on.
+///
+/// With a raw terminal, Ctrl-C is a byte for the guest and no signal.
+pub fn listen(on_signal: impl FnMut() + Send + 'static) -> Result<(), Failure> {
+    start(on_signal).map_err(|e| {
+        Failure::host(format!("signals: {e}; lower the load of this host and try again"))
+    })
+}
+
+fn start(mut on_signal: impl FnMut() + Send + 'static) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            on_signal();
+        }
+    })?;
+    Ok(())
+}
+
+/// While guests are fetched, these signals stop the fetch.
+pub fn cancel_on_interrupt() -> Result<(), Failure> {
+    listen(|| progress::CANCELLED.store(true, Relaxed))
+}
