@@ -26,6 +26,7 @@ const SIGNATURE_AT: usize = 0x202;
 
 /// What a machine boots.
 #[derive(Debug)]
+#[allow(dead_code, reason = "the machine that reads these is not part of this build yet")]
 pub struct Files {
     pub kernel: Vec<u8>,
     pub initrd: Option<Vec<u8>>,
@@ -56,8 +57,7 @@ fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> 
         )));
     }
     let cache = Cache::locate()?;
-    let fetched =
-        Fetcher { cache: &cache }.guest(options.kernel_package(), &mut Bar::new());
+    let fetched = Fetcher { cache: &cache }.guest(options.kernel_package(), &mut Bar::new());
     let guest = match fetched {
         Ok(guest) => guest,
         // Without a network there is still something to see.

@@ -168,10 +168,7 @@ pub mod tests {
         for line in ["pause", " resume ", "reset", "powerdown", "nmi"] {
             assert!(matches!(execute(line, &machine), Answer::Text(t) if !t.is_empty()));
         }
-        assert_eq!(
-            *machine.0.lock().unwrap(),
-            ["pause", "resume", "reset", "power button", "nmi"]
-        );
+        assert_eq!(*machine.0.lock().unwrap(), ["pause", "resume", "reset", "power button", "nmi"]);
         assert_eq!(execute("info", &machine), Answer::Text("state running\n".into()));
         assert_eq!(execute("quit", &machine), Answer::Text("the machine has ended\n".into()));
         assert_eq!(execute("", &machine), Answer::Leave);

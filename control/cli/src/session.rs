@@ -40,7 +40,8 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     }
     let mut console = Console::open(&spec.console)?;
     announce(&spec, &files, &choice);
-    let running = Running::build(&spec, choice.engine, files, console.output(), trace(&spec.trace)?)?;
+    let running =
+        Running::build(&spec, choice.engine, files, console.output(), trace(&spec.trace)?)?;
     let control = running.control();
     console.start(running.input(), control.clone())?;
     if !operator.take_charge_of(control.clone()) {
@@ -57,7 +58,7 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
 
 fn choose(options: &RunOptions, spec: &VmSpec, built_in: bool) -> Result<Choice, Failure> {
     let forced = options.force_kvm || engines::forced_by_environment();
-    engines::choose(spec.engine, engines::probe(), forced, built_in)
+    engines::choose(spec.engine, engine_kvm::probe(), forced, built_in)
 }
 
 /// For a person, what is about to happen and how to get out of it.

@@ -56,8 +56,7 @@ pub fn restore_on_panic() {
 
 /// Rows and columns of the terminal, if there is one with a size.
 pub fn size() -> Option<(u16, u16)> {
-    let size = termios::tcgetwinsize(io::stdout())
-        .or_else(|_| termios::tcgetwinsize(io::stdin()))
-        .ok()?;
+    let size =
+        termios::tcgetwinsize(io::stdout()).or_else(|_| termios::tcgetwinsize(io::stdin())).ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }

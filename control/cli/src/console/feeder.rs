@@ -77,7 +77,8 @@ impl Shared {
             drop(waiting);
             let taken = input.receive(&batch).min(batch.len());
             waiting = self.lock();
-            waiting.drain(..taken.min(waiting.len()));
+            let taken_of_it = taken.min(waiting.len());
+            waiting.drain(..taken_of_it);
             self.changed.notify_all();
             if taken < batch.len() {
                 (waiting, _) = self
