@@ -41,10 +41,16 @@ struct Pair {
 }
 
 impl Pair {
-    /// Drives the slave's output into the master; the level of INTR.
+    /// Drives the slave's output into the master; the level of INTR. An input must stay high
+    /// until it is acknowledged (data sheet, "IRR"); other devices' pulses are latched all the
+    /// same, but a slave that withdraws its request is taken at its word.
     fn settle(&mut self) -> bool {
         let [master, slave] = &mut self.chips;
-        master.set_input(CASCADE, slave.request(false).is_some());
+        let requests = slave.request(false).is_some();
+        master.set_input(CASCADE, requests);
+        if !requests {
+            master.irr &= !(1 << CASCADE);
+        }
         master.request(true).is_some()
     }
 }
@@ -87,8 +93,8 @@ impl Pic {
         self.intr.load(SeqCst)
     }
 
-    /// The processor's acknowledge cycle: the vector, or `None` if INTR is low. A request that
-    /// a slave has withdrawn is answered with its spurious vector, that of its input 7.
+    /// The processor's acknowledge cycle: the vector, or `None` if INTR is low. The chips'
+    /// spurious vectors are for requests that fall during the cycle, which here cannot be.
     pub fn ack(&self) -> Option<u8> {
         self.with(|pair| {
             let [master, slave] = &mut pair.chips;

@@ -35,6 +35,8 @@ pub struct PitState {
     pub seen: u64,
     /// Rises of counter 0's output that IRQ 0 has yet to follow.
     pub backlog: u64,
+    /// Guest nanoseconds before which IRQ 0 does not rise again.
+    pub not_before: u64,
 }
 
 impl Schema for PitState {
@@ -48,6 +50,7 @@ struct Regs {
     control: u8,
     seen: u64,
     backlog: u64,
+    not_before: u64,
 }
 
 impl Default for Regs {
@@ -58,6 +61,7 @@ impl Default for Regs {
             control: 0,
             seen: 0,
             backlog: 0,
+            not_before: 0,
         }
     }
 }
@@ -107,26 +111,23 @@ impl Pit {
         let mut regs = lock(&self.regs);
         let now = self.tick();
         regs.look(now);
-        let pulsed = regs.backlog > 0;
-        if pulsed {
+        let now_ns = self.clock.now_ns();
+        if regs.backlog > 0 && now_ns >= regs.not_before {
             regs.backlog -= 1;
+            regs.not_before = now_ns.saturating_add(regs.spacing());
             self.irq.pulse();
         }
-        self.arm(&regs, now, pulsed);
+        self.arm(&regs, now);
     }
 
-    /// `pulsed`: IRQ 0 rose just now.
-    fn arm(&self, regs: &Regs, tick: u64, pulsed: bool) {
-        let soonest = self.clock.now_ns().saturating_add(SHORTEST_NS);
+    fn arm(&self, regs: &Regs, tick: u64) {
         let at = if regs.backlog > 0 {
-            let counter = &regs.counters[0];
-            let quarter = mul_div(u64::from(counter.count) / 4, NS, PIT_HZ);
-            Some(soonest.max(self.clock.now_ns().saturating_add(quarter)))
+            Some(regs.not_before)
         } else {
             // One nanosecond more, since conversion rounds down.
             let next = regs.counters[0].next_rise(tick);
             let next = next.map(|rise| mul_div(rise, NS, PIT_HZ).saturating_add(1));
-            next.map(|at| if pulsed { at.max(soonest) } else { at })
+            next.map(|at| at.max(regs.not_before))
         };
         if let Some(timer) = self.timer.get() {
             timer.arm(at);
@@ -144,21 +145,25 @@ impl Pit {
     fn change(&self, change: impl FnOnce(&mut Regs, u64)) {
         self.with(|regs, now| {
             change(regs, now);
-            self.arm(regs, now, false);
+            self.arm(regs, now);
         });
     }
 }
 
 impl Regs {
+    /// Nanoseconds between IRQ 0's rises while it makes up for missed ones.
+    fn spacing(&self) -> u64 {
+        let counter = &self.counters[0];
+        let quarter = if counter.mode == 2 || counter.mode == 3 { counter.count / 4 } else { 0 };
+        mul_div(quarter.into(), NS, PIT_HZ).max(SHORTEST_NS)
+    }
+
     /// Counts the rises of counter 0's output up to `now`.
     fn look(&mut self, now: u64) {
         let seen = std::mem::replace(&mut self.seen, now).min(now);
         let counter = &mut self.counters[0];
-        let mut rises = counter.rises_between(seen, now);
+        let rises = counter.rises_between(seen, now);
         counter.settle(now);
-        if counter.next.is_none() && rises > BACKLOG {
-            rises = BACKLOG;
-        }
         self.backlog = self.backlog.saturating_add(rises).min(BACKLOG);
         for counter in &mut self.counters[1..] {
             counter.settle(now);
@@ -175,7 +180,7 @@ impl Regs {
         } else {
             counter.program(value);
             if select == 0 {
-                self.backlog = 0;
+                (self.backlog, self.not_before) = (0, 0);
             }
         }
     }
@@ -240,14 +245,20 @@ impl Device for Pit {
 
     fn save(&self, to: &mut Writer) {
         let regs = lock(&self.regs);
-        let Regs { counters, control, seen, backlog } = &*regs;
-        let counters = counters.to_vec();
-        to.put(0, &PitState { counters, control: *control, seen: *seen, backlog: *backlog });
+        let state = PitState {
+            counters: regs.counters.to_vec(),
+            control: regs.control,
+            seen: regs.seen,
+            backlog: regs.backlog,
+            not_before: regs.not_before,
+        };
+        drop(regs);
+        to.put(0, &state);
     }
 
     fn restore(&self, from: &mut Reader) -> Result<(), Error> {
         let refuse = |reason: &str| malformed::<PitState>(reason);
-        let PitState { counters, control, seen, backlog } = from.take(0)?;
+        let PitState { counters, control, seen, backlog, not_before } = from.take(0)?;
         let counters = <[Counter; 3]>::try_from(counters).map_err(|_| refuse("not 3 counters"))?;
         if control > 0xf || backlog > BACKLOG || !counters.iter().all(Counter::is_valid) {
             return Err(refuse("a register has a value that the chip has not"));
@@ -257,8 +268,8 @@ impl Device for Pit {
             return Err(refuse("a gate is not at the level that drives it"));
         }
         let mut regs = lock(&self.regs);
-        *regs = Regs { counters, control, seen, backlog };
-        self.arm(&regs, self.tick(), false);
+        *regs = Regs { counters, control, seen, backlog, not_before };
+        self.arm(&regs, self.tick());
         Ok(())
     }
 }
