@@ -1,9 +1,10 @@
-//! The local APIC of one vCPU where the board has it.
+//! The local APIC of one vCPU where the board has it, and KVM's paravirtual MSRs beside it.
 
 use crate::clock::GuestClock;
 use chipset::Pic;
 use engine::{GeneralProtection, Pending};
 use local_apic::{LocalApic, TscClock};
+use pv_kvm::PvKvm;
 use std::{
     fmt,
     sync::{
@@ -47,6 +48,7 @@ impl TscClock for TscOffsets {
 pub(crate) struct VcpuApic {
     pub(crate) apic: Arc<LocalApic>,
     pub(crate) offsets: Arc<TscOffsets>,
+    pub(crate) pv: Arc<PvKvm>,
 }
 
 impl fmt::Debug for VcpuApic {
@@ -68,11 +70,34 @@ impl VcpuApic {
     }
 
     pub(crate) fn rdmsr(&self, index: u32) -> Result<u64, GeneralProtection> {
-        self.apic.rdmsr(index).map_err(|_| GeneralProtection)
+        match self.pv.rdmsr(self.apic.id(), index) {
+            Some(result) => result,
+            None => self.apic.rdmsr(index).map_err(|_| GeneralProtection),
+        }
     }
 
     pub(crate) fn wrmsr(&self, index: u32, value: u64) -> Result<(), GeneralProtection> {
-        self.apic.wrmsr(index, value).map_err(|_| GeneralProtection)
+        match self.pv.wrmsr(self.apic.id(), index, value) {
+            Some(result) => result,
+            None => self.apic.wrmsr(index, value).map_err(|_| GeneralProtection),
+        }
+    }
+
+    /// The guest wrote its TSC.
+    pub(crate) fn set_tsc_offset(&self, offset: u64) {
+        let id = self.apic.id();
+        self.offsets.set(id, offset);
+        self.pv.set_tsc_offset(id, offset);
+        self.apic.tsc_changed();
+    }
+
+    /// On the vCPU's own thread.
+    pub(crate) fn update_steal(&self) {
+        if self.pv.counts_steal(self.apic.id())
+            && let Some(delay) = pv_kvm::run_delay_ns()
+        {
+            self.pv.update_steal(self.apic.id(), delay);
+        }
     }
 
     #[inline]

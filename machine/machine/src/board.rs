@@ -21,6 +21,7 @@ use device::{Clock, Device, Msi, MsiSink, Wiring};
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use local_apic::ApicBus;
+use pv_kvm::PvKvm;
 use saved_state::{Part, Reader, Writer};
 use std::{
     fmt,
@@ -66,7 +67,7 @@ pub(crate) struct Board {
 
 /// Who has the local APICs.
 enum Apics {
-    Board { bus: Arc<ApicBus>, offsets: Arc<TscOffsets> },
+    Board { bus: Arc<ApicBus>, offsets: Arc<TscOffsets>, pv: Arc<PvKvm> },
     Engine { nmi: Vec<Arc<AtomicBool>> },
 }
 
@@ -152,6 +153,7 @@ pub(crate) fn build(
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     let uart = uart::build(&uart::Config::COM1, parts.console, &mut wiring);
 
+    let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, spec.cpus);
     let loader = Loader::new(spec, parts.kernel, parts.initrd, parts.command_line)?;
     let (pio, mmio) = (Arc::new(wiring.pio), Arc::new(wiring.mmio));
     let nmi: Vec<Arc<AtomicBool>> = (0..spec.cpus).map(|_| Arc::default()).collect();
@@ -160,9 +162,11 @@ pub(crate) fn build(
         let vcpu = vm.create_vcpu(id).map_err(failed)?;
         let waker = Waker::new(vcpu.kicker());
         let interrupts = match bus.as_ref().and_then(|bus| bus.apic(id)) {
-            Some(apic) => {
-                Interrupts::Board(VcpuApic { apic: apic.clone(), offsets: offsets.clone() })
-            }
+            Some(apic) => Interrupts::Board(VcpuApic {
+                apic: apic.clone(),
+                offsets: offsets.clone(),
+                pv: pv.clone(),
+            }),
             None => {
                 Interrupts::Engine { nmi: nmi[id as usize].clone(), ioapic: chipset.ioapic.clone() }
             }
@@ -184,7 +188,7 @@ pub(crate) fn build(
     // Set once, here.
     let _ = wakers.set(vcpus.iter().map(|v| v.waker.clone()).collect());
     let apics = match bus {
-        Some(bus) => Apics::Board { bus, offsets },
+        Some(bus) => Apics::Board { bus, offsets, pv },
         None => Apics::Engine { nmi },
     };
     let board = Board {
@@ -203,6 +207,12 @@ pub(crate) fn build(
     };
     board.load(&vcpus)?;
     Ok(Built { board, vcpus, console: uart })
+}
+
+/// One sample of all clocks, for kvmclock.
+fn sampler(clock: &Arc<GuestClock>) -> pv_kvm::ClockSource {
+    let clock = clock.clone();
+    Arc::new(move || clock.sample())
 }
 
 fn map_ram(vm: &dyn Vm, memory: u64, engine: &'static str) -> Result<(), Error> {
@@ -275,8 +285,9 @@ impl Board {
             device.reset();
         }
         match &self.apics {
-            Apics::Board { bus, offsets } => {
+            Apics::Board { bus, offsets, pv } => {
                 bus.reset();
+                pv.reset();
                 (0..vcpus.len() as u32).for_each(|id| offsets.set(id, 0));
             }
             Apics::Engine { nmi } => nmi.iter().for_each(|n| n.store(false, SeqCst)),
@@ -287,6 +298,9 @@ impl Board {
     pub(crate) fn resume_time(&self) {
         self.clock.resume();
         self.timers.clock_changed();
+        if let Apics::Board { pv, .. } = &self.apics {
+            pv.refresh(true);
+        }
     }
 
     pub(crate) fn power_button(&self) {
@@ -323,10 +337,11 @@ impl Board {
         for (id, vcpu) in (0..).zip(vcpus) {
             let state = vcpu.with(|vcpu, _| vcpu.state()).ok_or("a vCPU is gone")?;
             let mut state = state.map_err(|e| with_source(&e))?;
-            if let Apics::Board { bus, .. } = &self.apics
+            if let Apics::Board { bus, pv, .. } = &self.apics
                 && let Some(apic) = bus.apic(id)
             {
                 apply_apic(&mut state, apic.save(), apic.cr8());
+                pv.save(id, &mut state.msrs);
             }
             state.save(id, &mut writer);
         }
@@ -351,7 +366,8 @@ impl Board {
         }
         reader.finish().map_err(text)?;
         for ((id, vcpu), mut state) in (0..).zip(vcpus).zip(states) {
-            if let Apics::Board { bus, offsets } = &self.apics {
+            if let Apics::Board { bus, offsets, pv } = &self.apics {
+                pv.restore(id, &mut state.msrs).map_err(|e| e.to_string())?;
                 let common = self.clock.tsc();
                 offsets.set(id, state.tsc.value.wrapping_sub(common));
                 if let Some(apic) = bus.apic(id) {

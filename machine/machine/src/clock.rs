@@ -4,6 +4,7 @@
 //! clock and nothing drifts across a pause or a restore.
 
 use device::Clock;
+use engine::ClockSample;
 use std::{
     sync::atomic::{
         AtomicU64,
@@ -69,6 +70,13 @@ impl GuestClock {
     /// The common TSC: guest time in units of its frequency.
     pub fn tsc(&self) -> u64 {
         self.ns_to_tsc(self.now_ns())
+    }
+
+    /// Every clock of the machine at one instant.
+    pub fn sample(&self) -> ClockSample {
+        let guest_ns = self.now_ns();
+        let realtime_ns = self.realtime_ns();
+        ClockSample { guest_ns, tsc: self.ns_to_tsc(guest_ns), khz: self.khz, realtime_ns }
     }
 
     pub fn ns_to_tsc(&self, ns: u64) -> u64 {

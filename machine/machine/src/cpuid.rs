@@ -5,9 +5,13 @@ use cpu_model::{CpuModel, CpuidTable, Options};
 use engine::Engine;
 use vm_spec::VmSpec;
 
+/// CPUID leaf of KVM's features.
+const KVM_FEATURES: u32 = 0x4000_0001;
+
 pub(crate) struct GuestCpu {
     pub(crate) table: CpuidTable,
     pub(crate) model: String,
+    pub(crate) pv: pv_kvm::Features,
 }
 
 pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec) -> Result<GuestCpu, Error> {
@@ -17,13 +21,18 @@ pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec) -> Result<GuestCpu, Er
         None => cpu_model::best_model(&caps.cpuid)
             .ok_or_else(|| Error::CpuModel("this engine offers not even x86-64-v2".into()))?,
     };
+    let pv = match caps.cpuid.get(KVM_FEATURES, 0) {
+        // The kernel serves the MSRs.
+        Some(kernel) if caps.local_apic => pv_kvm::Features::all().within(kernel.eax),
+        _ => pv_kvm::Features::all(),
+    };
     let options = Options {
         vcpus: spec.cpus,
         tsc_khz: caps.tsc_khz,
         apic_khz: (local_apic::TIMER_HZ / 1000) as u32,
-        hypervisor: Vec::new(),
+        hypervisor: pv_kvm::leaves(pv),
     };
     let table = cpu_model::resolve(&model, &caps.cpuid, &options)
         .map_err(|e| Error::CpuModel(e.to_string()))?;
-    Ok(GuestCpu { table, model: model.name().into() })
+    Ok(GuestCpu { table, model: model.name().into(), pv })
 }

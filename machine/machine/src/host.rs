@@ -50,6 +50,13 @@ impl BoardHost {
         if self.power.requested() { Flow::Stop } else { Flow::Continue }
     }
 
+    /// Tells the guest how long this thread waited for a processor.
+    pub(crate) fn update_steal(&self) {
+        if let Interrupts::Board(apic) = &self.interrupts {
+            apic.update_steal();
+        }
+    }
+
     pub(crate) fn info(&self, vcpu: &mut dyn Vcpu) -> VcpuInfo {
         let rip = vcpu.state().map_or(0, |state| state.regs.rip);
         VcpuInfo { retired: vcpu.retired(), rip, exits: self.exits }
@@ -167,8 +174,7 @@ impl VcpuHost for BoardHost {
 
     fn set_tsc_offset(&mut self, offset: u64) {
         if let Interrupts::Board(apic) = &self.interrupts {
-            apic.offsets.set(self.id, offset);
-            apic.apic.tsc_changed();
+            apic.set_tsc_offset(offset);
         }
     }
 

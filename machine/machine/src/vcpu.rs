@@ -188,6 +188,7 @@ impl Thread {
 
     fn run(&mut self) -> Why {
         loop {
+            self.host.update_steal();
             let exit = self.vcpu.run(&mut self.host);
             self.host.exits.runs += 1;
             let asked = self.waker.stop.load(SeqCst) || self.host.power_requested();

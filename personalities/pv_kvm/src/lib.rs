@@ -133,6 +133,11 @@ impl PvKvm {
         }
     }
 
+    /// The vCPU's guest wants [`Self::update_steal`].
+    pub fn counts_steal(&self, vcpu: u32) -> bool {
+        self.vcpus.get(vcpu as usize).is_some_and(|vcpu| lock(vcpu).steal.msr & 1 != 0)
+    }
+
     /// Tells the vCPU's guest how long its thread has waited for a processor so far; called
     /// now and then on that thread, with [`run_delay_ns`].
     pub fn update_steal(&self, vcpu: u32, run_delay_ns: u64) {
