@@ -37,11 +37,42 @@ pub struct Mmu {
     watches: Vec<Watch>,
     /// Address of the debugger's watchpoint that the instruction under way has hit.
     pub watch_hit: Option<u64>,
-    /// Single pages forgotten so far.
+    /// How often single pages were forgotten from which code was fetched.
     invalidations: u64,
-    /// Differs whenever a linear address may translate otherwise than before, or with other
-    /// rights; the same address space at the same privilege has the same tag again.
+    /// Pages from which code was fetched since.
+    fetched: PageFilter,
+    /// Differs whenever a linear address may translate otherwise than before for fetching, or
+    /// with other rights; the same address space at the same privilege has the same tag again.
     pub tag: u64,
+}
+
+/// Remembers pages, with some false positives.
+#[derive(Debug)]
+struct PageFilter(Box<[u64; 64]>);
+
+impl Default for PageFilter {
+    fn default() -> Self {
+        Self(Box::new([0; 64]))
+    }
+}
+
+impl PageFilter {
+    fn at(linear: u64) -> (usize, u64) {
+        let page = linear / guest_mem::PAGE;
+        // Page numbers that differ by powers of two are common.
+        let hash = (page ^ page >> 12 ^ page >> 24) as usize;
+        (hash / 64 % 64, 1 << (hash % 64))
+    }
+
+    fn insert(&mut self, linear: u64) {
+        let (word, bit) = Self::at(linear);
+        self.0[word] |= bit;
+    }
+
+    fn contains(&self, linear: u64) -> bool {
+        let (word, bit) = Self::at(linear);
+        self.0[word] & bit != 0
+    }
 }
 
 /// A watched range of linear addresses.
@@ -68,6 +99,7 @@ impl Mmu {
             watches: Vec::new(),
             watch_hit: None,
             invalidations: 0,
+            fetched: PageFilter::default(),
             tag: 0,
         }
     }
@@ -111,9 +143,12 @@ impl Mmu {
 
     /// Forgets the translations of one address in all address spaces (INVLPG).
     pub fn flush_page(&mut self, linear: u64) {
-        self.tlb.flush_page(linear);
-        self.invalidations += 1;
-        self.retag();
+        let large = self.tlb.flush_page(linear);
+        if large || self.fetched.contains(linear) {
+            self.invalidations += 1;
+            self.fetched = PageFilter::default();
+            self.retag();
+        }
     }
 
     /// Forgets what is not global, in all address spaces.

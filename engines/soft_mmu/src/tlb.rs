@@ -334,9 +334,11 @@ impl Tlb {
     }
 
     /// Forgets a page in all address spaces: more than INVLPG and INVPCID type 0 ask for.
-    pub fn flush_page(&mut self, gva: u64) {
+    /// True if it may have been a large one, so that other addresses are concerned.
+    pub fn flush_page(&mut self, gva: u64) -> bool {
         if let Some(shift) = self.huge.of(gva).or(self.large.of(gva)) {
-            return self.forget(|tag| (tag ^ gva) >> shift == 0);
+            self.forget(|tag| (tag ^ gva) >> shift == 0);
+            return true;
         }
         for plane in 0..3 {
             if self.origins[plane][index(gva)].tag & PAGE_MASK == gva & PAGE_MASK {
@@ -344,6 +346,7 @@ impl Tlb {
                 self.planes[plane][index(gva)] = Entry::default();
             }
         }
+        false
     }
 
     /// Each next write to any page takes the slow path, which marks the page dirty.

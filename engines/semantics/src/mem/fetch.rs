@@ -25,6 +25,7 @@ impl Ctx<'_> {
             return Err(cpu.segment_fault(SegReg::Cs));
         }
         let privilege = cpu.mmu.privilege;
+        cpu.mmu.fetched.insert(linear);
         match cpu.mmu.translate(linear, Access::Execute, privilege) {
             Ok(place) => Ok(FetchPage {
                 gpa: place.gpa & !(PAGE - 1),
