@@ -186,7 +186,7 @@ impl Machine {
             self.put(table, next | 7);
         }
         self.put(PML4 + 8 * 256, 0x11000 | 7);
-        self.put(0x12008, PT + 0x1000 | 7);
+        self.put(0x12008, (PT + 0x1000) | 7);
         for page in 0..1024 {
             self.put(PT + 8 * page, page << 12 | 7);
         }
