@@ -145,6 +145,8 @@ pub struct IoApic {
     regs: Mutex<Regs>,
     msi: Arc<dyn MsiSink>,
     hook: OnceLock<RoutesHook>,
+    /// Held from looking at the routes to having told them, so that the last told are the last.
+    telling: Mutex<()>,
 }
 
 impl fmt::Debug for IoApic {
@@ -159,6 +161,7 @@ impl IoApic {
             regs: Mutex::new(Regs::default()),
             msi: wiring.msi.clone(),
             hook: OnceLock::new(),
+            telling: Mutex::new(()),
         });
         wiring.claim_mmio("ioapic", ADDRESS..=ADDRESS + SIZE - 1, ioapic.clone());
         wiring.devices.push(ioapic.clone());
@@ -180,14 +183,15 @@ impl IoApic {
         })
     }
 
-    /// For engines with their own local APICs, which must know the pins. Called without a
-    /// lock, with the routes that hold then. Set once.
+    /// For engines with their own local APICs, which must know the pins. Called without the
+    /// lock of the registers, one at a time; it may not access the IOAPIC. Set once.
     pub fn on_routes(&self, hook: RoutesHook) {
         let _ = self.hook.set(hook);
     }
 
     fn routes_changed(&self) {
         if let Some(hook) = self.hook.get() {
+            let _telling = lock(&self.telling);
             hook(&self.routes());
         }
     }

@@ -164,3 +164,29 @@ fn the_keyboard_controller_answers_at_once() {
     assert_eq!((board.input(0x64) & 0x41, board.input(0x60)), (0x41, 0xfe), "no keyboard");
     assert_eq!(board.input(0x64) & 1, 0);
 }
+
+#[test]
+fn sources_on_several_threads_leave_a_line_as_they_are() {
+    let board = Board::new();
+    start_pics(&board);
+    board.out(0x4d0, 0x20);
+    board.ioapic(0x10 + 10, 0x8050);
+    let sources: Vec<_> = (0..4).map(|_| board.wiring.irq(5)).collect();
+    std::thread::scope(|scope| {
+        for source in &sources {
+            scope.spawn(move || (0..2001).for_each(|i| source.set(i % 2 == 0)));
+        }
+        for _ in 0..2000 {
+            board.chipset.ioapic.eoi(0x50);
+            board.chipset.pic.ack();
+            board.out(0x20, 0x20);
+        }
+    });
+    assert!(board.chipset.pic.pending(), "all are high");
+    sources.iter().for_each(|source| source.set(false));
+    assert!(!board.chipset.pic.pending());
+    board.chipset.ioapic.eoi(0x50);
+    board.sink.take_messages();
+    board.chipset.ioapic.eoi(0x50);
+    assert_eq!(board.sink.take_messages(), [], "all are low");
+}

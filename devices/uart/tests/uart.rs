@@ -77,6 +77,22 @@ fn state_that_the_chip_cannot_be_in_is_refused() {
 }
 
 proptest! {
+    /// Saved state that somebody tampered with is refused, or is sound.
+    #[test]
+    fn any_payload(at in any::<prop::sample::Index>(), byte: u8) {
+        let (wiring, uart, ..) = board();
+        let mut parts = saved(&*uart);
+        let offset = at.index(parts[0].payload.len());
+        parts[0].payload[offset] = byte;
+        if uart.restore(&mut Reader::new(parts).unwrap()).is_ok() {
+            for port in 0x3f8..0x400 {
+                wiring.pio.read(port, &mut [0]);
+                wiring.pio.write(port, &[byte]);
+            }
+            saved(&*uart);
+        }
+    }
+
     #[test]
     fn any_access_leaves_a_port_that_saves_and_resets(
         accesses in prop::collection::vec((any::<bool>(), 0u16..8, any::<[u8; 4]>(), 0usize..3), 0..200),
@@ -97,12 +113,20 @@ proptest! {
             }
         }
         let parts = saved(&*uart);
-        let (_, other, other_line, _) = board();
+        let (other_wiring, other, other_line, _) = board();
         let mut reader = Reader::new(parts.clone()).unwrap();
         other.restore(&mut reader).unwrap();
         reader.finish().unwrap();
         prop_assert_eq!(saved(&*other), parts);
         prop_assert_eq!(other_line.level(), line.level());
+        // From here on both answer the same.
+        for port in (0x3f8..0x400).chain(0x3f8..0x400) {
+            let (mut a, mut b) = ([0], [0]);
+            wiring.pio.read(port, &mut a);
+            other_wiring.pio.read(port, &mut b);
+            prop_assert_eq!(a, b);
+            prop_assert_eq!(other_line.level(), line.level());
+        }
         uart.reset();
         prop_assert_eq!(saved(&*uart), fresh);
         prop_assert!(!line.level());

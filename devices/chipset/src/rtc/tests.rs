@@ -1,4 +1,4 @@
-use super::*;
+use super::{regs::NS, *};
 use device::fake::{FakeTime, Recorder, wiring};
 
 /// Tuesday, 14 November 2023, 22:13:20.
