@@ -104,7 +104,8 @@ impl LocalApic {
 
     /// The vCPU takes `what`: the vector of an interrupt or SIPI, 2 for an NMI, 0 for INIT, or
     /// `None` if it is gone, and then nothing is taken. `pic` acknowledges the PIC if that is
-    /// whose interrupt it is. INIT puts the APIC into the state that INIT leaves (11.4.7.3).
+    /// whose interrupt it is. The spurious vector (11.9) is for interrupts that vanish between
+    /// request and acknowledgement, which `None` tells here. INIT puts the APIC into the state that INIT leaves (11.4.7.3).
     pub fn ack(&self, what: Pending, pic: impl FnOnce() -> Option<u8>) -> Option<u8> {
         match what {
             Pending::Init => self.take(flag::INIT).then(|| {
