@@ -2,7 +2,7 @@
 
 use std::env;
 
-use engine_kvm::{HostKvm, probe};
+use engine_kvm::{HostKvm, KvmEngine, probe};
 use vm_spec::EngineChoice;
 
 use crate::Failure;
@@ -63,6 +63,19 @@ pub fn choose(
         }
         (EngineChoice::Kvm, _) => {
             Err(Failure::host(format!("--engine kvm: {}; {}", kvm.reason(), remedy(kvm))))
+        }
+    }
+}
+
+/// Opens the engine that was decided for.
+pub fn open(engine: Engine) -> Result<Box<dyn engine::Engine>, Failure> {
+    match engine {
+        Engine::Kvm => match KvmEngine::open() {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(e) => Err(Failure::host(format!("engine kvm: {e}; use --engine translate"))),
+        },
+        Engine::Translate => {
+            Err(Failure::host("engine translate: it is not part of this build; use --engine kvm"))
         }
     }
 }

@@ -17,8 +17,8 @@ pub const BUILT_IN: &str = "hello";
 /// No kernel is larger; this bounds what a wrong file can take of the host's memory.
 const KERNEL_MAX: u64 = 512 << 20;
 
-/// Below this the default guest runs out of memory before its shell.
-const DEFAULT_GUEST_MEMORY_MIN: u64 = 128 << 20;
+/// With less the default guest runs out of memory before its shell, or soon after it.
+const DEFAULT_GUEST_MEMORY_MIN: u64 = 96 << 20;
 
 /// Where the setup header's signature is in a bzImage
 /// (Linux, Documentation/arch/x86/boot.rst).
@@ -26,14 +26,15 @@ const SIGNATURE_AT: usize = 0x202;
 
 /// What a machine boots.
 #[derive(Debug)]
-#[allow(dead_code, reason = "the machine that reads these is not part of this build yet")]
 pub struct Files {
     pub kernel: Vec<u8>,
     pub initrd: Option<Vec<u8>>,
     pub command_line: String,
     /// For the operator.
     pub title: String,
-    pub built_in: bool,
+    /// What to call the kernel and the initrd when something is wrong with them.
+    pub kernel_name: String,
+    pub initrd_name: String,
 }
 
 /// Reads, and if need be fetches, what the VM boots.
@@ -72,7 +73,8 @@ fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> 
         initrd: Some(read("cache", &guest.initrd, spec.memory)?),
         command_line: command_line(spec, &terminal_words()),
         title: format!("Debian kernel {}", guest.release),
-        built_in: false,
+        kernel_name: format!("cache {}", guest.kernel.display()),
+        initrd_name: format!("cache {}", guest.initrd.display()),
     })
 }
 
@@ -94,7 +96,11 @@ fn from_files(option: &str, kernel: &Path, spec: &VmSpec) -> Result<Files, Failu
         initrd,
         command_line: command_line(spec, ""),
         title: kernel.display().to_string(),
-        built_in: false,
+        kernel_name: format!("{option} {}", kernel.display()),
+        initrd_name: match &spec.initrd {
+            Some(path) => format!("--initrd {}", path.display()),
+            None => "--initrd".into(),
+        },
     })
 }
 

@@ -49,7 +49,7 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     }
 
     let deadline = spec.timeout().and_then(|time| Instant::now().checked_add(time));
-    running.start(&spec)?;
+    running.start();
     let ended = running.wait(deadline);
     console.drain();
     terminal::restore();

@@ -1,59 +1,165 @@
-//! The machine, as this command uses it.
+//! The machine, as this command uses it: built from files and options, its errors told by
+//! the option that they concern.
 
 use std::{io::Write, sync::Arc, time::Instant};
 
 use byte_stream::{Input, Output};
+use machine::{Handle, Machine, Parts, Tracer};
 use vm_spec::VmSpec;
 
-use crate::{Failure, engines::Engine, guest::Files, monitor::Control};
+use crate::{
+    Failure, engines,
+    engines::Engine,
+    guest::Files,
+    monitor::{Control, Gone},
+    status::Status,
+};
 
-/// Why the machine ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "the machine that tells these is not part of this build yet")]
-pub enum Ended {
-    PoweredOff,
-    GuestPanicked,
-    DebugExit(u32),
-    TripleFault(String),
-    Quit,
-    Failed(String),
-}
+pub use machine::Ended;
 
 /// A machine and its threads.
 pub struct Running {
-    control: Arc<dyn Control>,
-    input: Arc<dyn Input>,
+    machine: Machine,
+    control: Arc<Handle>,
 }
 
 impl Running {
     /// Builds it, not running yet.
     pub fn build(
-        _spec: &VmSpec,
+        spec: &VmSpec,
         engine: Engine,
-        _files: Files,
-        _console: Arc<dyn Output>,
-        _trace: Option<Box<dyn Write + Send>>,
+        files: Files,
+        console: Arc<dyn Output>,
+        trace: Option<Box<dyn Write + Send>>,
     ) -> Result<Self, Failure> {
-        Err(Failure::host(format!(
-            "engine {}: this build has no machine to run guests on; build a later version",
-            engine.name()
-        )))
+        if let Some(address) = &spec.gdb {
+            return Err(Failure::host(format!(
+                "--gdb {address}: this build has no debugger's stub; leave the option out"
+            )));
+        }
+        let names = Names::of(spec, &files);
+        let engine = engines::open(engine)?;
+        let parts = Parts {
+            kernel: files.kernel.into(),
+            initrd: files.initrd.map(Into::into),
+            command_line: files.command_line,
+            console,
+            tracer: match trace {
+                Some(to) => Tracer::new(spec.trace.clone(), to),
+                None => Tracer::none(),
+            },
+        };
+        let machine =
+            Machine::build(&*engine, spec, parts).map_err(|error| names.failure(&error))?;
+        let control = Arc::new(machine.handle());
+        Ok(Self { machine, control })
     }
 
     pub fn control(&self) -> Arc<dyn Control> {
         self.control.clone()
     }
 
+    /// Where the console's input goes.
     pub fn input(&self) -> Arc<dyn Input> {
-        self.input.clone()
+        self.machine.console()
     }
 
-    pub fn start(&self, _spec: &VmSpec) -> Result<(), Failure> {
-        Ok(())
+    /// Lets the guest begin.
+    pub fn start(&self) {
+        // A machine that has ended already says how to whoever waits.
+        let _ = self.control.resume();
     }
 
-    /// How it ended; `None` if the deadline passes first.
-    pub fn wait(&self, _deadline: Option<Instant>) -> Option<Ended> {
-        None
+    /// How it ended; `None` if the deadline passes first, and then it is ended.
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<Ended> {
+        let ended = self.machine.wait(deadline);
+        if ended.is_none() {
+            let _ = self.control.quit();
+        }
+        ended
+    }
+}
+
+fn gone<T>(result: Result<T, machine::Gone>) -> Result<T, Gone> {
+    result.map_err(|machine::Gone| Gone)
+}
+
+impl Control for Handle {
+    fn info(&self) -> Result<String, Gone> {
+        gone(Handle::info(self)).map(|info| info.to_string())
+    }
+
+    fn pause(&self) -> Result<(), Gone> {
+        gone(Handle::pause(self))
+    }
+
+    fn resume(&self) -> Result<(), Gone> {
+        gone(Handle::resume(self))
+    }
+
+    fn reset(&self) -> Result<(), Gone> {
+        gone(Handle::reset(self))
+    }
+
+    fn power_button(&self) -> Result<(), Gone> {
+        gone(Handle::power_button(self))
+    }
+
+    fn nmi(&self) -> Result<(), Gone> {
+        gone(Handle::nmi(self))
+    }
+
+    fn quit(&self) -> Result<(), Gone> {
+        gone(Handle::quit(self))
+    }
+}
+
+/// What the operator called the things that a machine may complain of.
+struct Names {
+    kernel: String,
+    initrd: String,
+    memory: String,
+    cpu_model: String,
+    /// Whose fault a kernel is that cannot be booted.
+    status: Status,
+}
+
+impl Names {
+    fn of(spec: &VmSpec, files: &Files) -> Self {
+        Self {
+            kernel: files.kernel_name.clone(),
+            initrd: files.initrd_name.clone(),
+            memory: format!("--memory {}", vm_spec::format_memory(spec.memory)),
+            cpu_model: format!("--cpu-model {}", spec.cpu_model.as_deref().unwrap_or("(default)")),
+            status: match spec.kernel {
+                vm_spec::Kernel::File(_) => Status::BadArguments,
+                _ => Status::HostError,
+            },
+        }
+    }
+
+    fn failure(&self, error: &machine::Error) -> Failure {
+        use boot::Error as Boot;
+        let (name, status) = match error {
+            machine::Error::Boot(Boot::InitrdTooLarge { .. } | Boot::InitrdEmpty) => {
+                (&*self.initrd, self.status)
+            }
+            machine::Error::Boot(Boot::Memory { .. } | Boot::TooSmall { .. }) => {
+                (&*self.memory, Status::BadArguments)
+            }
+            machine::Error::Boot(Boot::CommandLineTooLong { .. } | Boot::CommandLineZero) => {
+                ("--append", Status::BadArguments)
+            }
+            machine::Error::Boot(_) => (&*self.kernel, self.status),
+            machine::Error::CpuModel(_) => (&*self.cpu_model, Status::BadArguments),
+            machine::Error::TooManyVcpus { .. } => ("--cpus", Status::BadArguments),
+            _ => ("machine", Status::HostError),
+        };
+        // A model's refusal names its option itself.
+        let line = match error {
+            machine::Error::CpuModel(why) => format!("{name}: {why}"),
+            _ => format!("{name}: {}", error.line()),
+        };
+        Failure { status, line }
     }
 }

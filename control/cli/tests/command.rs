@@ -59,7 +59,7 @@ fn bad_values_are_bad_arguments() {
         (&["run", "--cpus", "0"][..], "--cpus 0: a machine has at least one CPU; give 1 to 255"),
         (&["run", "--cpus", "4096"], "--cpus 4096: a machine has at most 255 CPUs"),
         (&["run", "--memory", "1M"], "--memory 1 MiB: this is too little for any guest; give 16"),
-        (&["run", "--memory", "32M"], "too little for the default guest; give 128 MiB or more"),
+        (&["run", "--memory", "32M"], "too little for the default guest; give 96 MiB or more"),
         (&["run", "--memory", "512"], "--memory 512: the unit is missing"),
         (&["run", "--engine", "tcg"], "--engine tcg: there is no such engine"),
         (&["run", "--console", "x:y"], "--console x:y: there is no such console"),
