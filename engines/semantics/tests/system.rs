@@ -414,3 +414,48 @@ fn sti_shadow_and_halt() {
     assert_eq!(m.cpu.events.shadow, Shadow::None, "interrupts were enabled already");
     assert_eq!(m.step(&[0xf4]), Err(Stop::Halt));
 }
+
+#[test]
+fn task_switches() {
+    let mut m = Machine::protected();
+    const OTHER: u64 = 0x3800;
+    const OTHER_SEL: u16 = 0x38;
+    m.put(GDT + 0x38, 0x0000_8900_0000_0067 | OTHER << 16);
+    let put32 = |m: &Machine, at: u64, v: u32| m.mem.write(at, &v.to_le_bytes()).unwrap();
+    put32(&m, OTHER + 0x20, 0x9000);
+    put32(&m, OTHER + 0x24, 2);
+    put32(&m, OTHER + 0x28, 0x1111);
+    put32(&m, OTHER + 0x38, 0x6000);
+    for (n, selector) in [DATA0, CODE0_32, DATA0, DATA0, 0, 0].into_iter().enumerate() {
+        put32(&m, OTHER + 0x48 + 4 * n as u64, selector.into());
+    }
+    m.cpu.gpr[0] = 0x2222;
+    // call 0x38:0
+    m.step(&[0x9a, 0, 0, 0, 0, OTHER_SEL as u8, 0]).unwrap();
+    assert_eq!((m.cpu.rip, m.cpu.gpr[0], m.cpu.gpr[4]), (0x9000, 0x1111, 0x6000));
+    assert_eq!(m.cpu.rflags(), rflags::NT | 2);
+    assert_eq!(m.get(OTHER) & 0xffff, TSS_SEL.into(), "linked back");
+    assert_eq!(m.get(TSS + 0x20), 0x7007 | 2 << 32);
+    assert_eq!(m.get(GDT + 0x38) >> 40 & 0xff, 0x8b, "busy");
+    assert_eq!(m.get(GDT + u64::from(TSS_SEL)) >> 40 & 0xff, 0x8b, "still busy");
+    assert_ne!(m.cpu.cr0 & cr0::TS, 0);
+    assert_eq!(m.faults(&[0x9a, 0, 0, 0, 0, TSS_SEL as u8, 0]), (GP, Some(TSS_SEL.into())));
+    m.step(&[0xcf]).unwrap();
+    assert_eq!((m.cpu.rip, m.cpu.gpr[0], m.cpu.rflags()), (0x7007, 0x2222, 2));
+    assert_eq!(m.get(GDT + 0x38) >> 40 & 0xff, 0x89, "available again");
+    assert_eq!(m.get(OTHER + 0x20), 0x9001 | 2 << 32);
+
+    // By a task gate, with an error code on the new stack.
+    m.gate32(13, 0, OTHER_SEL, 0, 5);
+    m.raise(GP, Some(0x18), 0).unwrap();
+    assert_eq!((m.cpu.rip, m.stack(4)), (0x9001, [0x18]));
+    assert_eq!(m.get(TSS + 0x20), 0x7007 | (rflags::RF | 2) << 32);
+    // A bad stack segment is the new task's fault.
+    m.gate32(10, 0xa000, CODE0_32, 0, 14);
+    m.step(&[0xcf]).unwrap();
+    put32(&m, OTHER + 0x50, CODE0_32.into());
+    put32(&m, OTHER + 0x38, 0x6000);
+    m.gate32(u64::from(DF), 0xb000, CODE0_32, 0, 14);
+    let stop = m.step(&[0xea, 0, 0, 0, 0, OTHER_SEL as u8, 0]);
+    assert_eq!(stop, Err(Stop::Shutdown), "without a stack nothing can be delivered");
+}

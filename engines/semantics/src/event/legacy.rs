@@ -68,12 +68,14 @@ impl Ctx<'_> {
 
     fn task_gate(&mut self, event: Event, selector: u16) -> Result<(), Stop> {
         self.switch_task(selector, Switch::Event { flags: event.pushed_flags(self.cpu.rflags()) })?;
-        if let Some(code) = event.error {
-            // The new task's TSS says how wide its stack's words are.
-            let wide = self.cpu.segment(SegReg::Tr).attr & 8 != 0;
-            self.push(code.into(), if wide { 4 } else { 2 })?;
+        let Some(code) = event.error else { return Ok(()) };
+        // The new task's TSS says how wide its stack's words are.
+        let wide = self.cpu.segment(SegReg::Tr).attr & 8 != 0;
+        match self.push(code.into(), if wide { 4 } else { 2 }) {
+            // The switch has happened: the fault is the new task's.
+            Err(Stop::Fault) => super::raise(self),
+            other => other,
         }
-        Ok(())
     }
 
     fn through_gate(&mut self, event: Event, gate: &Gate) -> Result<(), Stop> {
