@@ -404,9 +404,19 @@ impl Cpu {
     /// This vCPU has written bytes of a page with a code mark: to be called after the write.
     #[cold]
     pub fn code_written(&mut self, gpa: std::ops::Range<u64>) {
-        drop(self.slots.ask_others(&Request::Code(gpa.clone()), Some(&self.slot)));
-        self.stale_code.push(gpa);
+        for stale in self.slots.code_written(&self.mem.layout(), gpa, Some(&self.slot)) {
+            self.stale_code.push(stale);
+        }
         self.leave = true;
+    }
+
+    /// SIPI, if the vCPU waits for one; ignored otherwise (SDM volume 3, 9.4).
+    pub fn startup(&mut self, vector: u8) {
+        if self.mp == MpState::WaitForSipi {
+            let mut state = self.save_state(0, 0);
+            state.sipi(vector);
+            self.load_state(&state);
+        }
     }
 }
 

@@ -97,3 +97,27 @@ pub fn segment(number: u8) -> SegReg {
         _ => SegReg::Tr,
     }
 }
+
+/// An instruction of more than 15 bytes (SDM volume 3, 6.15, interrupt 13).
+pub fn too_long() -> Insn {
+    fn raise(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
+        Err(ctx.cpu.fault_code(x86_defs::exception::GP, 0))
+    }
+    Insn {
+        handler: raise,
+        imm: 0,
+        cold: None,
+        disp: 0,
+        end: 0,
+        len: x86_defs::MAX_INSTRUCTION_LEN as u8,
+        reg: NO_REG,
+        rm: NO_REG,
+        base: NO_REG,
+        index: NO_REG,
+        scale: 0,
+        seg: 3,
+        asize: 8,
+        osize: 0,
+        prefix: 0,
+    }
+}

@@ -6,7 +6,7 @@ mod operands;
 use crate::{
     CodeSize, Cold, Handler, Insn,
     features::IsaFeatures,
-    insn::{NO_REG, prefix},
+    insn::prefix,
     int_io,
 };
 use emit::StubCache;
@@ -47,24 +47,14 @@ pub fn select(
 ) -> Insn {
     let insn = Insn {
         handler: int_io::undefined,
-        imm: 0,
-        cold: None,
-        disp: 0,
-        end: 0,
         len: iced.len() as u8,
-        reg: NO_REG,
-        rm: NO_REG,
-        base: NO_REG,
-        index: NO_REG,
-        scale: 0,
-        seg: 3,
         asize: match size {
             CodeSize::Bits16 => 2,
             CodeSize::Bits32 => 4,
             CodeSize::Bits64 => 8,
         },
-        osize: 0,
         prefix: prefixes(iced),
+        ..crate::insn::too_long()
     };
     let mut picker = Picker { iced, size, insn };
     if iced.is_invalid() || (!features.allow(iced) && !plain_without(iced, features)) {

@@ -4,8 +4,9 @@
 //! them at its next poll, one outside before it enters. Whoever waits for a request therefore
 //! waits only while the vCPU is in the guest and has not served it.
 
-use guest_mem::ArenaOffset;
+use guest_mem::{ArenaOffset, Layout, PAGE};
 use std::{
+    collections::HashMap,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -92,23 +93,75 @@ impl Slot {
 
 /// The vCPUs of one VM.
 #[derive(Debug, Default)]
-pub struct Slots(RwLock<Vec<Arc<Slot>>>);
+pub struct Slots {
+    all: RwLock<Vec<Arc<Slot>>>,
+    /// How often a code page was written.
+    writes: Mutex<HashMap<u64, u32>>,
+}
+
+/// Code pages that are written more often than this stay marked, and only the written bytes
+/// are forgotten: code and data share them.
+const MIXED: u32 = 8;
+/// Pages counted at most.
+const COUNTED: usize = 4096;
 
 impl Slots {
     pub fn add(&self, slot: &Arc<Slot>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).push(slot.clone());
+        self.all.write().unwrap_or_else(PoisonError::into_inner).push(slot.clone());
     }
 
     pub fn remove(&self, slot: &Arc<Slot>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|s| !Arc::ptr_eq(s, slot));
+        self.all.write().unwrap_or_else(PoisonError::into_inner).retain(|s| !Arc::ptr_eq(s, slot));
     }
 
     /// Asks every vCPU but `me`; returns what to wait for.
     pub fn ask_others(&self, request: &Request, me: Option<&Slot>) -> Vec<(Arc<Slot>, u64)> {
-        let slots = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let slots = self.all.read().unwrap_or_else(PoisonError::into_inner);
         let others = slots
             .iter()
             .filter(|s| !me.is_some_and(|me| std::ptr::eq(&raw const *me, Arc::as_ptr(s))));
         others.map(|s| (s.clone(), s.ask(request.clone()))).collect()
+    }
+
+    /// Bytes of pages with code marks have been written, by the vCPU of `me` or a device.
+    /// Tells all other vCPUs, and returns what `me` has to forget.
+    ///
+    /// A page loses its mark, and all that was decoded from it is forgotten: what was code is
+    /// mostly data from then on, to be written at full speed.
+    pub fn code_written(
+        &self,
+        layout: &Layout,
+        gpa: Range<u64>,
+        me: Option<&Slot>,
+    ) -> Vec<Range<u64>> {
+        let mut stale = Vec::new();
+        let mut at = gpa.start;
+        while at < gpa.end {
+            let page = at & !(PAGE - 1);
+            let end = gpa.end.min(page.saturating_add(PAGE));
+            let range = match layout.find(page) {
+                Some((region, offset)) if !self.is_mixed(page) => {
+                    // The mark goes first: what is decoded after that marks anew, and what was
+                    // decoded before is forgotten by the request.
+                    region.code().clear((offset / PAGE) as usize);
+                    page..page + PAGE
+                }
+                _ => at..end,
+            };
+            drop(self.ask_others(&Request::Code(range.clone()), me));
+            stale.push(range);
+            at = end;
+        }
+        stale
+    }
+
+    fn is_mixed(&self, page: u64) -> bool {
+        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        if writes.len() >= COUNTED {
+            writes.clear();
+        }
+        let count = writes.entry(page).or_default();
+        *count = count.saturating_add(1);
+        *count > MIXED
     }
 }

@@ -1,0 +1,144 @@
+//! Between two instructions: requests of other threads, events on their way, interrupts.
+
+use crate::{Interp, run::debug_exception};
+use engine::{DebugExit, Exit, Pending};
+use semantics::{Ctx, Stop, event, sync::flag};
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use vcpu_state::{MpState, Raised, Shadow};
+use x86_defs::rflags;
+
+pub enum Next {
+    Execute,
+    /// Something was done: look again.
+    Again,
+    Exit(Exit),
+}
+
+impl Interp {
+    pub(crate) fn boundary(&mut self, ctx: &mut Ctx<'_>) -> Next {
+        let cpu = &mut *ctx.cpu;
+        cpu.leave = false;
+        let flags = cpu.slot.flags.load(Acquire);
+        if flags != 0 {
+            cpu.serve_requests();
+            cpu.leave = false;
+            if flags & flag::NOTIFY != 0 {
+                cpu.slot.flags.fetch_and(!flag::NOTIFY, AcqRel);
+                cpu.look = true;
+            }
+        }
+        for range in std::mem::take(&mut cpu.stale_code) {
+            self.cache.invalidate(&range);
+        }
+        if let Some(next) = self.debug_traps(ctx) {
+            return next;
+        }
+        if self.stop_wanted(ctx) {
+            return Next::Exit(Exit::Stopped);
+        }
+        if on_its_way(ctx) {
+            return self.after(ctx, |ctx| event::inject(ctx).map(drop));
+        }
+        if ctx.cpu.look
+            && let Some(next) = self.look(ctx)
+        {
+            return next;
+        }
+        if ctx.cpu.events.nmi_pending && self.takes_nmi(ctx) {
+            ctx.cpu.events.nmi_pending = false;
+            return self.after(ctx, event::nmi);
+        }
+        match ctx.cpu.mp {
+            MpState::Running => Next::Execute,
+            MpState::Halted | MpState::Init | MpState::WaitForSipi => Next::Exit(Exit::Idle),
+        }
+    }
+
+    fn stop_wanted(&self, ctx: &mut Ctx<'_>) -> bool {
+        let asked = std::mem::take(&mut ctx.cpu.stop_asked);
+        let kicked = ctx.cpu.slot.flags.load(Acquire) & flag::STOP != 0
+            && ctx.cpu.slot.flags.fetch_and(!flag::STOP, AcqRel) & flag::STOP != 0;
+        asked || kicked
+    }
+
+    /// Traps of the instruction before: data breakpoints and single-step.
+    fn debug_traps(&mut self, ctx: &mut Ctx<'_>) -> Option<Next> {
+        if let Some(address) = ctx.cpu.mmu.watch_hit.take() {
+            return Some(Next::Exit(Exit::Debug(DebugExit::Watchpoint { address })));
+        }
+        // They wait until the instruction after MOV SS is done.
+        if ctx.cpu.dr_hits == 0 || ctx.cpu.events.shadow == Shadow::MovSs {
+            return None;
+        }
+        let bits = std::mem::take(&mut ctx.cpu.dr_hits);
+        let stop = debug_exception(ctx, bits);
+        Some(self.after(ctx, |_| Err(stop)))
+    }
+
+    fn after(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        f: impl FnOnce(&mut Ctx<'_>) -> Result<(), Stop>,
+    ) -> Next {
+        match f(ctx) {
+            Ok(()) => Next::Again,
+            Err(stop) => self.stopped(ctx, stop).map_or(Next::Again, Next::Exit),
+        }
+    }
+
+    /// Asks the host what is pending, and takes it if it can be taken.
+    fn look(&mut self, ctx: &mut Ctx<'_>) -> Option<Next> {
+        let pending = ctx.pending();
+        let Some(what) = pending else {
+            ctx.cpu.look = false;
+            return None;
+        };
+        match what {
+            Pending::Interrupt => {
+                let open = ctx.cpu.rflags & rflags::IF != 0
+                    && ctx.cpu.events.shadow == Shadow::None
+                    && matches!(ctx.cpu.mp, MpState::Running | MpState::Halted);
+                if !open {
+                    // Whatever opens the window looks again.
+                    ctx.cpu.look = false;
+                    return None;
+                }
+                match ctx.call(|host| host.ack(Pending::Interrupt)) {
+                    Some(vector) => Some(self.after(ctx, |ctx| event::interrupt(ctx, vector))),
+                    None => Some(Next::Again),
+                }
+            }
+            Pending::Nmi => {
+                let _ = ctx.call(|host| host.ack(Pending::Nmi));
+                ctx.cpu.events.nmi_pending = true;
+                Some(Next::Again)
+            }
+            Pending::Init => {
+                let _ = ctx.call(|host| host.ack(Pending::Init));
+                let id = ctx.cpu.id;
+                let mut state = ctx.cpu.save_state(0, 0);
+                state.init(id);
+                ctx.cpu.load_state(&state);
+                Some(Next::Again)
+            }
+            Pending::Sipi => {
+                if let Some(vector) = ctx.call(|host| host.ack(Pending::Sipi)) {
+                    ctx.cpu.startup(vector);
+                }
+                Some(Next::Again)
+            }
+        }
+    }
+
+    fn takes_nmi(&self, ctx: &Ctx<'_>) -> bool {
+        !ctx.cpu.events.nmi_masked
+            && ctx.cpu.events.shadow == Shadow::None
+            && matches!(ctx.cpu.mp, MpState::Running | MpState::Halted)
+    }
+}
+
+/// Events of restored state that are not yet delivered.
+fn on_its_way(ctx: &Ctx<'_>) -> bool {
+    let events = &ctx.cpu.events;
+    events.exception != Raised::None || events.interrupt.is_some() || events.nmi_injected
+}

@@ -1,0 +1,235 @@
+//! The run loop.
+
+use crate::{Cache, boundary::Next, fetch::linear_ip};
+use emit::StubCache;
+use engine::{BreakpointKind, DebugExit, Exit, GuestDebug};
+use iced_x86::Mnemonic;
+use semantics::{Ctx, Insn, Stop, event, features::IsaFeatures};
+use std::sync::atomic::Ordering::Relaxed;
+use vcpu_state::{Exception, MpState, Shadow};
+use x86_defs::{dr, exception, rflags};
+
+/// One vCPU's interpreter: what it has decoded, and what it watches for.
+#[derive(Debug)]
+pub struct Interp {
+    pub(crate) cache: Cache,
+    pub(crate) features: IsaFeatures,
+    pub(crate) stubs: StubCache,
+    /// Linear addresses before which a debugger wants to stop.
+    breakpoints: Vec<u64>,
+    single_step: bool,
+    retired: u64,
+}
+
+impl Interp {
+    pub fn new(features: IsaFeatures, stubs: StubCache) -> Self {
+        Self {
+            cache: Cache::default(),
+            features,
+            stubs,
+            breakpoints: Vec::new(),
+            single_step: false,
+            retired: 0,
+        }
+    }
+
+    /// Instructions retired, where an iteration of a REP counts as one.
+    pub fn retired(&self) -> u64 {
+        self.retired
+    }
+
+    /// Sets what a debugger watches for; data breakpoints are the MMU's.
+    pub fn set_debug(&mut self, debug: &GuestDebug) {
+        self.single_step = debug.single_step;
+        let execute = debug.breakpoints.iter().filter(|b| b.kind == BreakpointKind::Execute);
+        self.breakpoints = execute.map(|b| b.address).collect();
+    }
+
+    /// Runs until something ends it, or so many instructions are retired.
+    pub fn run(&mut self, ctx: &mut Ctx<'_>, budget: u64) -> Exit {
+        ctx.cpu.slot.enter_guest();
+        ctx.cpu.look = true;
+        let exit = self.run_inside(ctx, budget);
+        ctx.cpu.slot.leave_guest();
+        exit
+    }
+
+    fn run_inside(&mut self, ctx: &mut Ctx<'_>, budget: u64) -> Exit {
+        let end = self.retired.saturating_add(budget);
+        loop {
+            match self.boundary(ctx) {
+                Next::Exit(exit) => return exit,
+                Next::Again => continue,
+                Next::Execute => {}
+            }
+            let left = end.saturating_sub(self.retired);
+            if left == 0 {
+                return Exit::Retired;
+            }
+            let result = if self.steps(ctx) {
+                self.step(ctx, left)
+            } else {
+                ctx.cpu.rep_budget = left;
+                self.blocks(ctx, end).map(|()| None)
+            };
+            match result {
+                Ok(None) => {}
+                Ok(Some(exit)) => return exit,
+                Err(stop) => {
+                    if let Some(exit) = self.stopped(ctx, stop) {
+                        return exit;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Something wants attention before or after every single instruction.
+    fn steps(&self, ctx: &Ctx<'_>) -> bool {
+        let cpu = &*ctx.cpu;
+        cpu.rflags & (rflags::TF | rflags::RF) != 0
+            || cpu.dr7 & dr::DR7_ENABLED != 0
+            || cpu.events.shadow != Shadow::None
+            || self.single_step
+            || !self.breakpoints.is_empty()
+    }
+
+    /// Block after block, until one has to be left.
+    fn blocks(&mut self, ctx: &mut Ctx<'_>, end: u64) -> Result<(), Stop> {
+        loop {
+            let number = self.locate(ctx)?;
+            let Some(block) = self.cache.block(number) else { return Ok(()) };
+            let insns = &block.insns[..];
+            if self.retired.saturating_add(insns.len() as u64) > end {
+                return self.one(ctx, number);
+            }
+            let base = ctx.cpu.rip;
+            let mut done = 0;
+            for insn in insns {
+                ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
+                if let Err(stop) = (insn.handler)(ctx, insn) {
+                    self.retired += done;
+                    return Err(failed(ctx, base, insn, stop, &mut self.retired));
+                }
+                done += 1;
+                if ctx.cpu.leave {
+                    break;
+                }
+            }
+            self.retired += done;
+            if ctx.cpu.leave || ctx.cpu.slot.flags.load(Relaxed) != 0 {
+                self.count_reps(ctx);
+                return Ok(());
+            }
+        }
+    }
+
+    fn count_reps(&mut self, ctx: &mut Ctx<'_>) {
+        self.retired += std::mem::take(&mut ctx.cpu.rep_retired);
+    }
+
+    /// The first instruction of a block.
+    fn one(&mut self, ctx: &mut Ctx<'_>, number: u32) -> Result<(), Stop> {
+        let Some(insn) = self.cache.block(number).and_then(|b| b.insns.first()) else {
+            return Ok(());
+        };
+        let base = ctx.cpu.rip;
+        ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
+        let result = (insn.handler)(ctx, insn);
+        if let Err(stop) = result {
+            return Err(failed(ctx, base, insn, stop, &mut self.retired));
+        }
+        self.retired += 1;
+        self.count_reps(ctx);
+        Ok(())
+    }
+
+    /// One instruction, or one iteration of a REP where that is asked for, with all that may
+    /// happen before and after it.
+    fn step(&mut self, ctx: &mut Ctx<'_>, left: u64) -> Result<Option<Exit>, Stop> {
+        let linear = linear_ip(ctx);
+        if self.breakpoints.contains(&linear) && ctx.cpu.rflags & rflags::RF == 0 {
+            return Ok(Some(Exit::Debug(DebugExit::Breakpoint { address: linear })));
+        }
+        let hits = instruction_breakpoints(ctx, linear);
+        if hits != 0 && ctx.cpu.rflags & rflags::RF == 0 {
+            return Err(debug_exception(ctx, hits));
+        }
+        let number = self.locate(ctx)?;
+        let trapped = ctx.cpu.rflags & rflags::TF != 0;
+        ctx.cpu.rflags &= !rflags::RF;
+        if std::mem::take(&mut ctx.cpu.events.shadow) != Shadow::None {
+            ctx.cpu.look = true;
+        }
+        let stepping = trapped || self.single_step;
+        ctx.cpu.rep_budget = if stepping { 1 } else { left };
+        // INT n and the fast calls clear TF, and with it the trap.
+        let software = self
+            .cache
+            .block(number)
+            .and_then(|b| b.insns.first())
+            .is_some_and(|i| enters_a_handler(i));
+        self.one(ctx, number)?;
+        if trapped && !software {
+            ctx.cpu.dr_hits |= dr::DR6_BS;
+        }
+        if self.single_step {
+            return Ok(Some(Exit::Debug(DebugExit::Step)));
+        }
+        Ok(None)
+    }
+
+    /// What a stop means for the vCPU.
+    pub(crate) fn stopped(&mut self, ctx: &mut Ctx<'_>, stop: Stop) -> Option<Exit> {
+        self.count_reps(ctx);
+        match stop {
+            Stop::Fault => match self.intercepted(ctx) {
+                Some(next) => next,
+                None => match event::raise(ctx) {
+                    Ok(()) => None,
+                    Err(Stop::Unhandled) => Some(Exit::Unhandled(ctx.cpu.unhandled)),
+                    Err(_) => Some(Exit::Shutdown),
+                },
+            },
+            Stop::Halt => {
+                ctx.cpu.mp = MpState::Halted;
+                ctx.cpu.look = true;
+                None
+            }
+            Stop::Shutdown => Some(Exit::Shutdown),
+            Stop::Unhandled => Some(Exit::Unhandled(ctx.cpu.unhandled)),
+        }
+    }
+}
+
+/// RIP after an instruction that did not simply complete.
+#[cold]
+fn failed(ctx: &mut Ctx<'_>, base: u64, insn: &Insn, stop: Stop, retired: &mut u64) -> Stop {
+    match stop {
+        Stop::Halt => *retired += 1,
+        _ => ctx.cpu.rip = base.wrapping_add(u64::from(insn.end) - u64::from(insn.len)),
+    }
+    stop
+}
+
+fn enters_a_handler(insn: &Insn) -> bool {
+    use Mnemonic::*;
+    let mnemonic = insn.cold.as_ref().map_or(INVALID, |cold| cold.iced.mnemonic());
+    matches!(mnemonic, Int | Int3 | Into | Int1 | Syscall | Sysenter)
+}
+
+/// DR6's bits for the guest's instruction breakpoints at this address.
+fn instruction_breakpoints(ctx: &Ctx<'_>, linear: u64) -> u64 {
+    let cpu = &*ctx.cpu;
+    let hit = |n: &usize| {
+        let enabled = cpu.dr7 >> (2 * n) & 3 != 0;
+        enabled && cpu.dr7 >> (16 + 4 * n) & 3 == 0 && cpu.dr[*n] == linear
+    };
+    (0..4).filter(hit).map(|n| 1 << n).sum()
+}
+
+/// Raises #DB with these bits of DR6.
+pub(crate) fn debug_exception(ctx: &mut Ctx<'_>, bits: u64) -> Stop {
+    ctx.cpu.raised = Exception { vector: exception::DB, error: None, payload: bits };
+    Stop::Fault
+}
