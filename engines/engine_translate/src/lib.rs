@@ -1,1 +1,65 @@
-//! The engine that needs no hardware support.
+//! The engine that needs no hardware support: guests are interpreted.
+//!
+//! A vCPU is a [`semantics::Cpu`] with the decode cache of [`interp`]. What concerns several of
+//! them, or them and devices, goes through requests that each serves between two blocks: see
+//! [`semantics::sync`].
+
+mod clock;
+mod vcpu;
+mod vm;
+
+pub use vcpu::TranslateVcpu;
+pub use vm::TranslateVm;
+
+use cpu_model::{host_table, translate_features};
+use emit::StubCache;
+use engine::{Caps, Engine, Error, Intercepts, Vm, VmConfig};
+use std::sync::Arc;
+
+/// Frequency of the guest's TSC unless the VM asks for another: nanoseconds.
+const TSC_KHZ: u32 = 1_000_000;
+
+#[derive(Debug)]
+pub struct Translate {
+    caps: Caps,
+    stubs: StubCache,
+}
+
+impl Translate {
+    pub fn new() -> Result<Self, Error> {
+        let stubs = StubCache::new().map_err(|source| Error::Os { call: "mmap", source })?;
+        let caps = Caps {
+            intercepts: Intercepts { exceptions: !0, syscall: true, cpuid: true },
+            counted: true,
+            local_apic: false,
+            breakpoints: 4096,
+            max_vcpus: 255,
+            tsc_khz: TSC_KHZ,
+            tsc_scaling: true,
+            cpuid: translate_features(&host_table()),
+        };
+        Ok(Self { caps, stubs })
+    }
+}
+
+impl Engine for Translate {
+    fn name(&self) -> &'static str {
+        "translate"
+    }
+
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn Vm>, Error> {
+        self.caps.check(config)?;
+        let khz = config.tsc_khz.unwrap_or(TSC_KHZ);
+        if khz == 0 {
+            return Err(Error::Unsupported("a TSC that stands still"));
+        }
+        Ok(Arc::new(TranslateVm::new(config, khz, &self.stubs)?))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -244,8 +244,7 @@ mod tests {
         for write in [0x1fff..0x2000, 0x7000..0x7001] {
             let mut cache = Cache::default();
             let key = Key { start: 0x1ffe, mode: 2, second: Some(0x7000) };
-            let block =
-                Block { gpa: 0x1ffe..0x2000, rest: 0x7000..0x7003, ..Block::default() };
+            let block = Block { gpa: 0x1ffe..0x2000, rest: 0x7000..0x7003, ..Block::default() };
             cache.add(Some(key), block);
             cache.invalidate(&(0x7003..0x7008));
             assert!(cache.find(&key).is_some());

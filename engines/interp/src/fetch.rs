@@ -7,8 +7,7 @@ use crate::{
 use guest_mem::ArenaOffset;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use semantics::{
-    CodeSize, Ctx, Insn, Stop, ends_block, insn::too_long, mem::FetchPage, select,
-    sync::Request,
+    CodeSize, Ctx, Insn, Stop, ends_block, insn::too_long, mem::FetchPage, select, sync::Request,
 };
 use vcpu_state::SegReg;
 use x86_defs::{MAX_INSTRUCTION_LEN, exception};
@@ -154,7 +153,7 @@ impl Interp {
                     let from = ram.0.wrapping_add((at % PAGE) as usize);
                     ctx.cpu.mem.arena().read(ArenaOffset(from), part);
                 }
-                None => ctx.call_flow(|host| host.mmio_read(page.gpa | at % PAGE, part)),
+                None => ctx.call_flow(|host| host.mmio_read(page.gpa | (at % PAGE), part)),
             }
             have += here;
         }
@@ -187,11 +186,13 @@ impl Interp {
                     break;
                 }
                 too_long()
+            } else if iced.is_invalid() && iced.len() >= MAX_INSTRUCTION_LEN {
+                // The decoder gives up after so many bytes.
+                too_long()
             } else {
                 let own = &here[..iced.len().min(here.len())];
                 select(&iced, own, size, self.features, &self.stubs)
             };
-            // What is not defined may be too long, besides, which is another fault.
             insn.len = insn.len.max(1);
             insn.end = (start + usize::from(insn.len)) as u16;
             let ends = ends_block(&iced);

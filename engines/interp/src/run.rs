@@ -164,11 +164,8 @@ impl Interp {
         let stepping = trapped || self.single_step;
         ctx.cpu.rep_budget = if stepping { 1 } else { left };
         // INT n and the fast calls clear TF, and with it the trap.
-        let software = self
-            .cache
-            .block(number)
-            .and_then(|b| b.insns.first())
-            .is_some_and(|i| enters_a_handler(i));
+        let software =
+            self.cache.block(number).and_then(|b| b.insns.first()).is_some_and(enters_a_handler);
         self.one(ctx, number)?;
         if trapped && !software {
             ctx.cpu.dr_hits |= dr::DR6_BS;

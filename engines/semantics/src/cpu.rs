@@ -394,7 +394,10 @@ impl Cpu {
                 Request::RevokeWrite(page) => self.mmu.revoke_write(page),
                 Request::RevokeWrites => self.mmu.revoke_writes(),
                 Request::Code(range) => self.stale_code.push(range),
-                Request::Layout => self.layout_changed(),
+                Request::Layout => {
+                    self.layout_changed();
+                    self.stale_code.push(0..u64::MAX);
+                }
             }
         }
         self.leave = true;

@@ -3,12 +3,7 @@
 mod integer;
 mod operands;
 
-use crate::{
-    CodeSize, Cold, Handler, Insn,
-    features::IsaFeatures,
-    insn::prefix,
-    int_io,
-};
+use crate::{CodeSize, Cold, Handler, Insn, features::IsaFeatures, insn::prefix, int_io};
 use emit::StubCache;
 use iced_x86::{Instruction, Mnemonic};
 

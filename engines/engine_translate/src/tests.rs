@@ -1,0 +1,6 @@
+//! Small guests with known answers.
+
+mod events;
+mod integer;
+mod support;
+mod threads;
