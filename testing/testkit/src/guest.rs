@@ -142,14 +142,16 @@ impl Guest {
     pub fn command(&mut self, line: &str, timeout: Duration) -> Result<(String, i32), Error> {
         self.commands += 1;
         let number = self.commands;
-        // The line as echoed has quotes where the output has none.
-        self.send(&format!("{line}; echo 'end'-'{number}' $?"))?;
-        self.expect(&format!("'end'-'{number}' $?"), timeout)?;
+        // The line is echoed, and wrapped at the terminal's width; with quotes inside them the
+        // marks do not show in the echo, only in the output.
+        self.send(&format!("echo be''gin-{number}; {line}; echo en''d-{number} $?"))?;
+        self.expect(&format!("begin-{number}"), timeout)?;
         self.expect("\n", timeout)?;
-        let output = self.expect(&format!("end-{number} "), timeout)?;
+        let end = format!("end-{number} ");
+        let output = self.expect(&end, timeout)?;
         let status = self.expect("\n", timeout)?;
         self.expect("# ", timeout)?;
-        let output = output.trim_end_matches(&format!("end-{number} ")).replace('\r', "");
+        let output = output.strip_suffix(&end).unwrap_or(&output).replace('\r', "");
         let status = status.trim().parse::<i32>();
         let status = status.map_err(|e| self.error(format!("`{line}` ends with: {e}")))?;
         Ok((output, status))
