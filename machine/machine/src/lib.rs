@@ -14,6 +14,7 @@ mod board;
 mod clock;
 mod cpuid;
 mod dump;
+pub mod engines;
 mod handle;
 mod host;
 mod info;
