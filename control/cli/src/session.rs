@@ -14,7 +14,7 @@ use vm_spec::{Trace, VmSpec};
 use crate::{
     Failure,
     args::RunOptions,
-    console::Console,
+    console::{self, Console, PanicWatch},
     engines::{self, Choice},
     guest::{self, Files},
     monitor::Control,
@@ -49,11 +49,31 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     }
 
     let deadline = spec.timeout().and_then(|time| Instant::now().checked_add(time));
+    let panicked = end_at_panic(watch, control)?;
     running.start();
-    let ended = running.wait(deadline);
+    let ended = match running.wait(deadline) {
+        Some(Ended::Quit) if panicked.load(Relaxed) => Some(Ended::GuestPanicked),
+        other => other,
+    };
     console.drain();
     terminal::restore();
     Ok(explain(ended, &spec))
+}
+
+/// Ends the machine when its kernel's last words are that it panicked; tells if so.
+fn end_at_panic(
+    watch: Arc<PanicWatch>,
+    control: Arc<dyn Control>,
+) -> Result<Arc<AtomicBool>, Failure> {
+    let panicked = Arc::new(AtomicBool::new(false));
+    let told = panicked.clone();
+    console::spawn("panic watch", move || {
+        watch.wait();
+        told.store(true, Relaxed);
+        // Gone is what it was to become.
+        let _ = control.quit();
+    })?;
+    Ok(panicked)
 }
 
 fn choose(options: &RunOptions, spec: &VmSpec, built_in: bool) -> Result<Choice, Failure> {

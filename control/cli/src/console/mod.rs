@@ -5,6 +5,7 @@
 
 mod feeder;
 mod file;
+mod panic_watch;
 mod pty;
 mod queue;
 mod stdio;
@@ -16,6 +17,7 @@ use byte_stream::{Input, Null, Output};
 use vm_spec::Console as Spec;
 
 use crate::{Failure, monitor::Control};
+pub use panic_watch::PanicWatch;
 use queue::Queue;
 
 /// How long the last output may take to be written when the machine has ended.
@@ -91,7 +93,8 @@ impl Console {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+/// Starts a thread that ends with the process.
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     match thread::Builder::new().name(name.into()).spawn(work) {
         Ok(_) => Ok(()),
         Err(e) => Err(Failure::host(format!(
