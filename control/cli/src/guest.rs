@@ -12,7 +12,7 @@ use vm_spec::{Kernel, VmSpec, format_memory};
 use crate::{Failure, args::RunOptions, progress::Bar, report, terminal};
 
 /// The name of the guest that is part of the program.
-pub const BUILT_IN: &str = "hello";
+pub const BUILT_IN: &str = "microguest";
 
 /// No kernel is larger; this bounds what a wrong file can take of the host's memory.
 const KERNEL_MAX: u64 = 512 << 20;
@@ -40,7 +40,7 @@ pub struct Files {
 /// Reads, and if need be fetches, what the VM boots.
 pub fn load(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
     match &spec.kernel {
-        Kernel::BuiltIn(_) => built_in(spec),
+        Kernel::BuiltIn(_) => Ok(built_in(spec)),
         Kernel::File(path) => {
             let option = if options.is_image() { "IMAGE" } else { "--kernel" };
             from_files(option, path, spec)
@@ -62,9 +62,9 @@ fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> 
     let guest = match fetched {
         Ok(guest) => guest,
         // Without a network there is still something to see.
-        Err(error @ assets::Error::Offline { .. }) if microguest_there() => {
+        Err(error @ assets::Error::Offline { .. }) => {
             report::notice(&format!("{error}; booting the built-in guest instead"));
-            return built_in(spec);
+            return Ok(built_in(spec));
         }
         Err(error) => return Err(error.into()),
     };
@@ -183,12 +183,16 @@ fn terminal_words() -> String {
     words
 }
 
-fn microguest_there() -> bool {
-    false
-}
-
-fn built_in(_spec: &VmSpec) -> Result<Files, Failure> {
-    Err(Failure::host("--built-in: this build has no built-in guest; give --kernel FILE"))
+/// The guest that is part of the program; the operator's text is its commands.
+fn built_in(spec: &VmSpec) -> Files {
+    Files {
+        kernel: microguest::GUEST.to_vec(),
+        initrd: None,
+        command_line: spec.append.trim().into(),
+        title: "the built-in guest".into(),
+        kernel_name: "--built-in".into(),
+        initrd_name: "--initrd".into(),
+    }
 }
 
 #[cfg(test)]

@@ -40,8 +40,9 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     }
     let mut console = Console::open(&spec.console)?;
     announce(&spec, &files, &choice);
-    let running =
-        Running::build(&spec, choice.engine, files, console.output(), trace(&spec.trace)?)?;
+    let watch = PanicWatch::new(console.output());
+    let trace = trace(&spec.trace)?;
+    let running = Running::build(&spec, choice.engine, files, watch.clone(), trace)?;
     let control = running.control();
     console.start(running.input(), control.clone())?;
     if !operator.take_charge_of(control.clone()) {
@@ -113,7 +114,7 @@ fn explain(ended: Option<Ended>, spec: &VmSpec) -> Status {
             Status::GuestError
         }
         Some(Ended::Failed(why)) => {
-            report::failure(&why);
+            report::failure(&format!("machine: {why}; try another engine with --engine"));
             Status::HostError
         }
         None => {
