@@ -3,6 +3,7 @@
 use std::env;
 
 use engine_kvm::{HostKvm, KvmEngine, probe};
+use engine_translate::Translate;
 use vm_spec::EngineChoice;
 
 use crate::Failure;
@@ -74,9 +75,10 @@ pub fn open(engine: Engine) -> Result<Box<dyn engine::Engine>, Failure> {
             Ok(engine) => Ok(Box::new(engine)),
             Err(e) => Err(Failure::host(format!("engine kvm: {e}; use --engine translate"))),
         },
-        Engine::Translate => {
-            Err(Failure::host("engine translate: it is not part of this build; use --engine kvm"))
-        }
+        Engine::Translate => match Translate::new() {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(e) => Err(Failure::host(format!("engine translate: {e}"))),
+        },
     }
 }
 
