@@ -2,7 +2,7 @@
 //! of them together.
 
 use crate::{
-    Error, Tracer,
+    Error, Image, Tracer,
     apic::{TscOffsets, VcpuApic},
     clock::GuestClock,
     cpuid,
@@ -36,8 +36,8 @@ use vm_spec::VmSpec;
 
 /// What a spec names, opened.
 pub struct Parts {
-    pub kernel: boot::Bytes,
-    pub initrd: Option<boot::Bytes>,
+    pub kernel: Image,
+    pub initrd: Option<Image>,
     /// The kernel's whole command line.
     pub command_line: String,
     pub console: Arc<dyn Output>,
@@ -244,8 +244,13 @@ fn connect(
     }));
     match bus {
         Some(bus) => {
-            let ioapic = chipset.ioapic.clone();
-            bus.on_eoi(Box::new(move |vector| ioapic.eoi(vector)));
+            // The IOAPIC holds the bus as where its messages go.
+            let ioapic = Arc::downgrade(&chipset.ioapic);
+            bus.on_eoi(Box::new(move |vector| {
+                if let Some(ioapic) = ioapic.upgrade() {
+                    ioapic.eoi(vector);
+                }
+            }));
         }
         None => {
             let vm = vm.clone();

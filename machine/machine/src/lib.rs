@@ -17,6 +17,7 @@ mod dump;
 pub mod engines;
 mod handle;
 mod host;
+mod image;
 mod info;
 mod loader;
 pub mod map;
@@ -30,6 +31,7 @@ pub mod virt;
 
 pub use board::Parts;
 pub use handle::{Gone, Handle};
+pub use image::Image;
 pub use info::{Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
 pub use trace::Tracer;
@@ -63,6 +65,8 @@ pub enum Error {
     TooManyVcpus { engine: &'static str, max: u32, asked: u32 },
     #[error("no memory for the guest: {size} MiB; give less with --memory")]
     Memory { size: u64, source: std::io::Error },
+    #[error("the kernel or initrd cannot be read")]
+    Image(#[source] std::io::Error),
     #[error("no thread for the machine")]
     Thread(#[source] std::io::Error),
 }

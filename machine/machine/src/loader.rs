@@ -1,8 +1,8 @@
 //! The boot plan: made anew at power-on and at each reset, so that the files' bytes are not
 //! kept unpacked meanwhile.
 
-use crate::{Error, map};
-use boot::{Bytes, Memory, Request};
+use crate::{Error, Image, map};
+use boot::{Memory, Request};
 use guest_mem::GuestMem;
 use std::sync::{
     Mutex, PoisonError,
@@ -12,7 +12,10 @@ use vcpu_state::VcpuState;
 use vm_spec::VmSpec;
 
 pub(crate) struct Loader {
-    request: Request,
+    kernel: Image,
+    initrd: Option<Image>,
+    command_line: String,
+    memory: Memory,
     acpi: acpi_build::Tables,
     description: Mutex<String>,
     loaded: AtomicBool,
@@ -21,23 +24,28 @@ pub(crate) struct Loader {
 impl Loader {
     pub(crate) fn new(
         spec: &VmSpec,
-        kernel: Bytes,
-        initrd: Option<Bytes>,
+        kernel: Image,
+        initrd: Option<Image>,
         command_line: String,
     ) -> Result<Self, Error> {
         let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
         let acpi = acpi_build::build(&acpi_build::Board::new(cpus))?;
-        let mut request = Request::new(kernel, Memory::of_size(spec.memory));
         debug_assert_eq!(map::LOW_RAM_END, 3 << 30);
-        request.initrd = initrd;
-        request.command_line = command_line;
-        request.rsdp = Some(acpi.rsdp);
-        Ok(Self { request, acpi, description: Mutex::default(), loaded: AtomicBool::new(false) })
+        let memory = Memory::of_size(spec.memory);
+        Ok(Self {
+            kernel,
+            initrd,
+            command_line,
+            memory,
+            acpi,
+            description: Mutex::default(),
+            loaded: AtomicBool::new(false),
+        })
     }
 
     /// Writes everything to memory; the state in which the bootstrap processor starts.
     pub(crate) fn load(&self, memory: &GuestMem) -> Result<VcpuState, Error> {
-        let plan = boot::load(&self.request)?;
+        let plan = boot::load(&self.request()?)?;
         // Fresh memory is zero, and a read would allocate it.
         let again = self.loaded.swap(true, Relaxed);
         for segment in &plan.segments {
@@ -52,6 +60,16 @@ impl Loader {
         }
         *self.description.lock().unwrap_or_else(PoisonError::into_inner) = plan.description;
         Ok(plan.vcpu)
+    }
+
+    fn request(&self) -> Result<Request, Error> {
+        let kernel = self.kernel.bytes().map_err(Error::Image)?;
+        let mut request = Request::new(kernel, self.memory);
+        let initrd = self.initrd.as_ref().map(Image::bytes);
+        request.initrd = initrd.transpose().map_err(Error::Image)?;
+        request.command_line.clone_from(&self.command_line);
+        request.rsdp = Some(self.acpi.rsdp);
+        Ok(request)
     }
 
     pub(crate) fn description(&self) -> String {
