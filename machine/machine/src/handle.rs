@@ -11,7 +11,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Sender, channel},
     },
 };
 
@@ -109,11 +109,16 @@ impl Handle {
         })
     }
 
-    /// From now on this hears of every stop; it replaces the last debugger.
-    pub fn debugger(&self) -> Result<Receiver<DebugStop>, Gone> {
-        let (tx, rx) = channel();
-        self.tell(Request::Debugger(tx))?;
-        Ok(rx)
+    /// From now on `tell` hears of every stop, before a call that caused or follows it returns;
+    /// it replaces the last debugger's, and is dropped when the machine ends. It must not wait
+    /// for anything.
+    pub fn debugger(&self, tell: impl FnMut(DebugStop) + Send + 'static) -> Result<(), Gone> {
+        self.tell(Request::Debugger(Some(Box::new(tell))))
+    }
+
+    /// The inverse of [`Self::debugger`].
+    pub fn no_debugger(&self) -> Result<(), Gone> {
+        self.tell(Request::Debugger(None))
     }
 
     /// Everything but memory that the guest could notice. A running machine stands still for

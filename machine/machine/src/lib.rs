@@ -103,6 +103,7 @@ impl Machine {
             running,
             later: Default::default(),
             debugger: None,
+            only: None,
             paused: true,
         };
         let thread = std::thread::Builder::new()

@@ -45,7 +45,7 @@ pub enum Ended {
     Failed(String),
 }
 
-/// A vCPU stopped for the debugger.
+/// What a debugger hears of. The machine is paused by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DebugStop {
     /// At a breakpoint or after a step.
@@ -55,6 +55,7 @@ pub enum DebugStop {
 }
 
 type Work = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+pub(crate) type Tell = Box<dyn FnMut(DebugStop) + Send>;
 
 pub(crate) enum Request {
     Parked(u32, Why),
@@ -69,7 +70,7 @@ pub(crate) enum Request {
     Info(Sender<Info>),
     /// Not while the machine runs.
     OnVcpu(u32, Work),
-    Debugger(Sender<DebugStop>),
+    Debugger(Option<Tell>),
     Save(Sender<Result<Vec<Part>, String>>),
     Restore(Vec<Part>, Sender<Result<(), String>>),
 }
@@ -120,7 +121,9 @@ pub(crate) struct Owner {
     pub(crate) running: Vec<bool>,
     /// What arrived while the owner waited for vCPUs to park.
     pub(crate) later: VecDeque<Request>,
-    pub(crate) debugger: Option<Sender<DebugStop>>,
+    pub(crate) debugger: Option<Tell>,
+    /// While the machine runs: the only vCPU that does.
+    pub(crate) only: Option<u32>,
     pub(crate) paused: bool,
 }
 
@@ -152,7 +155,7 @@ impl Owner {
             Request::Power(event) => return self.power(event),
             Request::Quit => return Some(Ended::Quit),
             Request::Pause(done) => {
-                self.pause();
+                self.pause_for_operator();
                 let _ = done.send(());
             }
             Request::Resume(which, done) => {
@@ -168,17 +171,17 @@ impl Owner {
             Request::Nmi => self.board.nmi(&self.vcpus),
             Request::Info(to) => drop(to.send(self.info())),
             Request::OnVcpu(id, work) => self.on_vcpu(id, work),
-            Request::Debugger(to) => self.debugger = Some(to),
+            Request::Debugger(tell) => self.debugger = tell,
             Request::Save(to) => {
                 let was_running = !self.paused;
                 self.pause();
                 drop(to.send(self.save()));
                 if was_running {
-                    self.resume(None);
+                    self.resume(self.only);
                 }
             }
             Request::Restore(parts, to) => {
-                self.pause();
+                self.pause_for_operator();
                 drop(to.send(self.restore(parts)));
             }
         }
@@ -217,8 +220,8 @@ impl Owner {
     }
 
     fn tell_debugger(&mut self, stop: DebugStop) {
-        if self.debugger.as_ref().is_some_and(|to| to.send(stop).is_err()) {
-            self.debugger = None;
+        if let Some(tell) = &mut self.debugger {
+            tell(stop);
         }
     }
 
@@ -240,14 +243,14 @@ impl Owner {
     /// Runs again what parked on its own account.
     fn rerun(&mut self) {
         if !self.paused {
-            self.run_all(None);
+            self.run_all();
         }
     }
 
-    fn run_all(&mut self, which: Option<u32>) {
+    fn run_all(&mut self) {
         for (id, vcpu) in self.vcpus.iter().enumerate() {
             let unheard = |r: &Request| matches!(r, Request::Parked(i, _) if *i as usize == id);
-            let wanted = which.is_none_or(|w| w as usize == id);
+            let wanted = self.only.is_none_or(|only| only as usize == id);
             if wanted
                 && !self.later.iter().any(unheard)
                 && !std::mem::replace(&mut self.running[id], true)
@@ -282,6 +285,13 @@ impl Owner {
             self.stop_all();
             self.board.clock.pause();
             self.paused = true;
+        }
+    }
+
+    /// A pause that a debugger did not cause, which it has to hear of.
+    fn pause_for_operator(&mut self) {
+        if !self.paused {
+            self.pause();
             self.tell_debugger(DebugStop::Paused);
         }
     }
@@ -289,8 +299,9 @@ impl Owner {
     fn resume(&mut self, which: Option<u32>) {
         if self.paused {
             self.paused = false;
+            self.only = which;
             self.board.resume_time();
-            self.run_all(which);
+            self.run_all();
         }
     }
 
