@@ -4,12 +4,23 @@
 //! a confined child process.
 
 mod case;
+mod compare;
+pub mod generate;
+mod guest;
 pub mod layout;
+mod minimise;
 pub mod native;
+mod oracle;
 mod rng;
+mod text;
 
 pub use case::{
     Background, CODE_LEN, Case, DIED, ENGINE, Mode, Outcome, TIMED_OUT, WRITTEN, Written,
 };
+pub use compare::{Verdict, compare};
+pub use generate::Generator;
+pub use guest::Guest;
 pub use native::Native;
+pub use oracle::{Difference, Oracle, Spoil, Tally};
 pub use rng::Rng;
+pub use text::Kept;

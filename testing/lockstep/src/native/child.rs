@@ -66,6 +66,8 @@ pub const USER_DS: u16 = 0x2b;
 const STRICT_SS: u64 = 2 | 4;
 /// HWCAP2_FSGSBASE.
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
+/// RFLAGS bits of a case that may stay.
+const KEPT: i32 = !(rflags::AC | rflags::NT | rflags::ID) as i32;
 /// A case may take twice this.
 const TICK_US: i64 = 50_000;
 /// Places of RAX to R15 in encoding order in `gregs`.
@@ -226,9 +228,10 @@ unsafe fn handle_signals() -> Option<()> {
 extern "C" fn handler(signal: c_int, _info: *mut c_void, context: *mut c_void) {
     // SAFETY: the kernel passes a frame of its making; LIFE is set before the first signal, and
     // signals are blocked here, so that there is one user of it at a time. RFLAGS.AC of a case
-    // must not make the compiler's own accesses fault.
+    // must not make the compiler's own accesses fault; NT and ID, which a signal's return does
+    // not load, must not pass into the next case.
     unsafe {
-        asm!("pushfq", "and qword ptr [rsp], {keep}", "popfq", keep = const !(rflags::AC as i32));
+        asm!("pushfq", "and qword ptr [rsp], {keep}", "popfq", keep = const KEPT);
         let life = &mut *LIFE.load(Relaxed);
         let frame = &mut *context.cast::<libc::ucontext_t>();
         if signal == libc::SIGVTALRM && life.begun && life.ticked != life.serial {

@@ -5,6 +5,8 @@ mod child;
 mod confine;
 mod process;
 
+pub use child::host_has_fsgsbase;
+
 use crate::case::{Background, Case, Mode, Outcome};
 use process::Child;
 use std::io;

@@ -1,0 +1,67 @@
+//! Long runs, and single cases, by hand.
+//!
+//! `lockstep search COUNT [SEED [MNEMONIC ...]]` prints the minimised differences, one of each
+//! instruction and kind, as lines to keep; `lockstep replay < LINES` shows both outcomes.
+
+use engine_translate::Translate;
+use lockstep::{Kept, Mode, Oracle, generate};
+use std::{collections::BTreeMap, io::BufRead};
+
+type Error = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Error> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("search") => search(&args[1..]),
+        Some("replay") => replay(),
+        _ => Err("lockstep search COUNT [SEED [MNEMONIC ...]] | lockstep replay".into()),
+    }
+}
+
+fn search(args: &[String]) -> Result<(), Error> {
+    let count = args.first().map_or(Ok(100_000), |n| n.parse())?;
+    let seed = args.get(1).map_or(Ok(1), |n| n.parse())?;
+    let names: Vec<String> = args.iter().skip(2).map(|n| n.to_lowercase()).collect();
+    let engine = Translate::new()?;
+    for mode in Mode::ALL {
+        let mut oracle = Oracle::new(&engine, mode)?;
+        let mut generator = oracle.generator();
+        if !names.is_empty() {
+            generator.only(|code| names.contains(&format!("{:?}", code.mnemonic()).to_lowercase()));
+        }
+        let mut found = BTreeMap::new();
+        let mut total = 0;
+        let tally = oracle.search(&mut generator, seed, count, None, |difference| {
+            total += 1;
+            let insn = generate::encode::decode(difference.case.bytes(), mode, 0);
+            let what = difference.what.first().cloned().unwrap_or_default();
+            let kind = what.split(':').next().unwrap_or_default().to_owned();
+            let entry = found.entry((format!("{:?}", insn.code()), kind)).or_insert((0, difference));
+            entry.0 += 1;
+        })?;
+        println!("# {mode:?}: {tally:?}, {total} differ, {} kinds", found.len());
+        for ((code, kind), (times, difference)) in found {
+            let small = oracle.minimise(&difference)?;
+            println!("# {code} {kind}, {times} times: {}", small.what.join("; "));
+            println!("{}", Kept { mode, seed: small.seed, case: small.case }.to_line());
+        }
+    }
+    Ok(())
+}
+
+fn replay() -> Result<(), Error> {
+    let engine = Translate::new()?;
+    for line in std::io::stdin().lock().lines() {
+        let Some(kept) = Kept::parse(&line?)? else { continue };
+        let mut oracle = Oracle::new(&engine, kept.mode)?;
+        let background = generate::values::background(kept.seed);
+        let (native, guest) = oracle.both(&background, &kept.case)?;
+        let insn = generate::encode::decode(kept.case.bytes(), kept.mode, kept.case.rip());
+        println!("{insn} ({:?})\n  natively {native:x?}\n  guest    {guest:x?}", insn.code());
+        match oracle.judge(kept.seed, &kept.case)? {
+            Some(what) => println!("  {}", what.join("\n  ")),
+            None => println!("  no difference"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! What the manuals define of an outcome, and whether two outcomes agree on it.
+
+use crate::{
+    case::{Background, Case, DIED, ENGINE, Mode, Outcome, TIMED_OUT, WRITTEN},
+    generate::encode::decode,
+    layout,
+};
+use iced_x86::{
+    FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, RflagsBits,
+};
+use std::{collections::BTreeMap, ops::Range};
+use x86_defs::{exception, gpr, rflags, xsave};
+
+/// RFLAGS bits that are compared.
+const FLAGS: u64 = rflags::STATUS
+    | rflags::DF
+    | rflags::TF
+    | rflags::IF
+    | rflags::IOPL
+    | rflags::NT
+    | rflags::RF
+    | rflags::AC
+    | rflags::ID;
+
+fn to_rflags(bits: u32) -> u64 {
+    [
+        (RflagsBits::CF, rflags::CF),
+        (RflagsBits::PF, rflags::PF),
+        (RflagsBits::AF, rflags::AF),
+        (RflagsBits::ZF, rflags::ZF),
+        (RflagsBits::SF, rflags::SF),
+        (RflagsBits::OF, rflags::OF),
+    ]
+    .iter()
+    .filter(|(theirs, _)| bits & theirs != 0)
+    .fold(0, |all, (_, ours)| all | ours)
+}
+
+/// What instructions have left undefined so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Undefined {
+    /// Status flags.
+    pub flags: u64,
+    /// A register or memory.
+    pub values: bool,
+    /// A branch may have skipped what would have defined a flag.
+    branched: bool,
+}
+
+impl Undefined {
+    pub fn read_by(&self, insn: &Instruction) -> bool {
+        to_rflags(insn.rflags_read()) & self.flags != 0
+    }
+
+    /// After `insn`. `cl`: what CL holds before it, if that is known.
+    pub fn step(&mut self, insn: &Instruction, cl: Option<u8>) {
+        use Mnemonic::*;
+        match insn.mnemonic() {
+            Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd => self.shift(insn, cl),
+            _ => {
+                let defined = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
+                // With a count of zero a repeated comparison leaves the flags.
+                if !self.branched && !insn.is_string_instruction() {
+                    self.flags &= !to_rflags(defined);
+                }
+                self.flags |= to_rflags(insn.rflags_undefined());
+            }
+        }
+        if insn.mnemonic() == Bswap && insn.op0_register().is_gpr16() {
+            self.values = true;
+        }
+        self.branched |= insn.flow_control() != FlowControl::Next;
+    }
+
+    /// SDM volume 2, SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD, SHRD.
+    fn shift(&mut self, insn: &Instruction, cl: Option<u8>) {
+        use Mnemonic::*;
+        let size = match insn.op0_kind() {
+            OpKind::Register => insn.op0_register().size(),
+            _ => insn.memory_size().size(),
+        } as u32
+            * 8;
+        let last = insn.op_count().wrapping_sub(1);
+        let count = match insn.op_kind(last) {
+            OpKind::Register => cl,
+            _ => Some(insn.immediate(last) as u8),
+        };
+        let count = count.map(|c| u32::from(c) & if size == 64 { 63 } else { 31 });
+        let rotate = matches!(insn.mnemonic(), Rol | Ror | Rcl | Rcr);
+        let double = matches!(insn.mnemonic(), Shld | Shrd);
+        let cut = matches!(insn.mnemonic(), Shl | Sal | Shr);
+        if count == Some(0) {
+            return;
+        }
+        if !rotate && count.is_some() && !self.branched {
+            self.flags = 0;
+        }
+        if count != Some(1) {
+            self.flags |= rflags::OF;
+        }
+        if !rotate {
+            self.flags |= rflags::AF;
+        }
+        if cut && size < 64 && count.is_none_or(|c| c >= size) {
+            self.flags |= rflags::CF;
+        }
+        if double && size == 16 && count.is_none_or(|c| c > size) {
+            self.flags |= rflags::STATUS;
+            self.values = true;
+        }
+    }
+}
+
+/// What of a case's outcome is defined.
+struct Defined {
+    flags: u64,
+    values: bool,
+    /// Linear addresses whose contents are not.
+    holes: Vec<Range<u64>>,
+}
+
+fn defined(mode: Mode, case: &Case, out: &Outcome) -> Defined {
+    let mut now = Undefined::default();
+    let mut all = Undefined::default();
+    let mut holes = Vec::new();
+    let mut flags = FLAGS;
+    let (mut offset, mut first) = (0, true);
+    while offset < case.bytes().len() {
+        let ip = case.rip() + offset as u64;
+        let insn = decode(&case.bytes()[offset..], mode, ip);
+        let ended = out.vector != u32::from(exception::BP) && out.rip == ip;
+        if ended && insn.is_string_instruction() {
+            // A fault in a later iteration: the flags are those before, or of the last.
+            flags &= !to_rflags(insn.rflags_modified());
+        }
+        if insn.is_invalid() || ended && !now.branched {
+            all = now;
+            break;
+        }
+        let cl = (first && !now.branched).then_some(case.gpr[gpr::RCX] as u8);
+        now.step(&insn, cl);
+        all.flags |= now.flags;
+        all.values |= now.values;
+        holes.extend(holes_of(mode, case, &insn));
+        first = false;
+        offset += insn.len();
+        if offset >= case.bytes().len() && !now.branched {
+            all = now;
+        }
+    }
+    Defined { flags: flags & !all.flags, values: !all.values, holes }
+}
+
+/// What an instruction stores that is reserved, or differs between processors: x87 pointers,
+/// MXCSR_MASK.
+fn holes_of(mode: Mode, case: &Case, insn: &Instruction) -> Vec<Range<u64>> {
+    use Mnemonic::*;
+    let short = insn.code().op_code().operand_size() == 16;
+    let relative: &[Range<u64>] = match insn.mnemonic() {
+        Fxsave | Fxsave64 => &[5..24, 28..32, 416..512],
+        Fnstenv | Fnsave | Fstenv | Fsave if short => &[6..14],
+        Fnstenv | Fnsave | Fstenv | Fsave => &[2..4, 6..8, 10..28],
+        _ => return Vec::new(),
+    };
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(insn);
+    let Some(used) = info.used_memory().first() else { return Vec::new() };
+    let at = used.virtual_address(0, |register, _, _| {
+        let full = register.full_register();
+        Some(match register {
+            iced_x86::Register::FS => case.fs_base,
+            iced_x86::Register::GS => case.gs_base,
+            r if r.is_segment_register() => 0,
+            _ if full.is_gpr64() => case.gpr[full.number() & 15],
+            _ => 0,
+        })
+    });
+    let mask = if mode == Mode::Compat { 0xffff_ffff } else { u64::MAX };
+    let at = at.unwrap_or(0) & mask;
+    relative.iter().map(|r| at.wrapping_add(r.start)..at.wrapping_add(r.end)).collect()
+}
+
+/// How two outcomes of a case compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Same,
+    /// One line per difference: name, natively, in the guest.
+    Differs(Vec<String>),
+    /// One of them never ended, or nothing is defined.
+    Unjudged,
+}
+
+pub fn compare(
+    mode: Mode,
+    case: &Case,
+    background: &Background,
+    native: &Outcome,
+    guest: &Outcome,
+) -> Verdict {
+    let lost = |out: &Outcome| out.written_count as usize > WRITTEN;
+    if matches!(native.vector, DIED | TIMED_OUT) || lost(native) || lost(guest) {
+        return Verdict::Unjudged;
+    }
+    let defined = defined(mode, case, native);
+    if !defined.values {
+        return Verdict::Unjudged;
+    }
+    let mut found = Vec::new();
+    let mut differ = |name: &str, native: u64, guest: u64| {
+        if native != guest {
+            found.push(format!("{name}: {native:#x} natively, {guest:#x} in the guest"));
+        }
+    };
+    differ("vector", native.vector.into(), guest.vector.into());
+    if guest.vector != ENGINE {
+        if native.vector == guest.vector {
+            let ignored = match native.cr2 >> 47 {
+                0 => 0,
+                // Of the kernel's half, Linux does not tell what is present.
+                _ => exception::pf::P,
+            };
+            differ("error code", (native.error & !ignored).into(), (guest.error & !ignored).into());
+            differ("CR2", native.cr2, guest.cr2);
+        }
+        differ("RIP", native.rip, guest.rip);
+        differ("RFLAGS", native.rflags & defined.flags, guest.rflags & defined.flags);
+        for (n, name) in NAMES.iter().enumerate().take(mode.registers()) {
+            differ(name, native.gpr[n], guest.gpr[n]);
+        }
+        if mode == Mode::Long {
+            differ("FS base", native.fs_base, guest.fs_base);
+            differ("GS base", native.gs_base, guest.gs_base);
+        }
+        compare_fpu(mode, native, guest, &mut found);
+        compare_memory(&defined, background, native, guest, &mut found);
+    }
+    if found.is_empty() { Verdict::Same } else { Verdict::Differs(found) }
+}
+
+const NAMES: [&str; 16] = [
+    "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13",
+    "R14", "R15",
+];
+
+/// The x87 instruction and data pointers differ between processors, and are not compared.
+fn compare_fpu(mode: Mode, native: &Outcome, guest: &Outcome, found: &mut Vec<String>) {
+    let (n, g) = (native.fpu(), guest.fpu());
+    let mut differ = |name: String, native: u128, guest: u128| {
+        if native != guest {
+            found.push(format!("{name}: {native:#x} natively, {guest:#x} in the guest"));
+        }
+    };
+    for (name, at) in [("FCW", xsave::FCW), ("FSW", xsave::FSW)] {
+        differ(name.to_owned(), n.u16(at).into(), g.u16(at).into());
+    }
+    differ("FTW".to_owned(), n.area[xsave::FTW].into(), g.area[xsave::FTW].into());
+    differ("MXCSR".to_owned(), n.mxcsr().into(), g.mxcsr().into());
+    for st in 0..8 {
+        let at = xsave::ST + 16 * st;
+        let value = |f: &vcpu_state::FpuState| {
+            u128::from(f.u16(at + 8)) << 64 | u128::from(f.u64(at))
+        };
+        differ(format!("ST{st}"), value(&n), value(&g));
+    }
+    for xmm in 0..mode.registers() {
+        differ(format!("XMM{xmm}"), n.xmm(xmm), g.xmm(xmm));
+        differ(format!("YMM{xmm} high"), n.ymm_hi(xmm), g.ymm_hi(xmm));
+    }
+}
+
+fn compare_memory(
+    defined: &Defined,
+    background: &Background,
+    native: &Outcome,
+    guest: &Outcome,
+    found: &mut Vec<String>,
+) {
+    let mut words: BTreeMap<u64, [Option<u64>; 2]> = BTreeMap::new();
+    for (side, out) in [native, guest].into_iter().enumerate() {
+        for written in out.written() {
+            words.entry(written.word).or_default()[side] = Some(written.value);
+        }
+    }
+    for (word, values) in words {
+        let before = background.get(word as usize).copied().unwrap_or(0);
+        let [n, g] = values.map(|v| v.unwrap_or(before));
+        let Some(linear) = layout::linear_of(word as usize * 8) else { continue };
+        let hole = |byte: u64| defined.holes.iter().any(|h| h.contains(&(linear + byte)));
+        let mask = (0..8).filter(|&b| !hole(b)).fold(0, |m, b| m | 0xff << (8 * b));
+        if (n ^ g) & mask != 0 {
+            found.push(format!("memory at {linear:#x}: {n:#x} natively, {g:#x} in the guest"));
+        }
+    }
+}
