@@ -4,7 +4,7 @@
 //! instruction and kind, as lines to keep; `lockstep replay < LINES` shows both outcomes.
 
 use engine_translate::Translate;
-use lockstep::{Kept, Mode, Oracle, generate};
+use lockstep::{Case, Kept, Mode, Oracle, generate};
 use std::{collections::BTreeMap, io::BufRead};
 
 type Error = Box<dyn std::error::Error>;
@@ -33,20 +33,36 @@ fn search(args: &[String]) -> Result<(), Error> {
         let mut total = 0;
         let tally = oracle.search(&mut generator, seed, count, None, |difference| {
             total += 1;
-            let insn = generate::encode::decode(difference.case.bytes(), mode, 0);
+            let case = &difference.case;
+            let from = difference.rip.wrapping_sub(case.rip()) as usize;
+            let bytes = case.bytes().get(from..).filter(|b| !b.is_empty());
+            let insn = generate::encode::decode(bytes.unwrap_or(case.bytes()), mode, 0);
             let what = difference.what.first().cloned().unwrap_or_default();
             let kind = what.split(':').next().unwrap_or_default().to_owned();
-            let entry = found.entry((format!("{:?}", insn.code()), kind)).or_insert((0, difference));
+            let entry =
+                found.entry((format!("{:?}", insn.code()), kind)).or_insert((0, difference));
             entry.0 += 1;
         })?;
         println!("# {mode:?}: {tally:?}, {total} differ, {} kinds", found.len());
         for ((code, kind), (times, difference)) in found {
             let small = oracle.minimise(&difference)?;
             println!("# {code} {kind}, {times} times: {}", small.what.join("; "));
+            println!("# {}", disassembly(mode, &small.case));
             println!("{}", Kept { mode, seed: small.seed, case: small.case }.to_line());
         }
     }
     Ok(())
+}
+
+fn disassembly(mode: Mode, case: &Case) -> String {
+    let (mut offset, mut all) = (0, Vec::new());
+    while offset < case.bytes().len() {
+        let ip = case.rip() + offset as u64;
+        let insn = generate::encode::decode(&case.bytes()[offset..], mode, ip);
+        all.push(insn.to_string());
+        offset += insn.len().max(1);
+    }
+    all.join("; ")
 }
 
 fn replay() -> Result<(), Error> {
@@ -56,8 +72,8 @@ fn replay() -> Result<(), Error> {
         let mut oracle = Oracle::new(&engine, kept.mode)?;
         let background = generate::values::background(kept.seed);
         let (native, guest) = oracle.both(&background, &kept.case)?;
-        let insn = generate::encode::decode(kept.case.bytes(), kept.mode, kept.case.rip());
-        println!("{insn} ({:?})\n  natively {native:x?}\n  guest    {guest:x?}", insn.code());
+        println!("{}", disassembly(kept.mode, &kept.case));
+        println!("  natively {native:x?}\n  guest    {guest:x?}");
         match oracle.judge(kept.seed, &kept.case)? {
             Some(what) => println!("  {}", what.join("\n  ")),
             None => println!("  no difference"),

@@ -65,7 +65,8 @@ impl Guest {
             ..VmConfig::default()
         };
         let vm = engine.create_vm(&config)?;
-        let mem = Memfd::new(LEN).map_err(|source| engine::Error::Os { call: "memfd_create", source })?;
+        let mem =
+            Memfd::new(LEN).map_err(|source| engine::Error::Os { call: "memfd_create", source })?;
         let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len: LEN, writable: true };
         vm.set_layout(&[Change::Map(slot)])?;
         furnish(&vm)?;
@@ -211,6 +212,8 @@ fn furnish(vm: &Arc<dyn Vm>) -> Result<(), engine::Error> {
     }
     let stack = (KERNEL + HANDLER_STACK).to_le_bytes();
     mem.write(TSS + 4, &stack)?;
+    // No bitmap: no port is open.
+    mem.write(TSS + 0x66, &0xffff_u16.to_le_bytes())?;
     mem.write(CODE_AT, &vec![FILL; CODE.len()])?;
     Ok(())
 }
@@ -244,8 +247,7 @@ impl Tables {
 /// Ring 3, in the mode, but for what a case gives.
 fn start(mode: Mode) -> VcpuState {
     let mut state = VcpuState::reset(0);
-    let data =
-        Segment { selector: USER_DS, base: 0, limit: !0, attr: 0xf3 | ATTR_DB | ATTR_G };
+    let data = Segment { selector: USER_DS, base: 0, limit: !0, attr: 0xf3 | ATTR_DB | ATTR_G };
     let none = Segment::default();
     let (selector, bits) = match mode {
         Mode::Long => (USER_CS, ATTR_L),

@@ -17,6 +17,8 @@ pub struct Difference {
     /// What memory held: see [`values::background`].
     pub seed: u64,
     pub case: Case,
+    /// Where the instruction is that faulted, or the case's end.
+    pub rip: u64,
     /// What differs, one line each.
     pub what: Vec<String>,
 }
@@ -82,7 +84,9 @@ impl Oracle {
                     Verdict::Same => {}
                     Verdict::Unjudged => tally.unjudged += 1,
                     Verdict::Differs(what) => {
-                        found(Difference { mode: self.mode, seed, case: *case, what });
+                        let faulted = if native.vector == 3 { guest.rip } else { native.rip };
+                        let (mode, case) = (self.mode, *case);
+                        found(Difference { mode, seed, case, rip: faulted, what });
                     }
                 }
             }
@@ -142,6 +146,9 @@ fn kind(what: &[String]) -> Option<String> {
 }
 
 fn same_state(a: &Case, b: &Case) -> bool {
-    a.fpu == b.fpu && a.gpr == b.gpr && a.rflags == b.rflags && a.at == b.at
+    a.fpu == b.fpu
+        && a.gpr == b.gpr
+        && a.rflags == b.rflags
+        && a.at == b.at
         && (a.fs_base, a.gs_base) == (b.fs_base, b.gs_base)
 }

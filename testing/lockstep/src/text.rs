@@ -107,7 +107,9 @@ fn hex(text: &str) -> Result<Vec<u8>, String> {
         return Err(format!("odd: {text}"));
     }
     (0..digits.len() / 2)
-        .map(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).map_err(|e| format!("{text}: {e}")))
+        .map(|n| {
+            u8::from_str_radix(&text[2 * n..2 * n + 2], 16).map_err(|e| format!("{text}: {e}"))
+        })
         .collect()
 }
 
@@ -137,7 +139,9 @@ mod tests {
     #[test]
     fn remarks_are_no_cases_and_nonsense_is_refused() {
         assert!(Kept::parse("  # why").unwrap().is_none());
-        for line in ["long", "long 0 9 0 0", "long 0 90 0 zz", "long 0 90 0 0 fpu=400:00", "x 0 90 0 0"] {
+        for line in
+            ["long", "long 0 9 0 0", "long 0 90 0 zz", "long 0 90 0 0 fpu=400:00", "x 0 90 0 0"]
+        {
             assert!(Kept::parse(line).is_err(), "{line}");
         }
     }

@@ -47,7 +47,8 @@ fn legacy(rng: &mut Rng, info: &OpCodeInfo, mode: Mode, style: Style, out: &mut 
         prefixes.push(rng.pick(&SEGMENTS));
     }
     let default_address = if mode == Mode::Long { 64 } else { 32 };
-    let address_differs = !matches!(info.address_size(), 0) && info.address_size() != default_address;
+    let address_differs =
+        !matches!(info.address_size(), 0) && info.address_size() != default_address;
     if address_differs || rng.one_in(16) {
         prefixes.push(0x67);
     }
@@ -133,11 +134,46 @@ fn by_modrm(kind: &OpCodeOperandKind) -> bool {
     use OpCodeOperandKind::*;
     !matches!(
         *kind,
-        None | r8_opcode | r16_opcode | r32_opcode | r64_opcode | sti_opcode | es | cs | ss | ds
-            | fs | gs | al | cl | ax | dx | eax | rax | st0 | imm8 | imm8_const_1 | imm8sex16
-            | imm8sex32 | imm8sex64 | imm16 | imm32 | imm32sex64 | imm64 | seg_rSI | es_rDI
-            | seg_rDI | seg_rBX_al | br16_1 | br32_1 | br64_1 | br16_2 | br32_4 | br64_4
-            | mem_offs | farbr2_2 | farbr4_2
+        None | r8_opcode
+            | r16_opcode
+            | r32_opcode
+            | r64_opcode
+            | sti_opcode
+            | es
+            | cs
+            | ss
+            | ds
+            | fs
+            | gs
+            | al
+            | cl
+            | ax
+            | dx
+            | eax
+            | rax
+            | st0
+            | imm8
+            | imm8_const_1
+            | imm8sex16
+            | imm8sex32
+            | imm8sex64
+            | imm16
+            | imm32
+            | imm32sex64
+            | imm64
+            | seg_rSI
+            | es_rDI
+            | seg_rDI
+            | seg_rBX_al
+            | br16_1
+            | br32_1
+            | br64_1
+            | br16_2
+            | br32_4
+            | br64_4
+            | mem_offs
+            | farbr2_2
+            | farbr4_2
     )
 }
 

@@ -45,12 +45,65 @@ fn foreign(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdpid | Rdrand | Rdseed | Xgetbv | Pause | Syscall
-            | Sysenter | Int | Int1 | Int3 | Into | Iret | Iretd | Iretq | Retf | Lar | Lsl | Verr
-            | Verw | Sgdt | Sidt | Sldt | Str | Smsw | Lds | Les | Lfs | Lgs | Lss | Arpl
-            | Xabort | Xbegin | Xend | Xtest | Monitor | Mwait | Vmcall | Vmmcall | Rsm | Hlt
-            | Xsave | Xsave64 | Xrstor | Xrstor64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64
-            | Xsaves | Xsaves64 | Xrstors | Xrstors64 | Loadall | Umov | Reservednop
+        Cpuid
+            | Rdtsc
+            | Rdtscp
+            | Rdpmc
+            | Rdpid
+            | Rdrand
+            | Rdseed
+            | Xgetbv
+            | Pause
+            | Syscall
+            | Sysenter
+            | Int
+            | Int1
+            | Int3
+            | Into
+            | Iret
+            | Iretd
+            | Iretq
+            | Retf
+            | Lar
+            | Lsl
+            | Verr
+            | Verw
+            | Sgdt
+            | Sidt
+            | Sldt
+            | Str
+            | Smsw
+            | Lds
+            | Les
+            | Lfs
+            | Lgs
+            | Lss
+            | Arpl
+            | Xabort
+            | Xbegin
+            | Xend
+            | Xtest
+            | Monitor
+            | Mwait
+            | Vmcall
+            | Vmmcall
+            | Rsm
+            | Hlt
+            | Xsave
+            | Xsave64
+            | Xrstor
+            | Xrstor64
+            | Xsaveopt
+            | Xsaveopt64
+            | Xsavec
+            | Xsavec64
+            | Xsaves
+            | Xsaves64
+            | Xrstors
+            | Xrstors64
+            | Loadall
+            | Umov
+            | Reservednop
     )
 }
 
@@ -63,7 +116,9 @@ pub fn allowed(insn: &Instruction, mode: Mode) -> bool {
     let loads_segment = match insn.mnemonic() {
         Mnemonic::Mov | Mnemonic::Pop => insn.op0_register().is_segment_register(),
         Mnemonic::Jmp | Mnemonic::Call => {
-            insn.is_jmp_far() || insn.is_call_far() || insn.is_jmp_far_indirect()
+            insn.is_jmp_far()
+                || insn.is_call_far()
+                || insn.is_jmp_far_indirect()
                 || insn.is_call_far_indirect()
         }
         _ => false,

@@ -4,7 +4,7 @@
 use crate::{
     Rng,
     case::{CODE_LEN, Mode},
-    compare::Undefined,
+    compare::{self, Undefined},
     generate::{encode, encode::Style, select},
 };
 use iced_x86::{Code, CpuidFeature, FlowControl, Mnemonic};
@@ -15,8 +15,18 @@ pub fn plain(codes: &[Code]) -> Vec<Code> {
     let general = |feature: &CpuidFeature| {
         matches!(
             feature,
-            INTEL8086 | INTEL186 | INTEL386 | INTEL486 | X64 | CMOV | BMI1 | BMI2 | ADX | POPCNT
-                | LZCNT | MOVBE
+            INTEL8086
+                | INTEL186
+                | INTEL386
+                | INTEL486
+                | X64
+                | CMOV
+                | BMI1
+                | BMI2
+                | ADX
+                | POPCNT
+                | LZCNT
+                | MOVBE
         )
     };
     codes
@@ -30,6 +40,7 @@ pub fn plain(codes: &[Code]) -> Vec<Code> {
                 // A wild RFLAGS or stack pointer ends most sequences at once.
                 && !matches!(code.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq)
                 && !matches!(code.mnemonic(), Mnemonic::Leave | Mnemonic::Enter)
+                && !compare::pushes_part(*code)
         })
         .collect()
 }

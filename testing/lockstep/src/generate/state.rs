@@ -141,7 +141,8 @@ fn aim(rng: &mut Rng, mode: Mode, case: &mut Case, background: &Background) {
         for used in &memory {
             let target = target(rng, &insn, used);
             solve(rng, mode, case, offset, used, target, &mut taken);
-            if insn.mnemonic() == Mnemonic::Cmpxchg || insn.mnemonic() == Mnemonic::Cmpxchg8b
+            if insn.mnemonic() == Mnemonic::Cmpxchg
+                || insn.mnemonic() == Mnemonic::Cmpxchg8b
                 || insn.mnemonic() == Mnemonic::Cmpxchg16b
             {
                 make_equal(rng, case, &insn, target, background);
@@ -263,8 +264,11 @@ fn displace(mode: Mode, case: &mut Case, offset: usize, address: u64) {
     if !constants.has_displacement() || !has_memory {
         return;
     }
-    let value =
-        if insn.is_ip_rel_memory_operand() { address.wrapping_sub(insn.next_ip()) } else { address };
+    let value = if insn.is_ip_rel_memory_operand() {
+        address.wrapping_sub(insn.next_ip())
+    } else {
+        address
+    };
     let at = offset + constants.displacement_offset();
     let size = constants.displacement_size().min(8);
     if let Some(to) = case.code.get_mut(at..at + size) {

@@ -152,19 +152,10 @@ unsafe fn prepare(start: Start) -> Option<()> {
 
         let mut filter = confine::filter(start.from_parent, start.to_parent);
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        let fs = if start.mode == Mode::Compat { USER_DS } else { 0 };
-        // From here on FS is not libc's: only bare system calls.
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         let result: i64;
         asm!(
-            "mov ds, {data:x}",
-            "mov es, {data:x}",
-            "mov fs, {fs:x}",
-            "mov gs, {zero:x}",
             "syscall",
-            data = in(reg) USER_DS,
-            fs = in(reg) fs,
-            zero = in(reg) 0u16,
             inlateout("rax") libc::SYS_prctl => result,
             in("rdi") libc::PR_SET_SECCOMP,
             in("rsi") libc::SECCOMP_MODE_FILTER,
@@ -173,6 +164,27 @@ unsafe fn prepare(start: Start) -> Option<()> {
             lateout("r11") _,
         );
         (result == 0).then_some(())
+    }
+}
+
+/// A case may have changed them. FS is not libc's any more: only bare system calls from here on.
+///
+/// # Safety
+/// In the handler.
+unsafe fn load_segments(mode: Mode) {
+    let fs = if mode == Mode::Compat { USER_DS } else { 0 };
+    // SAFETY: null and the flat data segment can always be loaded; in 64-bit mode nothing here
+    // depends on them.
+    unsafe {
+        asm!(
+            "mov ds, {data:x}",
+            "mov es, {data:x}",
+            "mov fs, {fs:x}",
+            "mov gs, {zero:x}",
+            data = in(reg) USER_DS,
+            fs = in(reg) fs,
+            zero = in(reg) 0u16,
+        );
     }
 }
 
@@ -392,6 +404,7 @@ unsafe fn give(life: &mut Life, frame: &mut libc::ucontext_t) {
         present.write_unaligned(7);
         present.add(1).write_unaligned(0);
         ptr::copy_nonoverlapping(case.fpu.as_ptr().add(xsave::YMM_HI), fpu.add(xsave::YMM_HI), 256);
+        load_segments(life.start.mode);
         if life.bases {
             asm!("wrfsbase {}", in(reg) case.fs_base);
             asm!("wrgsbase {}", in(reg) case.gs_base);
