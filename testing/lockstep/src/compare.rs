@@ -156,11 +156,11 @@ fn defined(mode: Mode, case: &Case, out: &Outcome) -> Defined {
 fn holes_of(mode: Mode, case: &Case, insn: &Instruction) -> Vec<Range<u64>> {
     use Mnemonic::*;
     let short = insn.code().op_code().operand_size() == 16;
-    let relative: &[Range<u64>] = match insn.mnemonic() {
-        Fxsave | Fxsave64 => &[5..24, 28..32, 416..512],
-        Fnstenv | Fnsave | Fstenv | Fsave if short => &[6..14],
-        Fnstenv | Fnsave | Fstenv | Fsave => &[2..4, 6..8, 10..28],
-        _ if pushes_part(insn.code()) => &[2..4],
+    let relative: &[(u64, u64)] = match insn.mnemonic() {
+        Fxsave | Fxsave64 => &[(5, 24), (28, 32), (416, 512)],
+        Fnstenv | Fnsave | Fstenv | Fsave if short => &[(6, 14)],
+        Fnstenv | Fnsave | Fstenv | Fsave => &[(2, 4), (6, 8), (10, 28)],
+        _ if pushes_part(insn.code()) => &[(2, 4)],
         _ => return Vec::new(),
     };
     let mut factory = InstructionInfoFactory::new();
@@ -178,7 +178,7 @@ fn holes_of(mode: Mode, case: &Case, insn: &Instruction) -> Vec<Range<u64>> {
     });
     let mask = if mode == Mode::Compat { 0xffff_ffff } else { u64::MAX };
     let at = at.unwrap_or(0) & mask;
-    relative.iter().map(|r| at.wrapping_add(r.start)..at.wrapping_add(r.end)).collect()
+    relative.iter().map(|(from, to)| at.wrapping_add(*from)..at.wrapping_add(*to)).collect()
 }
 
 /// The instruction pushes a selector as 32 bits, of which the upper half is written or not

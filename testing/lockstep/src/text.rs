@@ -103,7 +103,7 @@ fn number(text: &str) -> Result<u64, String> {
 
 fn hex(text: &str) -> Result<Vec<u8>, String> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 || !text.is_ascii() {
+    if !digits.len().is_multiple_of(2) || !text.is_ascii() {
         return Err(format!("odd: {text}"));
     }
     (0..digits.len() / 2)
