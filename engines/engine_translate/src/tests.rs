@@ -4,3 +4,4 @@ mod events;
 mod integer;
 mod support;
 mod threads;
+mod traps;

@@ -193,6 +193,9 @@ impl Interp {
                 let own = &here[..iced.len().min(here.len())];
                 select(&iced, own, size, self.features, &self.stubs)
             };
+            if let Some(handler) = crate::trap::intercept(ctx, iced.mnemonic()) {
+                insn.handler = handler;
+            }
             insn.len = insn.len.max(1);
             insn.end = (start + usize::from(insn.len)) as u16;
             let ends = ends_block(&iced);

@@ -56,6 +56,7 @@ impl Interp {
 
     fn run_inside(&mut self, ctx: &mut Ctx<'_>, budget: u64) -> Exit {
         let end = self.retired.saturating_add(budget);
+        ctx.cpu.rep_budget = u64::MAX;
         loop {
             match self.boundary(ctx) {
                 Next::Exit(exit) => return exit,
@@ -69,7 +70,6 @@ impl Interp {
             let result = if self.steps(ctx) {
                 self.step(ctx, left)
             } else {
-                ctx.cpu.rep_budget = left;
                 self.blocks(ctx, end).map(|()| None)
             };
             match result {
@@ -100,8 +100,15 @@ impl Interp {
             let number = self.locate(ctx)?;
             let Some(block) = self.cache.block(number) else { return Ok(()) };
             let insns = &block.insns[..];
-            if self.retired.saturating_add(insns.len() as u64) > end {
-                return self.one(ctx, number);
+            if end != u64::MAX {
+                self.retired += std::mem::take(&mut ctx.cpu.rep_retired);
+                let left = end.saturating_sub(self.retired);
+                let Some(spare) = left.checked_sub(insns.len() as u64) else {
+                    ctx.cpu.rep_budget = left;
+                    return if left == 0 { Ok(()) } else { self.one(ctx, number) };
+                };
+                // Of a REP the first iteration is the instruction itself.
+                ctx.cpu.rep_budget = spare + 1;
             }
             let base = ctx.cpu.rip;
             let mut done = 0;
@@ -162,11 +169,13 @@ impl Interp {
             ctx.cpu.look = true;
         }
         let stepping = trapped || self.single_step;
-        ctx.cpu.rep_budget = if stepping { 1 } else { left };
+        ctx.cpu.rep_budget = if stepping { 1 } else { left.max(1) };
         // INT n and the fast calls clear TF, and with it the trap.
         let software =
             self.cache.block(number).and_then(|b| b.insns.first()).is_some_and(enters_a_handler);
-        self.one(ctx, number)?;
+        let result = self.one(ctx, number);
+        ctx.cpu.rep_budget = u64::MAX;
+        result?;
         if trapped && !software {
             ctx.cpu.dr_hits |= dr::DR6_BS;
         }

@@ -215,7 +215,7 @@ impl Cpu {
             look: true,
             seg: reset.segments.reg,
             mmu: Mmu::new(mem),
-            slot: Arc::default(),
+            slot: Arc::new(Slot::new(id)),
             slots: slots.clone(),
             mem: mem.clone(),
             gdtr: Table::default(),
@@ -394,6 +394,8 @@ impl Cpu {
                 Request::RevokeWrite(page) => self.mmu.revoke_write(page),
                 Request::RevokeWrites => self.mmu.revoke_writes(),
                 Request::Code(range) => self.stale_code.push(range),
+                Request::Flush(Some(linear)) => self.mmu.flush_page(linear),
+                Request::Flush(None) => self.mmu.flush_all(),
                 Request::Layout => {
                     self.layout_changed();
                     self.stale_code.push(0..u64::MAX);

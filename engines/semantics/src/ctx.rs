@@ -52,6 +52,17 @@ impl<'a> Ctx<'a> {
         }
     }
 
+    /// Offers an intercepted event to the host.
+    pub fn trap(&mut self, trap: engine::Trap) -> Flow {
+        self.cpu.slot.leave_guest();
+        let mut view = crate::mem::View::new(self.cpu);
+        let flow = self.host.trap(trap, &mut view);
+        drop(view);
+        self.cpu.slot.enter_guest();
+        self.cpu.serve_requests();
+        flow
+    }
+
     /// What is pending, without the cost of a handshake.
     pub fn pending(&self) -> Option<engine::Pending> {
         self.host.pending()

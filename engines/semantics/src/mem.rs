@@ -10,8 +10,10 @@ pub(crate) mod segmented;
 mod slow;
 mod stack;
 mod system;
+mod view;
 
 pub use fetch::FetchPage;
+pub use view::View;
 
 use crate::{Cpu, Ctx, Stop, cpu::CodeSize};
 use cpu_model::CpuidTable;

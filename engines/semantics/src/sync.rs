@@ -34,11 +34,14 @@ pub enum Request {
     Code(Range<u64>),
     /// Another layout.
     Layout,
+    /// Forget translations: of one linear address, or all.
+    Flush(Option<u64>),
 }
 
 /// One vCPU as other threads see it.
 #[derive(Debug, Default)]
 pub struct Slot {
+    id: u32,
     pub flags: AtomicU32,
     in_guest: AtomicBool,
     queue: Mutex<Vec<Request>>,
@@ -47,6 +50,11 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Of the vCPU with this number.
+    pub fn new(id: u32) -> Self {
+        Self { id, ..Self::default() }
+    }
+
     pub fn enter_guest(&self) {
         self.in_guest.store(true, SeqCst);
     }
@@ -61,9 +69,9 @@ impl Slot {
         if !queue.contains(&request) {
             // A vCPU that does not run for long must not gather requests without bound.
             if queue.len() >= 256 {
-                queue.retain(|r| matches!(r, Request::Layout));
-                queue.push(Request::RevokeWrites);
-                queue.push(Request::Code(0..u64::MAX));
+                // A new layout is all of them at once.
+                queue.clear();
+                queue.push(Request::Layout);
             }
             queue.push(request);
         }
@@ -116,11 +124,22 @@ impl Slots {
 
     /// Asks every vCPU but `me`; returns what to wait for.
     pub fn ask_others(&self, request: &Request, me: Option<&Slot>) -> Vec<(Arc<Slot>, u64)> {
+        self.ask_some(request, me, None)
+    }
+
+    /// Asks the vCPUs of which `mask` has a bit, or all, but `me`.
+    pub fn ask_some(
+        &self,
+        request: &Request,
+        me: Option<&Slot>,
+        mask: Option<u64>,
+    ) -> Vec<(Arc<Slot>, u64)> {
         let slots = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        let others = slots
-            .iter()
-            .filter(|s| !me.is_some_and(|me| std::ptr::eq(&raw const *me, Arc::as_ptr(s))));
-        others.map(|s| (s.clone(), s.ask(request.clone()))).collect()
+        let wanted = |s: &&Arc<Slot>| {
+            !me.is_some_and(|me| std::ptr::eq(me, Arc::as_ptr(s)))
+                && mask.is_none_or(|m| m.checked_shr(s.id).unwrap_or(0) & 1 != 0)
+        };
+        slots.iter().filter(wanted).map(|s| (s.clone(), s.ask(request.clone()))).collect()
     }
 
     /// Bytes of pages with code marks have been written, by the vCPU of `me` or a device.

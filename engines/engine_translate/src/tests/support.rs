@@ -1,7 +1,7 @@
 //! A VM with 2 MiB of RAM, long mode with identity paging, and a host that writes down.
 
 use crate::Translate;
-use engine::{Engine, Exit, Flow, Pending, Vcpu, VcpuHost, Vm, VmConfig};
+use engine::{Engine, Exit, Flow, Intercepts, Pending, Vcpu, VcpuHost, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use iced_x86::code_asm::CodeAssembler;
 use std::sync::Arc;
@@ -116,8 +116,13 @@ pub fn real_mode() -> VcpuState {
 }
 
 pub fn vm() -> Arc<dyn Vm> {
+    vm_with(Intercepts::default())
+}
+
+pub fn vm_with(intercepts: Intercepts) -> Arc<dyn Vm> {
     let engine = Translate::new().unwrap();
-    let config = VmConfig { counted: true, memory: 0x20_0000, ..VmConfig::default() };
+    // Room to map what is mapped anew beside the old.
+    let config = VmConfig { intercepts, counted: true, memory: 0x40_0000, ..VmConfig::default() };
     let vm = engine.create_vm(&config).unwrap();
     let mem = Memfd::new(0x20_0000).unwrap();
     let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len: 0x20_0000, writable: true };
