@@ -41,7 +41,7 @@ fn a_termination_signal_asks_the_guest_to_power_down() -> Result<(), Error> {
     let mut guest = Guest::boot(&Options::default())?;
     guest.shell()?;
     // The listener for the power button starts beside the shell.
-    guest.command("while ! pgrep acpid; do sleep 1; done", COMMAND)?;
+    guest.command("while ! pidof acpid; do sleep 1; done", COMMAND)?;
     guest.signal("TERM")?;
     let end = guest.finish(BOOT)?;
     assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
