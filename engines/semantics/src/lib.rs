@@ -36,6 +36,7 @@ mod sys_iret;
 mod sys_select;
 mod sys_table;
 mod sys_time;
+mod sys_v86;
 mod task;
 pub mod vec;
 mod vec_gather;

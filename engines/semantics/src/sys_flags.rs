@@ -1,7 +1,7 @@
 //! CLI, STI, PUSHF, POPF, CLAC, STAC, HLT and instructions without effect here (SDM
 //! volume 2).
 
-use crate::{Ctx, Insn, Stop};
+use crate::{Ctx, Insn, Stop, sys_v86::virtual_image};
 use vcpu_state::{MpState, Shadow};
 use x86_defs::{cr::cr4, exception::UD, rflags};
 
@@ -14,11 +14,6 @@ impl Ctx<'_> {
     fn pvi(&self) -> bool {
         let mode = &self.cpu.mode;
         mode.protected && !mode.v86 && mode.cpl == 3 && self.cpu.cr4 & cr4::PVI != 0
-    }
-
-    /// Virtual-8086 mode extensions apply.
-    fn vme(&self) -> bool {
-        self.cpu.mode.v86 && self.cpu.cr4 & cr4::VME != 0
     }
 }
 
@@ -56,8 +51,7 @@ pub fn pushf<const SIZE: u8>(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
         if !ctx.vme() || SIZE != 2 {
             return Err(ctx.gp(0));
         }
-        let vif = flags >> 19 & 1;
-        flags = flags & !rflags::IF | vif << 9 | rflags::IOPL;
+        flags = virtual_image(flags);
     }
     ctx.push(flags, SIZE)
 }
@@ -71,25 +65,24 @@ pub fn popf<const SIZE: u8>(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
         take |= rflags::AC | rflags::ID;
     }
     let (cpl, iopl) = (ctx.cpu.mode.cpl, ctx.iopl());
-    let mut extra = 0;
     if ctx.cpu.mode.v86 && iopl < 3 {
-        let blocked =
-            popped & rflags::TF != 0 || popped & rflags::IF != 0 && old & rflags::VIP != 0;
-        if !ctx.vme() || SIZE != 2 || blocked {
+        if !ctx.vme() || SIZE != 2 {
             return Err(ctx.gp(0));
         }
-        take &= !(rflags::IF | rflags::IOPL);
-        extra = rflags::VIF;
-    } else if ctx.cpu.mode.protected && cpl > 0 {
+        let new = ctx.virtual_flags(popped)?;
+        ctx.pop_bytes(2);
+        ctx.cpu.set_rflags(new);
+        return Ok(());
+    }
+    if ctx.cpu.mode.protected && cpl > 0 {
         take &= !rflags::IOPL;
         if cpl > iopl {
             take &= !rflags::IF;
         }
     }
-    let vif = if popped & rflags::IF != 0 { extra } else { 0 };
     // RF is always cleared, but by a 16-bit pop.
     let cleared = if SIZE > 2 { rflags::RF } else { 0 };
-    let new = old & !(take | extra | cleared) | popped & take | vif;
+    let new = old & !(take | cleared) | popped & take;
     ctx.pop_bytes(SIZE.into());
     // Most POPFs change nothing that the block under execution depends on.
     const QUIET: u64 = rflags::STATUS | rflags::DF;

@@ -16,11 +16,14 @@ use x86_defs::{
 
 /// INT n.
 pub fn int(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
-    let iopl = ctx.cpu.rflags >> rflags::IOPL_SHIFT & 3;
-    if ctx.cpu.mode.v86 && iopl < 3 {
+    let vector = insn.iced().immediate8();
+    if ctx.vme() && ctx.redirects(vector)? {
+        return ctx.int_v86(vector);
+    }
+    if ctx.cpu.mode.v86 && ctx.iopl() < 3 {
         return Err(ctx.gp(0));
     }
-    ctx.software_interrupt(insn.iced().immediate8(), Kind::Software)
+    ctx.software_interrupt(vector, Kind::Software)
 }
 
 pub fn int3(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
@@ -217,7 +220,8 @@ fn real(ctx: &mut Ctx<'_>, size: u8) -> Result<(), Stop> {
 }
 
 fn from_v86(ctx: &mut Ctx<'_>, size: u8) -> Result<(), Stop> {
-    if ctx.cpu.rflags & rflags::IOPL != rflags::IOPL {
+    let trusted = ctx.iopl() == 3;
+    if !(trusted || ctx.vme() && size == 2) {
         return Err(ctx.gp(0));
     }
     let step = u64::from(size);
@@ -232,8 +236,9 @@ fn from_v86(ctx: &mut Ctx<'_>, size: u8) -> Result<(), Stop> {
     if size == 2 {
         kept |= !0xffff;
     }
+    let new = if trusted { flags & !kept | old & kept } else { ctx.virtual_flags(flags)? };
     ctx.pop_bytes(3 * step);
-    ctx.cpu.set_rflags(flags & !kept | old & kept);
+    ctx.cpu.set_rflags(new);
     ctx.load_paragraph(SegReg::Cs, cs);
     ctx.cpu.rip = rip;
     Ok(())

@@ -459,3 +459,31 @@ fn task_switches() {
     let stop = m.step(&[0xea, 0, 0, 0, 0, OTHER_SEL as u8, 0]);
     assert_eq!(stop, Err(Stop::Shutdown), "without a stack nothing can be delivered");
 }
+
+#[test]
+fn virtual_8086_extensions() {
+    let mut m = Machine::protected();
+    m.put(TSS + 4, 0x6000 | u64::from(DATA0) << 32);
+    m.cpu.segment_mut(SegReg::Tr).limit = 0x200;
+    m.put(TSS + 0x66, 0xa0);
+    m.put(TSS + 0x80 + 4, 1 << 1);
+    m.put(0x20 * 4, 0x0700_0234);
+    m.cpu.cr4 |= cr4::VME;
+    let words = [0, 0, 0, 0, 0x700, 0x0ff0, rflags::VM | rflags::VIF | 2, 0x600, 0x100];
+    for word in words {
+        m.cpu.gpr[0] = word;
+        m.step(&[0x50]).unwrap();
+    }
+    m.step(&[0xcf]).unwrap();
+    assert_eq!(m.faults(&[0xcd, 0x21]), (GP, Some(0)), "not redirected, IOPL 0");
+    m.step(&[0xcd, 0x20]).unwrap();
+    assert_eq!((m.cpu.rip, m.cpu.segment(SegReg::Cs).base), (0x234, 0x7000));
+    let image = rflags::IOPL | rflags::IF | 2;
+    assert_eq!(m.get(0x7000 + 0xfea) & 0xffff_ffff_ffff, 0x102 | 0x600 << 16 | image << 32);
+    assert_eq!(m.cpu.rflags() & (rflags::VIF | rflags::IF), 0);
+    m.step(&[0xfb]).unwrap();
+    assert_eq!(m.cpu.rflags() & (rflags::VIF | rflags::IF), rflags::VIF, "STI sets VIF");
+    m.step(&[0xfa]).unwrap();
+    m.step(&[0xcf]).unwrap();
+    assert_eq!((m.cpu.rip, m.cpu.rflags() & rflags::VIF), (0x102, rflags::VIF));
+}

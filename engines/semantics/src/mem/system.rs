@@ -44,6 +44,14 @@ impl Ctx<'_> {
         Ok(())
     }
 
+    /// Like [`Self::load_linear_bytes`] with a user's rights.
+    pub(crate) fn load_user_bytes(&mut self, linear: u64, out: &mut [u8]) -> Result<(), Stop> {
+        let (read, user) = (Access::Read, Privilege::User);
+        let pieces = self.cpu.probe_linear(SegReg::Ds, linear, out.len().max(1), read, user)?;
+        self.read_pieces(&pieces, out);
+        Ok(())
+    }
+
     /// Up to 4096 bytes, all or nothing.
     pub fn store_linear_bytes(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
         if data.is_empty() {
