@@ -80,12 +80,12 @@ fn write(fd: &VcpuFd, list: &[(u32, u64)]) -> Result<(), Error> {
 }
 
 /// The candidates that this kernel keeps for a vCPU whose CPUID is set: those that can be read
-/// and set back. Some can be read although the guest has not the feature.
+/// and given their reset values. Some can be read although the guest has not the feature.
 pub(crate) fn kept(fd: &VcpuFd) -> Vec<u32> {
     let mtrrs = VARIABLE_MTRRS.chain(FIXED_4K_MTRRS);
     let all = CANDIDATES.iter().copied().chain(mtrrs);
     let works =
-        |index: u32| read(fd, index).is_some_and(|value| write(fd, &[(index, value)]).is_ok());
+        |index: u32| read(fd, index).is_some() && write(fd, &[(index, reset_value(index))]).is_ok();
     all.filter(|index| works(*index)).collect()
 }
 

@@ -19,8 +19,8 @@ pub(crate) struct KvmVcpu {
     pub(crate) vm: Arc<Inner>,
     kick: Arc<KvmKick>,
     pub(crate) id: u32,
-    /// The kernel takes the PIC's interrupt now.
-    window: bool,
+    /// The kernel takes the PIC's interrupt now; `None` where it has not said.
+    window: Option<bool>,
     /// The last exit was an access that the next KVM_RUN completes.
     mid_access: bool,
     /// A callback said [`Flow::Stop`].
@@ -56,7 +56,7 @@ impl KvmVcpu {
         let kick = Arc::new(KvmKick::new(&fd)?);
         vm.add_kick(&kick);
         let (vm, debug) = (vm.clone(), GuestDebug::default());
-        let (window, mid_access, stop) = Default::default();
+        let (window, mid_access, stop) = (None, false, false);
         let mut vcpu = Self { fd, vm, kick, id, window, mid_access, stop, debug };
         vcpu.set_state(&VcpuState::reset(id))?;
         Ok(vcpu)
@@ -69,8 +69,7 @@ impl KvmVcpu {
     /// What follows from a state that was just loaded.
     pub(crate) fn restored(&mut self, state: &VcpuState) {
         self.mid_access = false;
-        // The kernel says so after the next KVM_RUN; until then nothing is injected.
-        self.window = false;
+        self.window = None;
         if self.id == 0
             && let Some(offset) = sys::tsc_offset(&self.fd)
         {
@@ -80,13 +79,14 @@ impl KvmVcpu {
 
     fn drive(&mut self, budget: Option<u64>, host: &mut dyn VcpuHost) -> Result<Exit, Error> {
         let mut left = budget;
+        let stepping = budget.is_some() || self.debug.single_step;
         loop {
             let stop = self.kick.look() | self.stop;
             let pending = host.pending();
             if self.mid_access {
                 // Whatever waits for a boundary waits for the access, whose second half
                 // may be a second exit: neither is lost.
-                if stop || pending.is_some() || left == Some(0) {
+                if stop || pending.is_some() || stepping {
                     self.kick.set_immediate_exit(true);
                 }
             } else if stop {
@@ -99,15 +99,26 @@ impl KvmVcpu {
                 return Ok(Exit::Retired);
             }
             let want_window = pending == Some(Pending::Interrupt);
+            if want_window && self.window.is_none() {
+                // A halted vCPU would wait in the kernel without a look at its window.
+                self.kick.set_immediate_exit(true);
+            }
             self.fd.get_kvm_run().request_interrupt_window = want_window.into();
+            let completes = self.mid_access;
             if let Err(e) = self.enter() {
                 match e.errno() {
-                    libc::EINTR | libc::EAGAIN => continue,
+                    // Not every kernel ends a step that was an access with KVM_EXIT_DEBUG.
+                    libc::EINTR if completes && stepping => match left.as_mut() {
+                        Some(n) => *n = n.saturating_sub(1),
+                        None => return Ok(Exit::Debug(DebugExit::Step)),
+                    },
+                    libc::EINTR | libc::EAGAIN => {}
                     libc::EFAULT => {
                         return Ok(Exit::Unhandled("KVM cannot reach the guest's memory"));
                     }
                     _ => return Err(os("KVM_RUN")(e)),
                 }
+                continue;
             }
             match self.serve(host)? {
                 Served::Access(flow) => {
@@ -125,7 +136,7 @@ impl KvmVcpu {
         let inside = self.vm.gate.enter();
         let result = self.fd.run().map(drop);
         drop(inside);
-        self.window = self.fd.get_kvm_run().ready_for_interrupt_injection != 0;
+        self.window = Some(self.fd.get_kvm_run().ready_for_interrupt_injection != 0);
         self.mid_access = false;
         result
     }
@@ -133,8 +144,8 @@ impl KvmVcpu {
     /// Takes what is pending, if it can be taken now; true: look again.
     fn take(&mut self, pending: Option<Pending>, host: &mut dyn VcpuHost) -> Result<bool, Error> {
         match pending {
-            Some(Pending::Interrupt) if self.window => {
-                self.window = false;
+            Some(Pending::Interrupt) if self.window == Some(true) => {
+                self.window = Some(false);
                 if let Some(vector) = host.ack(Pending::Interrupt) {
                     self.inject(vector)?;
                 }

@@ -1,7 +1,7 @@
 //! The built-in guest: says what it sees, and takes commands on the serial port.
 //!
-//! With a command line it executes the commands there, separated by semicolons, and powers
-//! off; tests use that.
+//! Commands after `run=` on its command line, separated by semicolons, it executes at once,
+//! and powers off; tests use that.
 #![no_std]
 #![no_main]
 
@@ -25,9 +25,9 @@ pub fn start(kind: u32, info: u64) -> ! {
     commands::info(&mut out, &firmware);
     let mut line = [0u8; 512];
     let length = firmware.command_line(&mut line);
-    let given = core::str::from_utf8(&line[..length]).unwrap_or("").trim();
-    if !given.is_empty() {
-        for command in given.split(';') {
+    let given = core::str::from_utf8(&line[..length]).unwrap_or("");
+    if let Some((_, commands)) = given.split_once("run=") {
+        for command in commands.split(';') {
             let _ = writeln!(out, "> {}", command.trim());
             commands::execute(&mut out, &firmware, command.trim());
         }

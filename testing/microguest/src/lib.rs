@@ -3,7 +3,8 @@
 //! One 64-bit ELF file, bootable by PVH and by the Linux 64-bit protocol, which needs a UART
 //! at COM1 and ACPI's power-off at port 0x604. `build.rs` makes it out of `guest/` with the
 //! workspace's own toolchain. It says what it sees and then takes commands on the serial port;
-//! those of its command line, separated by semicolons, it executes at once and powers off.
+//! those after `run=` on its command line, separated by semicolons, it executes at once, and
+//! powers off.
 
 /// The guest's ELF file.
 pub const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
