@@ -3,10 +3,12 @@
 use std::{
     fs::{self, File},
     io::{self, Read},
+    os::unix::fs::FileExt,
     path::Path,
 };
 
 use assets::{Cache, Fetcher};
+use machine::Image;
 use vm_spec::{Kernel, VmSpec, format_memory};
 
 use crate::{Failure, args::RunOptions, progress::Bar, report, terminal};
@@ -27,8 +29,8 @@ const SIGNATURE_AT: usize = 0x202;
 /// What a machine boots.
 #[derive(Debug)]
 pub struct Files {
-    pub kernel: Vec<u8>,
-    pub initrd: Option<Vec<u8>>,
+    pub kernel: Image,
+    pub initrd: Option<Image>,
     pub command_line: String,
     /// For the operator.
     pub title: String,
@@ -69,8 +71,8 @@ fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> 
         Err(error) => return Err(error.into()),
     };
     Ok(Files {
-        kernel: read("cache", &guest.kernel, KERNEL_MAX)?,
-        initrd: Some(read("cache", &guest.initrd, spec.memory)?),
+        kernel: open("cache", &guest.kernel, KERNEL_MAX)?,
+        initrd: Some(open("cache", &guest.initrd, spec.memory)?),
         command_line: command_line(spec, &terminal_words()),
         title: format!("Debian kernel {}", guest.release),
         kernel_name: format!("cache {}", guest.kernel.display()),
@@ -79,7 +81,7 @@ fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> 
 }
 
 fn from_files(option: &str, kernel: &Path, spec: &VmSpec) -> Result<Files, Failure> {
-    let image = read(option, kernel, KERNEL_MAX)?;
+    let image = open(option, kernel, KERNEL_MAX)?;
     if option == "IMAGE" && !is_kernel(&image) {
         return Err(Failure::usage(format!(
             "IMAGE {}: this is not a kernel, and disks cannot be attached yet; give a bzImage or \
@@ -104,7 +106,7 @@ fn from_files(option: &str, kernel: &Path, spec: &VmSpec) -> Result<Files, Failu
     })
 }
 
-fn read_initrd(path: &Path, memory: u64) -> Result<Vec<u8>, Failure> {
+fn read_initrd(path: &Path, memory: u64) -> Result<Image, Failure> {
     let size = fs::metadata(path).map_or(0, |m| if m.is_file() { m.len() } else { 0 });
     if size >= memory {
         return Err(Failure::usage(format!(
@@ -114,19 +116,29 @@ fn read_initrd(path: &Path, memory: u64) -> Result<Vec<u8>, Failure> {
             format_memory(memory)
         )));
     }
-    read("--initrd", path, memory)
+    open("--initrd", path, memory)
 }
 
-fn is_kernel(image: &[u8]) -> bool {
-    image.starts_with(b"\x7fELF") || image.get(SIGNATURE_AT..SIGNATURE_AT + 4) == Some(b"HdrS")
+/// Whether the beginning of the file is that of an ELF file or of a bzImage.
+fn is_kernel(image: &Image) -> bool {
+    let mut start = [0; SIGNATURE_AT + 4];
+    let length = match image {
+        Image::Memory(bytes) => bytes.as_slice().read(&mut start),
+        Image::File(file) => file.read_at(&mut start, 0),
+    };
+    let start = &start[..length.unwrap_or(0)];
+    start.starts_with(b"\x7fELF") || start.get(SIGNATURE_AT..) == Some(b"HdrS")
 }
 
-/// Reads a whole file of at most `limit` bytes.
-fn read(option: &str, path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+/// Opens a file of at most `limit` bytes. The machine reads it when it needs it; what is no
+/// regular file, such as a pipe, is read here and now, because it can be read only once.
+fn open(option: &str, path: &Path, limit: u64) -> Result<Image, Failure> {
     let fail = |why: &str, remedy: &str| {
         Err(Failure::host(format!("{option} {}: {why}; {remedy}", path.display())))
     };
     let remedy = "give the path of a file that can be read";
+    let too_large =
+        || fail(&format!("it has more than {limit} bytes"), "give the right file, or more memory");
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) => return fail(reason(&e), remedy),
@@ -136,15 +148,15 @@ fn read(option: &str, path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
         Ok(m) if m.is_file() && m.len() == 0 => {
             return fail("the file is empty", "fetch or build it again");
         }
+        Ok(m) if m.is_file() && m.len() > limit => return too_large(),
+        Ok(m) if m.is_file() => return Ok(file.into()),
         Ok(_) => {}
         Err(e) => return fail(reason(&e), remedy),
     }
     let mut bytes = Vec::new();
     match file.take(limit.saturating_add(1)).read_to_end(&mut bytes) {
-        Ok(n) if n as u64 > limit => {
-            fail(&format!("it has more than {limit} bytes"), "give the right file")
-        }
-        Ok(_) => Ok(bytes),
+        Ok(n) if n as u64 > limit => too_large(),
+        Ok(_) => Ok(bytes.into()),
         Err(e) => fail(reason(&e), remedy),
     }
 }
@@ -186,7 +198,7 @@ fn terminal_words() -> String {
 /// The guest that is part of the program; the operator's text is its commands.
 fn built_in(spec: &VmSpec) -> Files {
     Files {
-        kernel: microguest::GUEST.to_vec(),
+        kernel: microguest::GUEST.to_vec().into(),
         initrd: None,
         command_line: spec.append.trim().into(),
         title: "the built-in guest".into(),
@@ -208,10 +220,11 @@ mod tests {
 
     #[test]
     fn kernels_are_told_from_other_images() {
+        let is_kernel = |bytes: &[u8]| is_kernel(&bytes.to_vec().into());
         let mut bzimage = vec![0; 0x300];
         bzimage[SIGNATURE_AT..SIGNATURE_AT + 4].copy_from_slice(b"HdrS");
         assert!(is_kernel(&bzimage) && is_kernel(b"\x7fELF\x02"));
-        assert!(!is_kernel(b"QFI\xfb") && !is_kernel(b"") && !is_kernel(&vec![0; 0x204]));
+        assert!(!is_kernel(b"QFI\xfb") && !is_kernel(b"") && !is_kernel(&[0; 0x204]));
     }
 
     #[test]
@@ -221,11 +234,11 @@ mod tests {
             ("/proc", "this is a directory"),
             ("/proc/version/x", "a part of the path is no directory"),
         ] {
-            let failure = read("--kernel", Path::new(path), 10).unwrap_err();
+            let failure = open("--kernel", Path::new(path), 10).unwrap_err();
             assert!(failure.line.starts_with(&format!("--kernel {path}: {why}; ")), "{failure:?}");
         }
         // A file without end is read no further than the limit.
-        let failure = read("--kernel", Path::new("/dev/zero"), 100).unwrap_err();
+        let failure = open("--kernel", Path::new("/dev/zero"), 100).unwrap_err();
         assert!(failure.line.contains("more than 100 bytes"), "{failure:?}");
     }
 }

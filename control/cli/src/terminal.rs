@@ -34,8 +34,9 @@ pub fn make_raw() -> io::Result<bool> {
 /// Goes back to the settings from before [`make_raw`]; does nothing the second time.
 pub fn restore() {
     let Some(before) = saved().take() else { return };
-    // What the guest left switched on in the terminal itself: colours, a hidden cursor.
-    let _ = io::stdout().write_all(b"\x1b[0m\x1b[?25h\r");
+    // What the guest left switched on in the terminal itself: colours, a hidden cursor; and
+    // its last line is not to be written over.
+    let _ = io::stdout().write_all(b"\x1b[0m\x1b[?25h\r\n");
     let _ = io::stdout().flush();
     let _ = termios::tcsetattr(io::stdin(), OptionalActions::Drain, &before);
 }

@@ -4,14 +4,16 @@
 use std::{io::Write, sync::Arc, time::Instant};
 
 use byte_stream::{Input, Output};
+use gdb_server::Server;
 use machine::{Handle, Machine, Parts, Tracer};
-use vm_spec::VmSpec;
+use vm_spec::{GdbAddress, VmSpec};
 
 use crate::{
     Failure, engines,
     engines::Engine,
     guest::Files,
     monitor::{Control, Gone},
+    report,
     status::Status,
 };
 
@@ -21,6 +23,7 @@ pub use machine::Ended;
 pub struct Running {
     machine: Machine,
     control: Arc<Handle>,
+    debugger: Option<Server>,
 }
 
 impl Running {
@@ -32,16 +35,11 @@ impl Running {
         console: Arc<dyn Output>,
         trace: Option<Box<dyn Write + Send>>,
     ) -> Result<Self, Failure> {
-        if let Some(address) = &spec.gdb {
-            return Err(Failure::host(format!(
-                "--gdb {address}: this build has no debugger's stub; leave the option out"
-            )));
-        }
         let names = Names::of(spec, &files);
         let engine = engines::open(engine)?;
         let parts = Parts {
-            kernel: files.kernel.into(),
-            initrd: files.initrd.map(Into::into),
+            kernel: files.kernel,
+            initrd: files.initrd,
             command_line: files.command_line,
             console,
             tracer: match trace {
@@ -52,7 +50,11 @@ impl Running {
         let machine =
             Machine::build(&*engine, spec, parts).map_err(|error| names.failure(&error))?;
         let control = Arc::new(machine.handle());
-        Ok(Self { machine, control })
+        let debugger = match &spec.gdb {
+            Some(address) => Some(serve_debugger(address, &control)?),
+            None => None,
+        };
+        Ok(Self { machine, control, debugger })
     }
 
     pub fn control(&self) -> Arc<dyn Control> {
@@ -64,8 +66,11 @@ impl Running {
         self.machine.console()
     }
 
-    /// Lets the guest begin.
+    /// Lets the guest begin; with a debugger, that is for it to say.
     pub fn start(&self) {
+        if self.debugger.is_some() {
+            return;
+        }
         // A machine that has ended already says how to whoever waits.
         let _ = self.control.resume();
     }
@@ -78,6 +83,13 @@ impl Running {
         }
         ended
     }
+}
+
+fn serve_debugger(address: &GdbAddress, control: &Handle) -> Result<Server, Failure> {
+    let server = gdb_server::serve(address.socket(), control.clone())
+        .map_err(|e| Failure::host(format!("--gdb {address}: {e}")))?;
+    report::notice(&format!("waiting for a debugger: `target remote {}`", server.address()));
+    Ok(server)
 }
 
 fn gone<T>(result: Result<T, machine::Gone>) -> Result<T, Gone> {

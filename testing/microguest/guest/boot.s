@@ -183,9 +183,9 @@ vector_\number:
     mov dword ptr [rip + last_vector], \number
     iretq
 .endif
-.align 16
+.align 32
 .endm
-.align 16
+.align 32
 .global vectors
 vectors:
 .set n, 0
