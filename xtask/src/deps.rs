@@ -38,6 +38,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("semantics", "emit", "vector and floating-point instructions run on the host's units"),
     ("interp", "semantics", "the interpreter runs what the semantics say"),
     ("interp", "soft_mmu", "the interpreter fetches through the page walk"),
+    ("interp", "emit", "decoding makes the stubs of the host's units"),
     ("engine_translate", "interp", "what has no translation is interpreted"),
     ("engine_translate", "semantics", "the translator shares the semantics"),
     ("engine_translate", "soft_mmu", "the engine owns the TLBs"),

@@ -95,39 +95,16 @@ pub(crate) fn build(
 ) -> Result<Built, Error> {
     let failed = |source| Error::Engine { engine: engine.name(), source };
     let caps = engine.caps();
-    if spec.cpus > caps.max_vcpus {
-        let (max, asked) = (caps.max_vcpus, spec.cpus);
-        return Err(Error::TooManyVcpus { engine: engine.name(), max, asked });
-    }
     let cpu = cpuid::resolve(engine, spec)?;
-    let config = VmConfig {
-        cpuid: cpu.table,
-        memory: spec.memory,
-        trace: spec.trace.any(),
-        ..VmConfig::default()
-    };
-    let vm = engine.create_vm(&config).map_err(failed)?;
-    map_ram(&*vm, spec.memory, engine.name())?;
+    let vm = create_vm(engine, spec, cpu.table)?;
     let clock = Arc::new(GuestClock::new(caps.tsc_khz));
     let timers = TimerThread::start(clock.clone()).map_err(Error::Thread)?;
     let power = Arc::new(PowerGate::new(owner.clone()));
 
     let wakers: Arc<OnceLock<Vec<Arc<Waker>>>> = Arc::default();
     let offsets = TscOffsets::new(clock.clone(), spec.cpus);
-    let bus = (!caps.local_apic).then(|| {
-        let wakers = wakers.clone();
-        ApicBus::new(local_apic::Parts {
-            vcpus: spec.cpus,
-            clock: clock.clone(),
-            timers: timers.handle(),
-            tsc: offsets.clone(),
-            wake: Box::new(move |id| {
-                if let Some(waker) = wakers.get().and_then(|all| all.get(id as usize)) {
-                    waker.wake();
-                }
-            }),
-        })
-    });
+    let bus =
+        (!caps.local_apic).then(|| apic_bus(spec.cpus, &clock, &timers, &offsets, wakers.clone()));
     let msi: Arc<dyn MsiSink> = match &bus {
         Some(bus) => bus.clone(),
         None => Arc::new(EngineMsi(vm.clone())),
@@ -207,6 +184,46 @@ pub(crate) fn build(
     };
     board.load(&vcpus)?;
     Ok(Built { board, vcpus, console: uart })
+}
+
+/// The VM with its RAM, or why this engine cannot have it.
+fn create_vm(
+    engine: &dyn Engine,
+    spec: &VmSpec,
+    cpuid: cpu_model::CpuidTable,
+) -> Result<Arc<dyn Vm>, Error> {
+    let (max, asked) = (engine.caps().max_vcpus, spec.cpus);
+    if asked > max {
+        return Err(Error::TooManyVcpus { engine: engine.name(), max, asked });
+    }
+    let config =
+        VmConfig { cpuid, memory: spec.memory, trace: spec.trace.any(), ..VmConfig::default() };
+    let vm = engine
+        .create_vm(&config)
+        .map_err(|source| Error::Engine { engine: engine.name(), source })?;
+    map_ram(&*vm, spec.memory, engine.name())?;
+    Ok(vm)
+}
+
+/// The local APICs of a board that has them itself.
+fn apic_bus(
+    vcpus: u32,
+    clock: &Arc<GuestClock>,
+    timers: &TimerThread,
+    offsets: &Arc<TscOffsets>,
+    wakers: Arc<OnceLock<Vec<Arc<Waker>>>>,
+) -> Arc<ApicBus> {
+    ApicBus::new(local_apic::Parts {
+        vcpus,
+        clock: clock.clone(),
+        timers: timers.handle(),
+        tsc: offsets.clone(),
+        wake: Box::new(move |id| {
+            if let Some(waker) = wakers.get().and_then(|all| all.get(id as usize)) {
+                waker.wake();
+            }
+        }),
+    })
 }
 
 /// One sample of all clocks, for kvmclock.
