@@ -4,6 +4,14 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
+/// What the CPUs have done since the machine was built, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    pub interrupts: u64,
+    /// Instructions, where the engine counts them.
+    pub retired: Option<u64>,
+}
+
 /// What an operator may do to a machine, from any thread.
 pub trait Control: Send + Sync {
     fn info(&self) -> Result<String, Gone>;
@@ -13,6 +21,7 @@ pub trait Control: Send + Sync {
     fn power_button(&self) -> Result<(), Gone>;
     fn nmi(&self) -> Result<(), Gone>;
     fn quit(&self) -> Result<(), Gone>;
+    fn activity(&self) -> Result<Activity, Gone>;
 }
 
 pub const PROMPT: &str = "(sarang) ";
@@ -158,6 +167,9 @@ pub mod tests {
             self.add("nmi")
         }
         fn quit(&self) -> Result<(), Gone> {
+            Err(Gone)
+        }
+        fn activity(&self) -> Result<Activity, Gone> {
             Err(Gone)
         }
     }

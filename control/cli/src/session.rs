@@ -69,7 +69,7 @@ fn end_at_panic(
     let panicked = Arc::new(AtomicBool::new(false));
     let told = panicked.clone();
     console::spawn("panic watch", move || {
-        watch.wait();
+        watch.wait(&*control);
         told.store(true, Relaxed);
         // Gone is what it was to become.
         let _ = control.quit();

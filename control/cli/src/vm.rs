@@ -12,7 +12,7 @@ use crate::{
     Failure, engines,
     engines::Engine,
     guest::Files,
-    monitor::{Control, Gone},
+    monitor::{Activity, Control, Gone},
     report,
     status::Status,
 };
@@ -123,6 +123,15 @@ impl Control for Handle {
 
     fn quit(&self) -> Result<(), Gone> {
         gone(Handle::quit(self))
+    }
+
+    fn activity(&self) -> Result<Activity, Gone> {
+        let info = gone(Handle::info(self))?;
+        let interrupts = info.vcpus.iter().map(|vcpu| vcpu.exits.interrupts);
+        Ok(Activity {
+            interrupts: interrupts.fold(0, u64::wrapping_add),
+            retired: info.vcpus.iter().map(|vcpu| vcpu.retired).sum(),
+        })
     }
 }
 

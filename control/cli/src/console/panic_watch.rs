@@ -3,17 +3,23 @@
 //! Debian's kernel has that driver as a module, so a panic before the root has loaded it, such
 //! as a missing root file system, is only text on the console, after which the kernel stands
 //! still or starts over for ever. The text counts where nobody but the kernel can have
-//! written it: before the first process runs, or when nothing at all follows its last line.
+//! written it: before the first process runs. Later it does when nothing at all follows its
+//! last line, and the CPUs run without taking interrupts, as they do after a panic.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 use byte_stream::Output;
 
+use crate::monitor::{Activity, Control};
+
 /// How long a kernel may go on to say why it panics, and how long it is silent after that.
 const GRACE: Duration = Duration::from_secs(3);
+/// How many instructions a CPU executes at least that waits in a loop for [`GRACE`].
+const BUSY: u64 = 1_000_000;
 /// No line that matters is longer; the rest of one is not looked at.
 const LINE_MAX: usize = 256;
 
@@ -33,8 +39,26 @@ impl PanicWatch {
         self.scanner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the kernel has panicked.
-    pub fn wait(&self) {
+    /// Returns when the kernel has panicked, or the machine has ended.
+    pub fn wait(&self, control: &dyn Control) {
+        loop {
+            if !self.suspect() {
+                return;
+            }
+            let Ok(before) = control.activity() else { return };
+            thread::sleep(GRACE);
+            let Ok(after) = control.activity() else { return };
+            let mut scanner = self.lock();
+            if scanner.suspicion.is_some() && is_stuck(before, after) {
+                return;
+            }
+            scanner.suspicion = None;
+        }
+    }
+
+    /// Returns when the console's text has the looks of a panic: with false when it is sure,
+    /// and with true when the CPUs have to be looked at.
+    fn suspect(&self) -> bool {
         let mut scanner = self.lock();
         loop {
             scanner = match scanner.suspicion {
@@ -42,7 +66,7 @@ impl PanicWatch {
                 Some(since) => {
                     let left = GRACE.saturating_sub(since.elapsed());
                     if left.is_zero() {
-                        return;
+                        return scanner.userland;
                     }
                     let waited = self.changed.wait_timeout(scanner, left);
                     waited.unwrap_or_else(PoisonError::into_inner).0
@@ -50,6 +74,16 @@ impl PanicWatch {
             };
         }
     }
+}
+
+/// Whether the CPUs were busy and yet took no interrupt.
+fn is_stuck(before: Activity, after: Activity) -> bool {
+    let busy = match (before.retired, after.retired) {
+        (Some(before), Some(after)) => after.saturating_sub(before) >= BUSY,
+        // An engine that does not count leaves it at the interrupts.
+        _ => true,
+    };
+    busy && before.interrupts == after.interrupts
 }
 
 impl Output for PanicWatch {
@@ -103,6 +137,7 @@ impl Scanner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::tests::Recorder;
     use byte_stream::Null;
 
     fn suspects(text: &str) -> bool {
@@ -135,6 +170,15 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_sleeps_or_works_is_not_stuck() {
+        let activity = |interrupts, retired| Activity { interrupts, retired };
+        assert!(is_stuck(activity(5, Some(0)), activity(5, Some(BUSY))));
+        assert!(is_stuck(activity(5, None), activity(5, None)));
+        assert!(!is_stuck(activity(5, Some(0)), activity(5, Some(1000))), "it sleeps");
+        assert!(!is_stuck(activity(5, Some(0)), activity(6, Some(BUSY))), "it works");
+    }
+
+    #[test]
     fn long_lines_take_no_memory() {
         let mut scanner = Scanner::default();
         for _ in 0..100_000 {
@@ -147,7 +191,7 @@ mod tests {
     fn waiting_ends_with_the_panic() {
         let watch = PanicWatch::new(Arc::new(Null));
         let waiter = watch.clone();
-        let thread = std::thread::spawn(move || waiter.wait());
+        let thread = thread::spawn(move || waiter.wait(&Recorder::default()));
         for piece in PANIC.as_bytes().chunks(7) {
             watch.write(piece);
         }
