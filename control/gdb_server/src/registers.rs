@@ -184,7 +184,8 @@ mod tests {
                 RegId::Rflags => 0x246,
                 RegId::Selector(_) => 0x10,
                 RegId::Mxcsr => 0x1fa0,
-                RegId::Ftag => 0xfffc,
+                // The first register holds zero, the others are empty.
+                RegId::Ftag => 0xfffd,
                 RegId::Fop => 0x123,
                 RegId::Cr8 => 9,
                 RegId::St(_) => 0x4000_8123_4567_89ab_cdef,

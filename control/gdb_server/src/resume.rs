@@ -55,6 +55,7 @@ impl MultiThreadResume for Target {
         self.forget_states();
         // Only a step must run: it is bounded, and what was missed is told after it.
         if self.has_missed() && self.actions.step.is_empty() {
+            self.tell_missed = true;
             return Ok(());
         }
         let step = std::mem::take(&mut self.actions.step);

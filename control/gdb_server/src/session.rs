@@ -21,20 +21,25 @@ type Stub = GdbStubStateMachine<'static, Target, Stream>;
 /// Serves the debugger behind `stream` until it goes. Failures end the session and no more.
 pub(crate) fn serve(stream: &TcpStream, handle: &Handle) {
     let (Ok(of_reader), Ok(of_writer)) = (stream.try_clone(), stream.try_clone()) else { return };
-    let Ok((mut inbox, to_inbox, reader)) = Inbox::start(of_reader) else { return };
-    // Whoever only probes the port leaves the machine alone.
-    if inbox.opened() {
-        let stops = StopSender(to_inbox);
-        let attached = handle.debugger(move |stop| stops.tell(stop)).and_then(|()| handle.pause());
-        if attached.is_ok() {
-            let mut target = Target::new(handle.clone(), inbox);
-            let reason = converse(Stream::new(of_writer), &mut target);
-            finish(&mut target, reason.ok());
-        }
-    }
+    let Ok((inbox, to_inbox, reader)) = Inbox::start(of_reader) else { return };
+    // Consumes the inbox, without which the reader does not wait for anybody.
+    attach(inbox, StopSender(to_inbox), Stream::new(of_writer), handle);
     // The peer may have closed it.
     drop(stream.shutdown(Shutdown::Both));
     drop(reader.join());
+}
+
+fn attach(mut inbox: Inbox, stops: StopSender, to: Stream, handle: &Handle) {
+    // Whoever only probes the port leaves the machine alone.
+    if !inbox.opened() {
+        return;
+    }
+    let attached = handle.debugger(move |stop| stops.tell(stop)).and_then(|()| handle.pause());
+    if attached.is_ok() {
+        let mut target = Target::new(handle.clone(), inbox);
+        let reason = converse(to, &mut target);
+        finish(&mut target, reason.ok());
+    }
 }
 
 /// Leaves the machine as the debugger's going asks; if it is gone, so is the machine's need.

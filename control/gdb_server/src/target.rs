@@ -36,8 +36,11 @@ pub(crate) struct Target {
     debug: Vec<GuestDebug>,
     /// Of vCPUs since the machine stopped.
     states: Vec<Option<Box<VcpuState>>>,
-    /// Watchpoints that were hit while another stop was reported.
+    /// Breakpoints and watchpoints that were hit while another stop was reported; one of a
+    /// vCPU at most.
     missed: VecDeque<DebugStop>,
+    /// The debugger asked for the machine to run, and hears of one of these instead.
+    pub(crate) tell_missed: bool,
     /// The vCPU that stopped last.
     focus: usize,
     pub(crate) actions: crate::resume::Actions,
@@ -62,6 +65,7 @@ impl Target {
             debug: vec![GuestDebug::default(); vcpus],
             states: vec![None; vcpus],
             missed: VecDeque::new(),
+            tell_missed: false,
             focus: 0,
             actions: Default::default(),
         }
@@ -125,27 +129,37 @@ impl Target {
         drop(self.watch(&|_| false));
     }
 
-    /// A stop that cannot be reported now. Only a watchpoint's is lost by this: a breakpoint's
-    /// happens again, since its instruction has not executed.
+    /// A stop that cannot be reported now. A breakpoint does not stop again when the vCPU goes
+    /// on from it, so this one is kept for the next time that the debugger listens.
     pub(crate) fn missed(&mut self, stop: DebugStop) {
-        if matches!(stop, DebugStop::Exit(_, DebugExit::Watchpoint { .. })) {
+        if let DebugStop::Exit(vcpu, _) = stop {
+            let other = |s: &DebugStop| !matches!(s, DebugStop::Exit(v, _) if *v == vcpu);
+            self.missed.retain(other);
             self.missed.push_back(stop);
         }
     }
 
-    pub(crate) fn take_missed(&mut self) -> Option<MultiThreadStopReason<u64>> {
-        while let Some(stop) = self.missed.pop_front() {
-            if let DebugStop::Exit(_, DebugExit::Watchpoint { address }) = stop
-                && self.points.watch_at(address).is_some()
-            {
-                return Some(self.reason(stop));
+    /// Whether something is to be reported before the machine runs.
+    pub(crate) fn has_missed(&mut self) -> bool {
+        let points = &self.points;
+        self.missed.retain(|stop| match stop {
+            DebugStop::Exit(_, DebugExit::Breakpoint { address }) => {
+                points.is_software(*address).is_some()
             }
-        }
-        None
+            DebugStop::Exit(_, DebugExit::Watchpoint { address }) => {
+                points.watch_at(*address).is_some()
+            }
+            _ => false,
+        });
+        !self.missed.is_empty()
     }
 
-    pub(crate) fn has_missed(&self) -> bool {
-        !self.missed.is_empty()
+    pub(crate) fn take_missed(&mut self) -> Option<MultiThreadStopReason<u64>> {
+        if !std::mem::take(&mut self.tell_missed) {
+            return None;
+        }
+        let stop = self.missed.pop_front()?;
+        Some(self.reason(stop))
     }
 
     pub(crate) fn reason(&mut self, stop: DebugStop) -> MultiThreadStopReason<u64> {
