@@ -5,6 +5,7 @@ use crate::{
     stream::Stream,
     target::Target,
 };
+use gdbstub::conn::Connection;
 use gdbstub::stub::{
     DisconnectReason, GdbStubBuilder, GdbStubError, MultiThreadStopReason,
     state_machine::GdbStubStateMachine,
@@ -93,7 +94,16 @@ fn converse(stream: Stream, target: &mut Target) -> Result<DisconnectReason, Opt
                 target.handle.pause().map_err(|Gone| None)?;
                 interrupt.interrupt_handled(target, None::<MultiThreadStopReason<u64>>)?
             }
-            GdbStubStateMachine::Disconnected(done) => return Ok(done.get_reason()),
+            GdbStubStateMachine::Disconnected(mut done) => {
+                let reason = done.get_reason();
+                if reason == DisconnectReason::Kill {
+                    // The library leaves vKill without its answer, and k has none to lose.
+                    let to = done.borrow_conn();
+                    // Who does not wait for it has gone.
+                    drop(to.write_all(b"$OK#9a").and_then(|()| to.flush()));
+                }
+                return Ok(reason);
+            }
         }
     }
 }

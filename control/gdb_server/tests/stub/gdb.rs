@@ -154,7 +154,7 @@ fn watchpoints() {
                 "Value = 0",
                 "$2 = 0x10001b",
                 "0x000000000010000c",
-                "killed",
+                "[Inferior 1 (process 1) killed]",
             ],
         );
         assert_eq!(machine.wait(None), Some(Ended::Quit));
