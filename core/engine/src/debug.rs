@@ -18,7 +18,8 @@ pub struct Breakpoint {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakpointKind {
-    /// Before the instruction executes.
+    /// Before the instruction executes. The vCPU has RFLAGS.RF set then, so that running it
+    /// again executes the instruction.
     Execute,
     /// After a write to any of `len` bytes (1, 2, 4 or 8, aligned).
     Write { len: u8 },

@@ -156,6 +156,8 @@ impl Interp {
     fn step(&mut self, ctx: &mut Ctx<'_>, left: u64) -> Result<Option<Exit>, Stop> {
         let linear = linear_ip(ctx);
         if self.breakpoints.contains(&linear) && ctx.cpu.rflags & rflags::RF == 0 {
+            // As after a fault: running again executes the instruction.
+            ctx.cpu.rflags |= rflags::RF;
             return Ok(Some(Exit::Debug(DebugExit::Breakpoint { address: linear })));
         }
         let hits = instruction_breakpoints(ctx, linear);

@@ -3,6 +3,7 @@
 use cpu_model::{CpuModel, CpuidTable, Options, best_model, resolve};
 use engine::{Engine, Error};
 use engine_kvm::{HostKvm, KvmEngine};
+use engine_translate::Translate;
 
 /// What the software KVM does not execute at ring 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,10 @@ pub fn engines() -> Vec<UnderTest> {
     match kvm() {
         Ok(kvm) => engines.push(kvm),
         Err(e) => println!("without kvm: {e}"),
+    }
+    match Translate::new() {
+        Ok(engine) => engines.push(UnderTest { engine: Box::new(engine), software: false }),
+        Err(e) => println!("without translate: {e}"),
     }
     engines
 }

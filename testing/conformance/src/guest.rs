@@ -42,7 +42,8 @@ pub struct Guest {
     pub cpu: Box<dyn Vcpu>,
     pub bus: Bus,
     pub mode: Mode,
-    own_apic: bool,
+    /// The engine has the local APICs.
+    pub own_apic: bool,
 }
 
 impl std::fmt::Debug for Guest {
