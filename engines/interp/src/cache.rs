@@ -12,24 +12,26 @@ const MAX_INSNS: usize = 120_000;
 const JUMPS: usize = 4096;
 const PAGE: u64 = 4096;
 
+/// Instructions in a row in the cache; valid until something is added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    pub start: u32,
+    pub count: u16,
+    /// Length in bytes.
+    pub len: u16,
+}
+
 /// Straight-line code that is entered at its beginning only.
 #[derive(Debug, Default)]
-pub struct Block {
-    pub insns: Box<[Insn]>,
+struct Block {
+    span: Span,
     /// Guest-physical bytes that it was decoded from, in its first page.
     gpa: Range<u64>,
     /// Of an instruction that crosses pages: its bytes in the second one.
     rest: Range<u64>,
-    /// Length in bytes.
-    pub len: u32,
 }
 
 impl Block {
-    pub fn new(insns: Vec<Insn>, gpa: Range<u64>, rest: Range<u64>) -> Self {
-        let len = insns.last().map_or(0, |i| u32::from(i.end));
-        Self { insns: insns.into(), gpa, rest, len }
-    }
-
     fn overlaps(&self, range: &Range<u64>) -> bool {
         let hit = |own: &Range<u64>| own.start < range.end && range.start < own.end;
         hit(&self.gpa) || hit(&self.rest)
@@ -51,31 +53,36 @@ struct Jump {
     linear: u64,
     /// The MMU's tag and the mode.
     tag: u64,
-    block: u32,
+    span: Span,
 }
 
-const NOWHERE: Jump = Jump { linear: 0, tag: !0, block: 0 };
+const NOWHERE: Jump = Jump { linear: 0, tag: !0, span: Span { start: 0, count: 0, len: 0 } };
 
 #[derive(Debug)]
 pub struct Cache {
-    blocks: Vec<Block>,
-    free: Vec<u32>,
-    by_key: HashMap<Key, u32, BuildHasherDefault<Mix>>,
-    by_page: HashMap<u64, Vec<(u32, Key)>, BuildHasherDefault<Mix>>,
+    /// Of all blocks, one after another; what is forgotten stays until all is dropped.
+    insns: Vec<Insn>,
+    /// For the first instruction of a block, how many there are; zero once it is forgotten.
+    counts: Vec<u16>,
+    by_key: HashMap<Key, Block, BuildHasherDefault<Mix>>,
+    by_page: HashMap<u64, Vec<Key>, BuildHasherDefault<Mix>>,
     jumps: Box<[Jump]>,
-    insns: usize,
+    /// How often everything was dropped.
+    epoch: u64,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Self {
-            blocks: Vec::new(),
-            free: Vec::new(),
+        let mut cache = Self {
+            insns: Vec::new(),
+            counts: Vec::new(),
             by_key: HashMap::default(),
             by_page: HashMap::default(),
             jumps: vec![NOWHERE; JUMPS].into(),
-            insns: 0,
-        }
+            epoch: 0,
+        };
+        cache.clear();
+        cache
     }
 }
 
@@ -85,51 +92,78 @@ fn slot(linear: u64) -> usize {
 
 impl Cache {
     #[inline(always)]
-    pub fn jump(&self, linear: u64, tag: u64) -> Option<u32> {
+    pub fn jump(&self, linear: u64, tag: u64) -> Option<Span> {
         let jump = &self.jumps[slot(linear)];
-        (jump.linear == linear && jump.tag == tag).then_some(jump.block)
+        (jump.linear == linear && jump.tag == tag).then_some(jump.span)
     }
 
-    pub fn set_jump(&mut self, linear: u64, tag: u64, block: u32) {
-        self.jumps[slot(linear)] = Jump { linear, tag, block };
+    pub fn set_jump(&mut self, linear: u64, tag: u64, span: Span) {
+        self.jumps[slot(linear)] = Jump { linear, tag, span };
     }
 
-    pub fn find(&self, key: &Key) -> Option<u32> {
-        self.by_key.get(key).copied()
+    pub fn find(&self, key: &Key) -> Option<Span> {
+        self.by_key.get(key).map(|block| block.span)
     }
 
     #[inline(always)]
-    pub fn block(&self, number: u32) -> Option<&Block> {
-        self.blocks.get(number as usize)
+    pub fn insns(&self, span: Span) -> &[Insn] {
+        let start = span.start as usize;
+        self.insns.get(start..start + usize::from(span.count)).unwrap_or_default()
+    }
+
+    /// Where the branch's target was found before, if it is still there. Only of branches
+    /// within a page, which lead to the same place in every address space.
+    #[inline(always)]
+    pub fn chained(&self, branch: &Insn) -> Option<Span> {
+        let start = branch.disp as u32;
+        let count = *self.counts.get(start as usize)?;
+        (count != 0).then_some(Span { start, count, len: 0 })
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Notes the target of the branch at this index, if nothing was dropped since `epoch`.
+    pub fn chain(&mut self, epoch: u64, branch: u32, target: Span) {
+        if epoch == self.epoch
+            && let Some(insn) = self.insns.get_mut(branch as usize)
+        {
+            insn.disp = target.start as i32;
+        }
     }
 
     /// Keeps a block; without a key, only until the next one is added.
-    pub fn add(&mut self, key: Option<Key>, block: Block) -> u32 {
-        if self.insns >= MAX_INSNS {
+    pub fn add(
+        &mut self,
+        key: Option<Key>,
+        insns: Vec<Insn>,
+        gpa: Range<u64>,
+        rest: Range<u64>,
+    ) -> Span {
+        if self.insns.len() + insns.len() > MAX_INSNS {
             self.clear();
         }
-        self.insns += block.insns.len();
-        let pages = [&block.gpa, &block.rest].map(|r| (!r.is_empty()).then_some(r.start / PAGE));
-        let number = match self.free.pop() {
-            Some(number) => number,
-            None => {
-                self.blocks.push(Block::default());
-                self.blocks.len() as u32 - 1
-            }
+        let span = Span {
+            start: self.insns.len() as u32,
+            count: insns.len() as u16,
+            len: insns.last().map_or(0, |i| i.end),
         };
-        if let Some(at) = self.blocks.get_mut(number as usize) {
-            *at = block;
+        self.insns.extend(insns);
+        self.counts.resize(self.insns.len(), 0);
+        let Some(key) = key else { return span };
+        if let Some(count) = self.counts.get_mut(span.start as usize) {
+            *count = span.count;
         }
-        match key {
-            Some(key) => {
-                self.by_key.insert(key, number);
-                for page in pages.into_iter().flatten() {
-                    self.by_page.entry(page).or_default().push((number, key));
-                }
+        let block = Block { span, gpa, rest };
+        for page in block.pages().into_iter().flatten() {
+            let list = self.by_page.entry(page).or_default();
+            if !list.contains(&key) {
+                list.push(key);
             }
-            None => self.free.push(number),
         }
-        number
+        self.by_key.insert(key, block);
+        span
     }
 
     /// Forgets everything decoded from these guest-physical bytes.
@@ -140,31 +174,26 @@ impl Cache {
         let mut gone = Vec::new();
         for page in range.start / PAGE..range.end.div_ceil(PAGE) {
             let Some(list) = self.by_page.get(&page) else { continue };
-            let blocks = &self.blocks;
-            let hit = |n: u32| blocks.get(n as usize).is_some_and(|b| b.overlaps(range));
-            gone.extend(list.iter().copied().filter(|(n, _)| hit(*n)));
+            let hit = |key: &&Key| self.by_key.get(key).is_some_and(|b| b.overlaps(range));
+            gone.extend(list.iter().filter(hit).copied());
         }
-        for (number, key) in &gone {
-            self.remove(*number, key);
+        for key in &gone {
+            self.remove(key);
         }
         if !gone.is_empty() {
             self.jumps.fill(NOWHERE);
         }
     }
 
-    fn remove(&mut self, number: u32, key: &Key) {
+    fn remove(&mut self, key: &Key) {
         // An instruction across pages may be named twice.
-        if self.by_key.remove(key).is_none() {
-            return;
+        let Some(block) = self.by_key.remove(key) else { return };
+        if let Some(count) = self.counts.get_mut(block.span.start as usize) {
+            *count = 0;
         }
-        let Some(at) = self.blocks.get_mut(number as usize) else { return };
-        let block = std::mem::take(at);
-        self.insns = self.insns.saturating_sub(block.insns.len());
-        self.free.push(number);
-        for range in [&block.gpa, &block.rest] {
-            let page = range.start / PAGE;
+        for page in block.pages().into_iter().flatten() {
             if let Some(list) = self.by_page.get_mut(&page) {
-                list.retain(|(n, _)| *n != number);
+                list.retain(|k| k != key);
                 if list.is_empty() {
                     self.by_page.remove(&page);
                 }
@@ -173,19 +202,21 @@ impl Cache {
     }
 
     pub fn clear(&mut self) {
-        *self = Self { jumps: std::mem::take(&mut self.jumps), ..Self::default_without_jumps() };
+        self.insns.clear();
+        // Index zero stands for nothing.
+        self.insns.push(semantics::insn::too_long());
+        self.counts.clear();
+        self.counts.push(0);
+        self.by_key.clear();
+        self.by_page.clear();
         self.jumps.fill(NOWHERE);
+        self.epoch += 1;
     }
+}
 
-    fn default_without_jumps() -> Self {
-        Self {
-            blocks: Vec::new(),
-            free: Vec::new(),
-            by_key: HashMap::default(),
-            by_page: HashMap::default(),
-            jumps: Box::default(),
-            insns: 0,
-        }
+impl Block {
+    fn pages(&self) -> [Option<u64>; 2] {
+        [&self.gpa, &self.rest].map(|r| (!r.is_empty()).then_some(r.start / PAGE))
     }
 }
 
@@ -218,25 +249,44 @@ impl Hasher for Mix {
 mod tests {
     use super::*;
 
-    fn block(start: u64, len: u64) -> (Key, Block) {
-        let key = Key { start, mode: 2, second: None };
-        (key, Block { gpa: start..start + len, ..Block::default() })
+    fn add(cache: &mut Cache, key: Key, gpa: Range<u64>, rest: Range<u64>) -> Span {
+        cache.add(Some(key), vec![semantics::insn::too_long()], gpa, rest)
+    }
+
+    fn key(start: u64) -> Key {
+        Key { start, mode: 2, second: None }
     }
 
     #[test]
     fn only_what_was_written_is_forgotten() {
         let mut cache = Cache::default();
-        let (a, b) = (block(0x1000, 16), block(0x1010, 16));
-        let (ka, kb) = (a.0, b.0);
-        let na = cache.add(Some(ka), a.1);
-        let nb = cache.add(Some(kb), b.1);
-        cache.set_jump(0x5000, 7, na);
-        assert_eq!(cache.jump(0x5000, 7), Some(na));
+        let (a, b) = (key(0x1000), key(0x1010));
+        let first = add(&mut cache, a, 0x1000..0x1010, 0..0);
+        let second = add(&mut cache, b, 0x1010..0x1020, 0..0);
+        cache.set_jump(0x5000, 7, first);
+        assert_eq!(cache.jump(0x5000, 7), Some(first));
         cache.invalidate(&(0x100f..0x1010));
-        assert_eq!((cache.find(&ka), cache.find(&kb)), (None, Some(nb)));
+        assert_eq!((cache.find(&a), cache.find(&b)), (None, Some(second)));
         assert_eq!(cache.jump(0x5000, 7), None);
         cache.invalidate(&(0..u64::MAX));
-        assert_eq!(cache.find(&kb), None);
+        assert_eq!(cache.find(&b), None);
+    }
+
+    #[test]
+    fn a_chain_ends_with_its_target() {
+        let mut cache = Cache::default();
+        let from = add(&mut cache, key(0x1000), 0x1000..0x1010, 0..0);
+        let to = add(&mut cache, key(0x1010), 0x1010..0x1020, 0..0);
+        assert_eq!(cache.chained(&cache.insns(from)[0]), None);
+        cache.chain(cache.epoch(), from.start, to);
+        let found = cache.chained(&cache.insns(from)[0]).unwrap();
+        assert_eq!((found.start, found.count), (to.start, to.count));
+        cache.invalidate(&(0x1018..0x1019));
+        assert_eq!(cache.chained(&cache.insns(from)[0]), None);
+        let epoch = cache.epoch();
+        cache.clear();
+        cache.chain(epoch, from.start, to);
+        assert!(cache.insns(from).is_empty());
     }
 
     #[test]
@@ -244,13 +294,28 @@ mod tests {
         for write in [0x1fff..0x2000, 0x7000..0x7001] {
             let mut cache = Cache::default();
             let key = Key { start: 0x1ffe, mode: 2, second: Some(0x7000) };
-            let block = Block { gpa: 0x1ffe..0x2000, rest: 0x7000..0x7003, ..Block::default() };
-            cache.add(Some(key), block);
+            add(&mut cache, key, 0x1ffe..0x2000, 0x7000..0x7003);
             cache.invalidate(&(0x7003..0x7008));
             assert!(cache.find(&key).is_some());
             cache.invalidate(&write);
             assert!(cache.find(&key).is_none());
             assert!(cache.by_page.is_empty());
         }
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        let mut cache = Cache::default();
+        let many: Vec<_> = (0..64).map(|_| semantics::insn::too_long()).collect();
+        let add = |cache: &mut Cache, n: u64| {
+            let insns = many.iter().map(|_| semantics::insn::too_long()).collect();
+            cache.add(Some(key(n * 64)), insns, n * 64..n * 64 + 64, 0..0)
+        };
+        for n in 0..MAX_INSNS as u64 / 64 + 2 {
+            let span = add(&mut cache, n);
+            assert_eq!(cache.insns(span).len(), 64);
+        }
+        assert!(cache.insns.len() < 256);
+        assert!(cache.find(&key(0)).is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Interp,
-    cache::{Block, Key},
+    cache::{Key, Span},
 };
 use guest_mem::ArenaOffset;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
@@ -31,11 +31,11 @@ pub fn linear_ip(ctx: &Ctx<'_>) -> u64 {
 impl Interp {
     /// The block at RIP. Raises what fetching its first instruction raises.
     #[inline(always)]
-    pub(crate) fn locate(&mut self, ctx: &mut Ctx<'_>) -> Result<u32, Stop> {
+    pub(crate) fn locate(&mut self, ctx: &mut Ctx<'_>) -> Result<Span, Stop> {
         let linear = linear_ip(ctx);
         let tag = ctx.cpu.mmu.tag << 4 | ctx.cpu.mode.key();
         match self.cache.jump(linear, tag) {
-            Some(number) if ctx.cpu.mode.is64() => Ok(number),
+            Some(span) if ctx.cpu.mode.is64() => Ok(span),
             found => self.locate_slow(ctx, linear, tag, found),
         }
     }
@@ -46,23 +46,23 @@ impl Interp {
         ctx: &mut Ctx<'_>,
         linear: u64,
         tag: u64,
-        found: Option<u32>,
-    ) -> Result<u32, Stop> {
+        found: Option<Span>,
+    ) -> Result<Span, Stop> {
         let room = room(ctx)?;
-        if let Some(number) = found
-            && self.cache.block(number).is_some_and(|b| u64::from(b.len) <= room)
+        if let Some(span) = found
+            && u64::from(span.len) <= room
         {
-            return Ok(number);
+            return Ok(span);
         }
         let page = ctx.fetch_page(linear)?;
         let Some(ram) = page.ram else { return self.uncached(ctx, linear, room) };
         let mode = ctx.cpu.mode.key();
         let key = Key { start: page.gpa | linear & (PAGE - 1), mode, second: None };
-        if let Some(number) = self.cache.find(&key)
-            && self.cache.block(number).is_some_and(|b| u64::from(b.len) <= room)
+        if let Some(span) = self.cache.find(&key)
+            && u64::from(span.len) <= room
         {
-            self.cache.set_jump(linear, tag, number);
-            return Ok(number);
+            self.cache.set_jump(linear, tag, span);
+            return Ok(span);
         }
         self.mark(ctx, page.gpa);
         let at = (linear % PAGE) as usize;
@@ -75,14 +75,14 @@ impl Interp {
             return self.across(ctx, linear, tag, page, room);
         }
         let end = insns.last().map_or(0, |i| u64::from(i.end));
-        let block = Block::new(insns, key.start..key.start + end, 0..0);
+        let gpa = key.start..key.start + end;
         // A block that the segment's limit cut short is not for others.
         let key = (room >= WINDOW as u64).then_some(key);
-        let number = self.cache.add(key, block);
+        let span = self.cache.add(key, insns, gpa, 0..0);
         if key.is_some() {
-            self.cache.set_jump(linear, tag, number);
+            self.cache.set_jump(linear, tag, span);
         }
-        Ok(number)
+        Ok(span)
     }
 
     /// One instruction that begins in `first` and ends in the next page, or beyond the limit.
@@ -93,7 +93,7 @@ impl Interp {
         tag: u64,
         first: FetchPage,
         room: u64,
-    ) -> Result<u32, Stop> {
+    ) -> Result<Span, Stop> {
         let at = linear % PAGE;
         let here = (PAGE - at) as usize;
         if room <= here as u64 || here >= MAX_INSTRUCTION_LEN {
@@ -109,9 +109,11 @@ impl Interp {
         };
         let mode = ctx.cpu.mode.key();
         let key = Key { start: first.gpa | at, mode, second: Some(second.gpa) };
-        if let Some(number) = self.cache.find(&key) {
-            self.cache.set_jump(linear, tag, number);
-            return Ok(number);
+        if let Some(span) = self.cache.find(&key)
+            && u64::from(span.len) <= room
+        {
+            self.cache.set_jump(linear, tag, span);
+            return Ok(span);
         }
         self.mark(ctx, second.gpa);
         let mut bytes = [0; MAX_INSTRUCTION_LEN];
@@ -126,14 +128,13 @@ impl Interp {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
         };
         let rest = second.gpa..second.gpa + end.saturating_sub(here as u64);
-        let block = Block::new(insns, key.start..first.gpa + PAGE, rest);
-        let number = self.cache.add(Some(key), block);
-        self.cache.set_jump(linear, tag, number);
-        Ok(number)
+        let span = self.cache.add(Some(key), insns, key.start..first.gpa + PAGE, rest);
+        self.cache.set_jump(linear, tag, span);
+        Ok(span)
     }
 
     /// An instruction in a device's memory, fetched each time anew.
-    fn uncached(&mut self, ctx: &mut Ctx<'_>, linear: u64, room: u64) -> Result<u32, Stop> {
+    fn uncached(&mut self, ctx: &mut Ctx<'_>, linear: u64, room: u64) -> Result<Span, Stop> {
         let mut bytes = [0; MAX_INSTRUCTION_LEN];
         let mut have = 0;
         let most = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
@@ -162,7 +163,7 @@ impl Interp {
         if insns.is_empty() {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
         }
-        Ok(self.cache.add(None, Block::new(insns, 0..0, 0..0)))
+        Ok(self.cache.add(None, insns, 0..0, 0..0))
     }
 
     /// The instructions from the beginning of `bytes` to the end of the block. Empty if not

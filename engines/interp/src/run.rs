@@ -1,13 +1,13 @@
 //! The run loop.
 
-use crate::{Cache, boundary::Next, fetch::linear_ip};
+use crate::{Cache, boundary::Next, cache::Span, fetch::linear_ip};
 use emit::StubCache;
 use engine::{BreakpointKind, DebugExit, Exit, GuestDebug};
 use iced_x86::Mnemonic;
 use semantics::{Ctx, Insn, Stop, event, features::IsaFeatures};
 use std::sync::atomic::Ordering::Relaxed;
 use vcpu_state::{Exception, MpState, Shadow};
-use x86_defs::{dr, exception, rflags};
+use x86_defs::{PAGE_SIZE, dr, exception, rflags};
 
 /// One vCPU's interpreter: what it has decoded, and what it watches for.
 #[derive(Debug)]
@@ -96,37 +96,62 @@ impl Interp {
 
     /// Block after block, until one has to be left.
     fn blocks(&mut self, ctx: &mut Ctx<'_>, end: u64) -> Result<(), Stop> {
+        let mut span = self.locate(ctx)?;
         loop {
-            let number = self.locate(ctx)?;
-            let Some(block) = self.cache.block(number) else { return Ok(()) };
-            let insns = &block.insns[..];
+            let insns = self.cache.insns(span);
             if end != u64::MAX {
                 self.retired += std::mem::take(&mut ctx.cpu.rep_retired);
                 let left = end.saturating_sub(self.retired);
                 let Some(spare) = left.checked_sub(insns.len() as u64) else {
                     ctx.cpu.rep_budget = left;
-                    return if left == 0 { Ok(()) } else { self.one(ctx, number) };
+                    return if left == 0 { Ok(()) } else { self.one(ctx, span) };
                 };
                 // Of a REP the first iteration is the instruction itself.
                 ctx.cpu.rep_budget = spare + 1;
             }
             let base = ctx.cpu.rip;
             let mut done = 0;
+            let mut branch = None;
             for insn in insns {
                 ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
-                if let Err(stop) = (insn.handler)(ctx, insn) {
-                    self.retired += done;
-                    return Err(failed(ctx, base, insn, stop, &mut self.retired));
-                }
-                done += 1;
-                if ctx.cpu.leave {
-                    break;
+                match (insn.handler)(ctx, insn) {
+                    Ok(()) => {
+                        done += 1;
+                        if ctx.cpu.leave {
+                            break;
+                        }
+                    }
+                    Err(Stop::Branch) => {
+                        branch = Some(insn);
+                        break;
+                    }
+                    Err(stop) => {
+                        self.retired += u64::from(done);
+                        return Err(failed(ctx, base, insn, stop, &mut self.retired));
+                    }
                 }
             }
-            self.retired += done;
+            self.retired += u64::from(done) + u64::from(branch.is_some());
             if ctx.cpu.leave || ctx.cpu.slot.flags.load(Relaxed) != 0 {
                 self.count_reps(ctx);
                 return Ok(());
+            }
+            let Some(branch) = branch else {
+                span = self.locate(ctx)?;
+                continue;
+            };
+            if let Some(target) = self.cache.chained(branch) {
+                span = target;
+                continue;
+            }
+            // Elsewhere a segment's limit has to be asked.
+            let near = ctx.cpu.mode.is64() && (ctx.cpu.rip ^ base) >> 12 == 0;
+            let (epoch, at) = (self.cache.epoch(), span.start.wrapping_add(done));
+            span = self.locate(ctx)?;
+            // What ends in the next page depends on more than this one.
+            let whole = ctx.cpu.rip % PAGE_SIZE + u64::from(span.len) <= PAGE_SIZE;
+            if near && whole {
+                self.cache.chain(epoch, at, span);
             }
         }
     }
@@ -136,15 +161,13 @@ impl Interp {
     }
 
     /// The first instruction of a block.
-    fn one(&mut self, ctx: &mut Ctx<'_>, number: u32) -> Result<(), Stop> {
-        let Some(insn) = self.cache.block(number).and_then(|b| b.insns.first()) else {
-            return Ok(());
-        };
+    fn one(&mut self, ctx: &mut Ctx<'_>, span: Span) -> Result<(), Stop> {
+        let Some(insn) = self.cache.insns(span).first() else { return Ok(()) };
         let base = ctx.cpu.rip;
         ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
-        let result = (insn.handler)(ctx, insn);
-        if let Err(stop) = result {
-            return Err(failed(ctx, base, insn, stop, &mut self.retired));
+        match (insn.handler)(ctx, insn) {
+            Ok(()) | Err(Stop::Branch) => {}
+            Err(stop) => return Err(failed(ctx, base, insn, stop, &mut self.retired)),
         }
         self.retired += 1;
         self.count_reps(ctx);
@@ -164,7 +187,7 @@ impl Interp {
         if hits != 0 && ctx.cpu.rflags & rflags::RF == 0 {
             return Err(debug_exception(ctx, hits));
         }
-        let number = self.locate(ctx)?;
+        let span = self.locate(ctx)?;
         let trapped = ctx.cpu.rflags & rflags::TF != 0;
         ctx.cpu.rflags &= !rflags::RF;
         if std::mem::take(&mut ctx.cpu.events.shadow) != Shadow::None {
@@ -173,9 +196,8 @@ impl Interp {
         let stepping = trapped || self.single_step;
         ctx.cpu.rep_budget = if stepping { 1 } else { left.max(1) };
         // INT n and the fast calls clear TF, and with it the trap.
-        let software =
-            self.cache.block(number).and_then(|b| b.insns.first()).is_some_and(enters_a_handler);
-        let result = self.one(ctx, number);
+        let software = self.cache.insns(span).first().is_some_and(enters_a_handler);
+        let result = self.one(ctx, span);
         ctx.cpu.rep_budget = u64::MAX;
         result?;
         if trapped && !software {
@@ -204,6 +226,7 @@ impl Interp {
                 ctx.cpu.look = true;
                 None
             }
+            Stop::Branch => None,
             Stop::Shutdown => Some(Exit::Shutdown),
             Stop::Unhandled => Some(Exit::Unhandled(ctx.cpu.unhandled)),
         }

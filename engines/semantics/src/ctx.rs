@@ -10,6 +10,9 @@ use vcpu_state::Exception;
 pub enum Stop {
     /// An exception, described in [`Cpu::raised`]. The instruction has no effect.
     Fault,
+    /// A relative branch was taken: the instruction is complete, and what follows it in memory
+    /// is not next.
+    Branch,
     /// HLT completed.
     Halt,
     /// A fault while a double fault was delivered (SDM volume 3, 6.15, interrupt 8).

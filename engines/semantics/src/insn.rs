@@ -28,6 +28,8 @@ pub struct Insn {
     pub imm: u64,
     /// What rare handlers need.
     pub cold: Option<Box<Cold>>,
+    /// Displacement of the memory operand. Of relative branches: whoever keeps decoded
+    /// instructions may note here where the target is; zero at first.
     pub disp: i32,
     /// Offset of the next instruction from the beginning of the block.
     pub end: u16,

@@ -51,14 +51,20 @@ impl Ctx<'_> {
 }
 
 pub fn jmp_rel(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
+    branch(ctx, insn)
+}
+
+/// Takes a relative branch.
+#[inline(always)]
+fn branch(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let target = ctx.relative(insn);
-    ctx.jump(target)
+    ctx.jump(target)?;
+    Err(Stop::Branch)
 }
 
 pub fn jcc<const CODE: u8>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     if ctx.cpu.flags.condition(CODE) {
-        let target = ctx.relative(insn);
-        return ctx.jump(target);
+        return branch(ctx, insn);
     }
     Ok(())
 }
@@ -77,7 +83,8 @@ fn call(ctx: &mut Ctx<'_>, target: u64, size: u8) -> Result<(), Stop> {
 
 pub fn call_rel(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let target = ctx.relative(insn);
-    call(ctx, target, insn.osize)
+    call(ctx, target, insn.osize)?;
+    Err(Stop::Branch)
 }
 
 pub fn call_rm<T: Int, S: Rm>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
@@ -127,19 +134,21 @@ pub fn loop_while<const KIND: u8>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), 
         1 => ctx.cpu.flags.zf(),
         _ => true,
     };
-    if left != 0 && goes {
-        let target = ctx.relative(insn);
-        ctx.jump(target)?;
+    if left == 0 || !goes {
+        ctx.set_by_address_size(insn, 1, left);
+        return Ok(());
     }
-    ctx.set_by_address_size(insn, 1, left);
-    Ok(())
+    let result = branch(ctx, insn);
+    if result == Err(Stop::Branch) {
+        ctx.set_by_address_size(insn, 1, left);
+    }
+    result
 }
 
 /// JCXZ, JECXZ, JRCXZ.
 pub fn jcxz(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     if ctx.counter(insn) == 0 {
-        let target = ctx.relative(insn);
-        return ctx.jump(target);
+        return branch(ctx, insn);
     }
     Ok(())
 }

@@ -84,8 +84,9 @@ fn prefixes(iced: &Instruction) -> u8 {
         | bit(iced.has_repne_prefix(), prefix::REPNE)
 }
 
-/// The instruction ends a block: what follows it in memory need not follow it in time.
+/// The instruction ends a block: what follows it in memory does not follow it in time. A
+/// conditional branch does not: its handler says when it is taken.
 pub fn ends_block(iced: &Instruction) -> bool {
     use iced_x86::FlowControl::*;
-    iced.is_invalid() || !matches!(iced.flow_control(), Next)
+    iced.is_invalid() || !matches!(iced.flow_control(), Next | ConditionalBranch)
 }
