@@ -3,13 +3,13 @@
 use semantics::Insn;
 use std::{
     collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
+    hash::{BuildHasherDefault, Hash, Hasher},
     ops::Range,
 };
 
 /// Instructions kept before everything is dropped.
 const MAX_INSNS: usize = 120_000;
-const JUMPS: usize = 4096;
+const JUMPS: usize = 16384;
 const PAGE: u64 = 4096;
 
 /// Instructions in a row in the cache; valid until something is added.
@@ -40,11 +40,17 @@ impl Block {
 
 /// Where a block begins: guest-physical address, mode, and the second page of an instruction
 /// that crosses pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     pub start: u64,
     pub mode: u64,
     pub second: Option<u64>,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64((self.start << 4 | self.mode) ^ self.second.unwrap_or(0).rotate_left(32));
+    }
 }
 
 /// What is known of a linear address under a tag of the MMU.
@@ -87,7 +93,7 @@ impl Default for Cache {
 }
 
 fn slot(linear: u64) -> usize {
-    (linear ^ linear >> 12) as usize % JUMPS
+    (linear.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % JUMPS
 }
 
 impl Cache {
@@ -238,10 +244,6 @@ impl Hasher for Mix {
 
     fn write_u64(&mut self, value: u64) {
         self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn write_isize(&mut self, value: isize) {
-        self.write_u64(value as u64);
     }
 }
 
