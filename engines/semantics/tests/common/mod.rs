@@ -5,7 +5,7 @@ use cpu_model::{CpuidEntry, CpuidTable};
 use emit::StubCache;
 use engine::{Flow, Pending, VcpuHost};
 use guest_mem::{Change, GuestMem, Memfd, Slot};
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
 use semantics::{CodeSize, Cpu, Ctx, Stop, event, features::IsaFeatures, select, sync::Slots};
 use std::sync::Arc;
 use vcpu_state::{Exception, SegReg, Segment, Table, VcpuState};
@@ -231,19 +231,37 @@ impl Machine {
             CodeSize::Bits32 => 32,
             CodeSize::Bits64 => 64,
         };
-        let start = self.cpu.rip;
-        let iced = Decoder::with_ip(bits, bytes, start, DecoderOptions::NONE).decode();
+        let iced = Decoder::with_ip(bits, bytes, self.cpu.rip, DecoderOptions::NONE).decode();
         assert_eq!(iced.len(), bytes.len(), "{iced:?}");
-        let code = self.cpu.mode.code;
-        let insn = select(&iced, bytes, code, IsaFeatures::all(), &self.stubs);
+        self.step_iced(&iced, bytes)
+    }
+
+    fn step_iced(&mut self, iced: &Instruction, bytes: &[u8]) -> Result<(), Stop> {
+        let (start, code) = (self.cpu.rip, self.cpu.mode.code);
+        let insn = select(iced, bytes, code, IsaFeatures::all(), &self.stubs);
         self.cpu.rip = start.wrapping_add(bytes.len() as u64) & self.cpu.mode.ip_mask();
         let before = self.cpu.save_state(0, 0);
         let result = (insn.handler)(&mut self.ctx(), &insn);
         if result == Err(Stop::Fault) {
-            assert_eq!(self.cpu.save_state(0, 0), before, "a fault has no effect");
+            let mut after = self.cpu.save_state(0, 0);
+            // IRET unmasks NMIs even if it faults.
+            after.events.nmi_masked = before.events.nmi_masked;
+            assert_eq!(after, before, "a fault has no effect: {iced:?}");
             self.cpu.rip = start;
         }
         result
+    }
+
+    /// Executes the instruction that `bytes` begin with, if they do.
+    pub fn execute(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        let bits = match self.cpu.mode.code {
+            CodeSize::Bits16 => 16,
+            CodeSize::Bits32 => 32,
+            CodeSize::Bits64 => 64,
+        };
+        let iced = Decoder::with_ip(bits, bytes, self.cpu.rip, DecoderOptions::NONE).decode();
+        let len = iced.len().clamp(1, bytes.len());
+        self.step_iced(&iced, &bytes[..len])
     }
 
     /// Executes an instruction that must fault.
