@@ -63,6 +63,19 @@ impl Options {
         self
     }
 
+    /// `--built-in`, with commands that the built-in guest executes before it powers off; none
+    /// leave it at its prompt.
+    pub fn built_in(self, commands: &str) -> Self {
+        let words = if commands.is_empty() { String::new() } else { format!("run={commands}") };
+        self.flag("--built-in").append(&words)
+    }
+
+    /// An option without a value.
+    pub fn flag(mut self, name: &str) -> Self {
+        self.args.push(name.to_owned());
+        self
+    }
+
     /// Any other option with its value.
     pub fn arg(mut self, name: &str, value: &str) -> Self {
         self.args.extend([name.to_owned(), value.to_owned()]);
