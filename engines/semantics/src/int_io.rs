@@ -45,6 +45,7 @@ impl Ctx<'_> {
     pub fn port_in(&mut self, port: u16, size: u8) -> u64 {
         let mut data = [0; 8];
         let width = usize::from(size.min(4));
+        self.cpu.note_port(port, size);
         self.call_flow(|host| host.pio_in(port, width, &mut data[..width]));
         u64::from_le_bytes(data)
     }
@@ -52,6 +53,7 @@ impl Ctx<'_> {
     pub fn port_out(&mut self, port: u16, size: u8, value: u64) {
         let data = value.to_le_bytes();
         let width = usize::from(size.min(4));
+        self.cpu.note_port(port, size);
         self.call_flow(|host| host.pio_out(port, width, &data[..width]));
     }
 }

@@ -21,7 +21,7 @@ use guest_mem::{Arena, ArenaOffset, GuestMem, Layout, Plain};
 use soft_mmu::{Access, Features, PageFault, Paging, Phys, Place, Privilege, Tlb};
 use std::sync::Arc;
 use vcpu_state::SegReg;
-use x86_defs::{cr::cr0, cr::cr4, rflags};
+use x86_defs::{cr::cr0, cr::cr4, dr, rflags};
 
 /// What the vCPU knows of memory.
 #[derive(Debug)]
@@ -262,6 +262,24 @@ impl Cpu {
             }
         }
         self.mmu.set_watches(watches);
+    }
+}
+
+impl Cpu {
+    /// I/O breakpoints that an access to a port hits (SDM volume 3, 18.2.4).
+    pub(crate) fn note_port(&mut self, port: u16, size: u8) {
+        if self.dr7 & dr::DR7_ENABLED == 0 || self.cr4 & cr4::DE == 0 {
+            return;
+        }
+        for (n, address) in self.dr.iter().enumerate() {
+            let enabled = self.dr7 >> (2 * n) & 3 != 0 && self.dr7 >> (16 + 4 * n) & 3 == 2;
+            let len = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize];
+            let apart = u64::from(port).wrapping_sub(address & !(len - 1));
+            if enabled && (apart < len || apart.wrapping_neg() < size.into()) {
+                self.dr_hits |= 1 << n;
+                self.leave = true;
+            }
+        }
     }
 }
 

@@ -12,6 +12,9 @@ use x86_defs::{
 
 /// Machine-check banks that IA32_MCG_CAP names.
 const MC_BANKS: u32 = 10;
+/// AMD's SYSCFG, HWCR (with the TSC at a fixed frequency) and DE_CFG (with LFENCE dispatch
+/// serializing), as its processors come out of reset and firmware (APM volume 2, appendix A).
+const AMD: &[(u32, u64)] = &[(0xc001_0010, 0), (0xc001_0015, 1 << 24), (0xc001_1029, 2)];
 /// Variable-range MTRRs that IA32_MTRRCAP names.
 const MTRR_RANGES: u32 = 8;
 
@@ -188,7 +191,8 @@ impl Cpu {
             _ if mtrr(index) => 0,
             _ if index.wrapping_sub(msr::IA32_MC0_CTL) < 4 * MC_BANKS => 0,
             _ => {
-                let known = TRANSLATE_FEATURE_MSRS.iter().find(|(i, _)| *i == index);
+                let amd = if self.is_amd() { AMD } else { &[] };
+                let known = TRANSLATE_FEATURE_MSRS.iter().chain(amd).find(|(i, _)| *i == index);
                 return known.map(|(_, value)| self.msrs.get(index).unwrap_or(*value));
             }
         };

@@ -349,6 +349,20 @@ fn ports_by_iopl_and_bitmap() {
 }
 
 #[test]
+fn port_breakpoints() {
+    let mut m = Machine::long();
+    let mut state = m.cpu.save_state(0, 0);
+    state.control.cr4 |= cr4::DE;
+    state.debug.dr[2] = 0x60;
+    state.debug.dr7 |= 1 << 4 | 2 << 24;
+    m.cpu.load_state(&state);
+    m.step(&[0xe6, 0x61]).unwrap();
+    assert_eq!(m.cpu.dr_hits, 0);
+    m.step(&[0x66, 0xe7, 0x5f]).unwrap();
+    assert_eq!(m.cpu.dr_hits, 4, "the second port");
+}
+
+#[test]
 fn cpuid_and_msrs() {
     let mut m = Machine::long();
     m.cpu.gpr[0] = 1;
