@@ -11,6 +11,10 @@ use iced_x86::{
 use std::{collections::BTreeMap, ops::Range};
 use x86_defs::{exception, gpr, rflags, xsave};
 
+const MXCSR_OE: u32 = 1 << 3;
+const MXCSR_UE: u32 = 1 << 4;
+const MXCSR_PE: u32 = 1 << 5;
+
 /// RFLAGS bits that are compared.
 const FLAGS: u64 = rflags::STATUS
     | rflags::DF
@@ -117,6 +121,55 @@ struct Defined {
     values: bool,
     /// Linear addresses whose contents are not.
     holes: Vec<Range<u64>>,
+    /// Bits of RCX, RSI and RDI that are.
+    string_registers: u64,
+    fault: Fault,
+}
+
+/// What is defined of an instruction that faulted, beside the vector.
+#[derive(Clone, Copy)]
+struct Fault {
+    /// Bits of CR2.
+    address: u64,
+    /// Vector and error code too.
+    order: bool,
+    /// It stored nothing.
+    memory: bool,
+    /// The x87 registers are as they were.
+    x87: bool,
+    /// The general registers are as they were.
+    registers: bool,
+}
+
+impl Fault {
+    const STRICT: Self =
+        Self { address: !0, order: true, memory: true, x87: true, registers: true };
+
+    /// Of several accesses the first to fault is the processor's choice, and so is what those
+    /// before it stored; the SDM does not say either whether tags change before an operand of
+    /// an MMX instruction faults.
+    fn of(insn: &Instruction) -> Self {
+        use Mnemonic::*;
+        let page = Self { address: !0xfff, ..Self::STRICT };
+        let mmx = (0..insn.op_count()).any(|n| insn.op_register(n).is_mm());
+        match insn.mnemonic() {
+            Cmpsb | Cmpsw | Cmpsd | Cmpsq => Self { address: 0, order: false, ..Self::STRICT },
+            Call | Pushad | Pusha => Self { memory: false, ..Self::STRICT },
+            Fxsave | Fxsave64 | Fnsave | Fnstenv => Self { memory: false, ..page },
+            Frstor | Fldenv | Fxrstor | Fxrstor64 => Self { x87: false, ..page },
+            Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => {
+                Self { address: 0, order: false, memory: false, ..Self::STRICT }
+            }
+            // Ten bytes are stored in two pieces.
+            Fbstp | Fstp => Self { memory: false, ..Self::STRICT },
+            Maskmovq => {
+                Self { address: 0, order: false, memory: false, x87: false, ..Self::STRICT }
+            }
+            Popad | Popa => Self { registers: false, ..Self::STRICT },
+            _ if mmx => Self { x87: false, ..Self::STRICT },
+            _ => Self::STRICT,
+        }
+    }
 }
 
 fn defined(mode: Mode, case: &Case, out: &Outcome) -> Defined {
@@ -124,11 +177,21 @@ fn defined(mode: Mode, case: &Case, out: &Outcome) -> Defined {
     let mut all = Undefined::default();
     let mut holes = Vec::new();
     let mut flags = FLAGS;
+    let mut fault = Fault::STRICT;
+    let mut string_registers = u64::MAX;
     let (mut offset, mut first) = (0, true);
     while offset < case.bytes().len() {
         let ip = case.rip() + offset as u64;
         let insn = decode(&case.bytes()[offset..], mode, ip);
         let ended = out.vector != u32::from(exception::BP) && out.rip == ip;
+        if ended {
+            fault = Fault::of(&insn);
+        }
+        let short_address = bytes_of(case, offset, &insn).contains(&0x67);
+        if mode == Mode::Long && insn.is_string_instruction() && short_address {
+            // Whether an iteration that does not happen clears the upper halves differs.
+            string_registers = 0xffff_ffff;
+        }
         if ended && insn.is_string_instruction() {
             // A fault in a later iteration: the flags are those before, or of the last.
             flags &= !to_rflags(insn.rflags_modified());
@@ -148,7 +211,12 @@ fn defined(mode: Mode, case: &Case, out: &Outcome) -> Defined {
             all = now;
         }
     }
-    Defined { flags: flags & !all.flags, values: !all.values, holes }
+    Defined { flags: flags & !all.flags, values: !all.values, holes, string_registers, fault }
+}
+
+fn bytes_of<'a>(case: &'a Case, offset: usize, insn: &Instruction) -> &'a [u8] {
+    let bytes = case.bytes().get(offset..).unwrap_or_default();
+    &bytes[..insn.len().min(bytes.len())]
 }
 
 /// What an instruction stores that is reserved, or differs between processors: x87 pointers,
@@ -188,6 +256,12 @@ pub fn pushes_part(code: Code) -> bool {
     matches!(code, Pushd_CS | Pushd_SS | Pushd_DS | Pushd_ES | Pushd_FS | Pushd_GS)
 }
 
+fn instruction_at(mode: Mode, case: &Case, rip: u64) -> Option<Instruction> {
+    let offset = usize::try_from(rip.wrapping_sub(case.rip())).ok()?;
+    let bytes = case.bytes().get(offset..).filter(|bytes| !bytes.is_empty())?;
+    Some(decode(bytes, mode, rip))
+}
+
 /// How two outcomes of a case compare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -206,11 +280,24 @@ pub fn compare(
     guest: &Outcome,
 ) -> Verdict {
     let lost = |out: &Outcome| out.written_count as usize > WRITTEN;
-    if matches!(native.vector, DIED | TIMED_OUT) || lost(native) || lost(guest) {
+    let endless = guest.vector == TIMED_OUT;
+    if matches!(native.vector, DIED | TIMED_OUT) || endless || lost(native) || lost(guest) {
         return Verdict::Unjudged;
     }
     let defined = defined(mode, case, native);
-    if !defined.values {
+    // Gathers check alignment on some processors and not on others, a masked store of nothing
+    // may fault or not, and so may the half of a pushed selector that is not written.
+    let optional = if native.vector == 3 { guest } else { native };
+    let optional =
+        if optional.vector == 3 { None } else { instruction_at(mode, case, optional.rip) };
+    let optional = optional.is_some_and(|insn| {
+        insn.is_vsib()
+            || matches!(
+                insn.mnemonic(),
+                Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
+            )
+    });
+    if !defined.values || optional && native.vector != guest.vector {
         return Verdict::Unjudged;
     }
     let mut found = Vec::new();
@@ -219,31 +306,40 @@ pub fn compare(
             found.push(format!("{name}: {native:#x} natively, {guest:#x} in the guest"));
         }
     };
-    let either = either_first(native.vector, guest.vector);
-    if !either {
+    let fault = defined.fault;
+    let page_faults = [native, guest].map(|out| out.vector == u32::from(exception::PF));
+    let same = fault.order && !either_first(native.vector, guest.vector) && !wraps(mode, native);
+    if same || native.vector == 3 || guest.vector == 3 || guest.vector == ENGINE {
         differ("vector", native.vector.into(), guest.vector.into());
     }
     if guest.vector != ENGINE {
-        if native.vector == guest.vector {
-            let ignored = match native.cr2 >> 47 {
-                0 => 0,
-                // Of the kernel's half, Linux does not tell what is present.
-                _ => exception::pf::P,
-            };
+        if native.vector == guest.vector && same {
+            // Of the kernel's half, Linux does not tell what is present.
+            let ignored = if native.cr2 >= 0x7fff_ffff_f000 { exception::pf::P } else { 0 };
             differ("error code", (native.error & !ignored).into(), (guest.error & !ignored).into());
-            differ("CR2", native.cr2, guest.cr2);
+        }
+        if page_faults == [true, true] && fault.order {
+            differ("CR2", native.cr2 & fault.address, guest.cr2 & fault.address);
         }
         differ("RIP", native.rip, guest.rip);
         differ("RFLAGS", native.rflags & defined.flags, guest.rflags & defined.flags);
-        for (n, name) in NAMES.iter().enumerate().take(mode.registers()) {
-            differ(name, native.gpr[n], guest.gpr[n]);
+        let registers = if fault.registers { mode.registers() } else { 0 };
+        for (n, name) in NAMES.iter().enumerate().take(registers) {
+            let string = matches!(n, gpr::RCX | gpr::RSI | gpr::RDI);
+            let mask = if string { defined.string_registers } else { u64::MAX };
+            differ(name, native.gpr[n] & mask, guest.gpr[n] & mask);
         }
         if mode == Mode::Long {
             differ("FS base", native.fs_base, guest.fs_base);
             differ("GS base", native.gs_base, guest.gs_base);
         }
-        compare_fpu(mode, native, guest, &mut found);
-        compare_memory(&defined, background, native, guest, &mut found);
+        compare_vectors(mode, native, guest, &mut found);
+        if fault.x87 {
+            compare_x87(native, guest, &mut found);
+        }
+        if fault.memory {
+            compare_memory(&defined, background, native, guest, &mut found);
+        }
     }
     if found.is_empty() { Verdict::Same } else { Verdict::Differs(found) }
 }
@@ -251,8 +347,18 @@ pub fn compare(
 /// Exceptions of one instruction whose order is the processor's choice (SDM volume 3, table
 /// 6-2: priority within a class may vary).
 fn either_first(a: u32, b: u32) -> bool {
-    const ORDERLESS: [u8; 3] = [exception::PF, exception::MF, exception::AC];
-    ORDERLESS.iter().any(|v| u32::from(*v) == a) && ORDERLESS.iter().any(|v| u32::from(*v) == b)
+    use exception::{AC, BR, GP, MF, PF, SS};
+    let is = |list: &[u8], vector: u32| list.iter().any(|v| u32::from(*v) == vector);
+    let class = [BR, SS, GP, PF, MF, AC];
+    is(&class, a) && is(&class, b) && (is(&[BR, MF, AC], a) || is(&[BR, MF, AC], b))
+}
+
+/// In compatibility mode an operand reaches around the end of the address space: a limit of 4
+/// GiB may then be exceeded or not (SDM volume 3, 5.3).
+fn wraps(mode: Mode, native: &Outcome) -> bool {
+    mode == Mode::Compat
+        && native.vector == u32::from(exception::PF)
+        && !(0x1000..0xffff_f000).contains(&native.cr2)
 }
 
 const NAMES: [&str; 16] = [
@@ -261,27 +367,39 @@ const NAMES: [&str; 16] = [
 ];
 
 /// The x87 instruction and data pointers differ between processors, and are not compared.
-fn compare_fpu(mode: Mode, native: &Outcome, guest: &Outcome, found: &mut Vec<String>) {
+fn compare_x87(native: &Outcome, guest: &Outcome, found: &mut Vec<String>) {
     let (n, g) = (native.fpu(), guest.fpu());
-    let mut differ = |name: String, native: u128, guest: u128| {
-        if native != guest {
-            found.push(format!("{name}: {native:#x} natively, {guest:#x} in the guest"));
-        }
-    };
+    let mut differ = differ_in(found);
     for (name, at) in [("FCW", xsave::FCW), ("FSW", xsave::FSW)] {
         differ(name.to_owned(), n.u16(at).into(), g.u16(at).into());
     }
     differ("FTW".to_owned(), n.area[xsave::FTW].into(), g.area[xsave::FTW].into());
-    differ("MXCSR".to_owned(), n.mxcsr().into(), g.mxcsr().into());
     for st in 0..8 {
         let at = xsave::ST + 16 * st;
         let value =
             |f: &vcpu_state::FpuState| u128::from(f.u16(at + 8)) << 64 | u128::from(f.u64(at));
         differ(format!("ST{st}"), value(&n), value(&g));
     }
+}
+
+fn compare_vectors(mode: Mode, native: &Outcome, guest: &Outcome, found: &mut Vec<String>) {
+    let (n, g) = (native.fpu(), guest.fpu());
+    let mut differ = differ_in(found);
+    // Beside an unmasked overflow or underflow PE is set or not.
+    let unmasked = n.mxcsr() & !(n.mxcsr() >> 7) & (MXCSR_OE | MXCSR_UE) != 0;
+    let free = if native.vector == u32::from(exception::XM) && unmasked { MXCSR_PE } else { 0 };
+    differ("MXCSR".to_owned(), (n.mxcsr() & !free).into(), (g.mxcsr() & !free).into());
     for xmm in 0..mode.registers() {
         differ(format!("XMM{xmm}"), n.xmm(xmm), g.xmm(xmm));
         differ(format!("YMM{xmm} high"), n.ymm_hi(xmm), g.ymm_hi(xmm));
+    }
+}
+
+fn differ_in(found: &mut Vec<String>) -> impl FnMut(String, u128, u128) {
+    |name, native, guest| {
+        if native != guest {
+            found.push(format!("{name}: {native:#x} natively, {guest:#x} in the guest"));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! arrive at handlers that halt.
 
 use crate::{
-    case::{Background, Case, ENGINE, Mode, Outcome},
+    case::{Background, Case, ENGINE, Mode, Outcome, TIMED_OUT},
     layout::{AREAS, Area, CODE, FILL, MEMORY, PAGE, WORDS},
 };
 use engine::{Engine, Exit, Flow, Pending, Vcpu, VcpuHost, Vm, VmConfig};
@@ -124,7 +124,7 @@ impl Guest {
         out.fpu = after.fpu.area;
         out.fs_base = after.segment(SegReg::Fs).base;
         out.gs_base = after.segment(SegReg::Gs).base;
-        out.vector = ENGINE;
+        out.vector = if exit == Exit::Retired { TIMED_OUT } else { ENGINE };
         let handler = after.regs.rip.wrapping_sub(KERNEL + HANDLERS);
         if exit != Exit::Idle || handler >= 256 * 16 {
             (out.rip, out.rflags) = (after.regs.rip, after.regs.rflags);

@@ -7,7 +7,7 @@ use crate::{
     compare::{self, Undefined},
     generate::{encode, encode::Style, select},
 };
-use iced_x86::{Code, CpuidFeature, FlowControl, Mnemonic};
+use iced_x86::{Code, CpuidFeature, FlowControl, Mnemonic, OpCodeOperandKind, OpKind};
 
 /// Those of `codes` that sequences are made of.
 pub fn plain(codes: &[Code]) -> Vec<Code> {
@@ -48,23 +48,18 @@ pub fn plain(codes: &[Code]) -> Vec<Code> {
 /// Two to seven instructions, none of which reads a flag that is undefined.
 pub fn sequence(rng: &mut Rng, plain: &[Code], mode: Mode) -> Vec<u8> {
     let count = 2 + rng.below(6);
-    let mut code = Vec::new();
+    let mut all: Vec<Vec<u8>> = Vec::new();
     let mut undefined = Undefined::default();
     for _ in 0..8 * count {
         let style = Style { registers: !rng.one_in(6), wild: false };
-        let Some(bytes) = encode::encode(rng, rng.clone().pick(plain), mode, style) else {
+        let code = rng.pick(plain);
+        let Some(bytes) = encode::encode(rng, code, mode, style) else {
             continue;
         };
-        rng.u64();
         let insn = encode::decode(&bytes, mode, 0x1000);
-        let target = insn.near_branch_target();
-        // Back into the sequence would be a loop.
-        let backwards = insn.flow_control() != FlowControl::Next && target < insn.next_ip();
-        if !select::allowed(&insn, mode)
-            || backwards
-            || undefined.read_by(&insn)
-            || code.len() + bytes.len() > CODE_LEN
-        {
+        // What such an iteration that does not happen leaves differs.
+        let vague = mode == Mode::Long && insn.is_string_instruction() && bytes.contains(&0x67);
+        if !select::allowed(&insn, mode) || vague || undefined.read_by(&insn) {
             continue;
         }
         let mut after = undefined;
@@ -73,10 +68,33 @@ pub fn sequence(rng: &mut Rng, plain: &[Code], mode: Mode) -> Vec<u8> {
             continue;
         }
         undefined = after;
-        code.extend(bytes);
-        if code.len() >= CODE_LEN - 15 {
+        all.push(bytes);
+        let len: usize = all.iter().map(Vec::len).sum();
+        if all.len() >= count || len + 15 > CODE_LEN {
             break;
         }
     }
-    code
+    join(rng, all, mode)
+}
+
+/// Branches go forward to an instruction, or to the end.
+fn join(rng: &mut Rng, mut all: Vec<Vec<u8>>, mode: Mode) -> Vec<u8> {
+    for n in 0..all.len() {
+        let insn = encode::decode(&all[n], mode, 0x1000);
+        if insn.flow_control() == FlowControl::Next {
+            continue;
+        }
+        let skipped = rng.below(all.len() - n);
+        let distance: usize = all[n + 1..n + 1 + skipped].iter().map(Vec::len).sum();
+        let len = all[n].len();
+        let size = match insn.op0_kind() {
+            // Leaves 16 bits of the instruction pointer: out of the code.
+            OpKind::NearBranch16 => continue,
+            _ if insn.code().op_code().op0_kind() == OpCodeOperandKind::br32_4 => 4,
+            _ if insn.code().op_code().op0_kind() == OpCodeOperandKind::br64_4 => 4,
+            _ => 1,
+        };
+        all[n][len - size..].copy_from_slice(&distance.to_le_bytes()[..size]);
+    }
+    all.concat()
 }
