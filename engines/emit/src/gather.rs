@@ -1,6 +1,7 @@
 //! The AVX2 gathers in software: each element is an access of its own, and may fault.
 //!
 //! ```text
+//! gather.begin(fpu);
 //! while let Some(element) = gather.next(fpu, gpr) {
 //!     let value = read(element.offset, gather.element_size)?;   // a fault ends it here
 //!     gather.complete(fpu, element, value);
@@ -32,6 +33,8 @@ pub struct Gather {
     address_mask: u64,
     /// The destination is a YMM register.
     wide: bool,
+    /// Vector length in bytes.
+    length: usize,
 }
 
 /// An element to load.
@@ -91,7 +94,18 @@ impl Gather {
             displacement: insn.memory_displacement64(),
             address_mask,
             wide: destination.is_ymm(),
+            length: bytes(destination).max(bytes(index)),
         })
+    }
+
+    /// Makes every mask element all ones or zero, by its sign, and clears what lies above the
+    /// vector length: a fault leaves the registers so (SDM volume 2, VGATHERDPS).
+    pub fn begin(&self, fpu: &mut FpuState) {
+        for n in 0..32 / self.element_size {
+            let within = n * self.element_size < self.length;
+            let set = within && lanes::sign(fpu, self.mask, self.element_size, n);
+            lanes::set(fpu, self.mask, self.element_size, n, if set { u64::MAX } else { 0 });
+        }
     }
 
     /// The next element to load, if any is left.
@@ -108,6 +122,9 @@ impl Gather {
 
     /// Takes the element's value (in the low bytes) and clears its mask.
     pub fn complete(&self, fpu: &mut FpuState, element: Element, value: u64) {
+        if self.length == 16 {
+            fpu.set_ymm_hi(self.destination, 0);
+        }
         lanes::set(fpu, self.destination, self.element_size, element.number, value);
         lanes::set(fpu, self.mask, self.element_size, element.number, 0);
     }

@@ -263,7 +263,10 @@ fn waiting(insn: &Instruction, unit: Unit) -> bool {
         ),
         Unit::Mmx => true,
         // "If the source operand is a memory location, no transition takes place."
-        Unit::MmxSse => !(insn.mnemonic() == Mnemonic::Cvtpi2pd && has_memory(insn)),
+        Unit::MmxSse => {
+            !(matches!(insn.mnemonic(), Mnemonic::Cvtpi2pd | Mnemonic::Cvtpi2ps)
+                && has_memory(insn))
+        }
         Unit::Sse | Unit::Avx | Unit::Gpr => false,
     }
 }

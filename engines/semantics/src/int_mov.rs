@@ -72,20 +72,11 @@ pub fn xchg_reg<T: Int>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
 pub fn xadd<T: Int, D: Rm>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let b = ctx.reg::<T>(insn.reg);
     let sum = |a: T| T::from64(a.to64().wrapping_add(b.to64()));
-    // The sum wins where both operands are one register.
-    let a = D::load::<T>(ctx, insn)?;
-    if insn.prefix & prefix::LOCK != 0 {
-        let a = D::rmw(ctx, insn, sum)?;
-        ctx.set_reg(insn.reg, a);
-        crate::int_alu::add_flags(&mut ctx.cpu.flags, a, b, sum(a));
-        return Ok(());
-    }
-    // Probed by the store first: a fault leaves the register alone.
-    let saved = ctx.reg::<u64>(insn.reg & 15);
+    let a = D::rmw(ctx, insn, sum)?;
     ctx.set_reg(insn.reg, a);
-    if let Err(stop) = D::store(ctx, insn, sum(a)) {
-        ctx.set_reg::<u64>(insn.reg & 15, saved);
-        return Err(stop);
+    if D::REGISTER {
+        // The sum wins where both operands are one register.
+        ctx.set_reg(insn.rm, sum(a));
     }
     crate::int_alu::add_flags(&mut ctx.cpu.flags, a, b, sum(a));
     Ok(())
@@ -103,13 +94,12 @@ pub fn cmpxchg<T: Int, D: Rm>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop
     Ok(())
 }
 
-/// CMPXCHG with a register destination: the destination keeps its upper half when unequal.
+/// CMPXCHG with a register destination, which is not written at all when unequal.
 pub fn cmpxchg_reg<T: Int>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let (expected, new, old) = (ctx.reg::<T>(0), ctx.reg::<T>(insn.reg), ctx.reg::<T>(insn.rm));
     if old == expected {
         ctx.set_reg(insn.rm, new);
     } else {
-        ctx.set_reg(insn.rm, old);
         ctx.set_reg(0, old);
     }
     let r = T::from64(expected.to64().wrapping_sub(old.to64()));

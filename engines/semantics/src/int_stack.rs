@@ -108,8 +108,7 @@ pub fn enter(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
         let sp = ctx.cpu.gpr[4];
         let new = sp.wrapping_sub(insn.imm & 0xffff) & mask;
         // The new top of the stack must be writable.
-        let probe = ctx.load_sized(SegReg::Ss as u8, new, 1)?;
-        ctx.store_sized(SegReg::Ss as u8, new, 1, probe)?;
+        ctx.probe(SegReg::Ss, new, 1, true)?;
         ctx.cpu.gpr[4] = sp & !mask | new;
         match size {
             2 => ctx.set_reg(5, frame as u16),

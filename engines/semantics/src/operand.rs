@@ -162,6 +162,8 @@ pub fn reg_number(register: Register) -> u8 {
 
 /// Where an r/m operand is.
 pub trait Rm {
+    /// The register [`Insn::rm`], not memory.
+    const REGISTER: bool = false;
     fn load<T: Int>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<T, Stop>;
     fn store<T: Int>(ctx: &mut Ctx<'_>, insn: &Insn, value: T) -> Result<(), Stop>;
     /// Stores `f` of the old value and returns the old value; `f` may be called repeatedly.
@@ -179,6 +181,8 @@ pub struct Flat;
 pub struct Any;
 
 impl Rm for Reg {
+    const REGISTER: bool = true;
+
     #[inline(always)]
     fn load<T: Int>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<T, Stop> {
         Ok(ctx.reg(insn.rm))

@@ -182,17 +182,25 @@ fn run(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
         }
         if memory.read {
             let size = usize::from(memory.size).min(operand.0.len());
-            ctx.load_bytes(seg, ea, &mut operand.0[..size])?;
+            match checks_alignment(&cold.iced) {
+                true => ctx.load_bytes(seg, ea, &mut operand.0[..size])?,
+                false => ctx.load_unaligned(seg, ea, &mut operand.0[..size])?,
+            }
         }
     }
-    // A store that faults must find the x87 stack as it was before the pop.
-    let before = (writes && properties.unit == Unit::X87).then(|| ctx.cpu.fpu.clone());
+    // A store that faults must find the x87 stack as it was before the pop, or before the MMX
+    // instruction made all of it valid.
+    let stack = matches!(properties.unit, Unit::X87 | Unit::Mmx);
+    let before = (writes && stack).then(|| ctx.cpu.fpu.clone());
     let gpr_before = (writes && properties.gpr_written != 0).then_some(ctx.cpu.gpr);
     let mut flags = ctx.cpu.flags.bits();
     let outcome = stub_run(ctx, stub, &mut flags, &mut operand);
     if writes && outcome == Outcome::Done {
         let size = properties.memory.map_or(0, |memory| usize::from(memory.size));
-        let stored = ctx.store_bytes(seg, ea, &operand.0[..size.min(64)]);
+        let stored = match checks_alignment(&cold.iced) {
+            true => ctx.store_bytes(seg, ea, &operand.0[..size.min(64)]),
+            false => ctx.store_unaligned(seg, ea, &operand.0[..size.min(64)]),
+        };
         if let Err(stop) = stored {
             if let Some(fpu) = before {
                 ctx.cpu.fpu = fpu;
@@ -215,6 +223,11 @@ fn run(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
         x87::record(&mut ctx.cpu.fpu, &last);
     }
     Ok(())
+}
+
+/// Conversions of half-precision numbers do not (SDM volume 2, exceptions of type 11).
+fn checks_alignment(iced: &Instruction) -> bool {
+    !matches!(iced.mnemonic(), iced_x86::Mnemonic::Vcvtph2ps | iced_x86::Mnemonic::Vcvtps2ph)
 }
 
 /// CPUID leaf 7, EBX: FDP is updated on unmasked exceptions only.

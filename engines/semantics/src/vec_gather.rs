@@ -28,6 +28,7 @@ fn gather(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
         return Err(ctx.cpu.fault(exception::UD));
     };
     let seg = segment(insn.seg);
+    gather.begin(&mut ctx.cpu.fpu);
     while let Some(element) = next(ctx, &gather) {
         let value = if gather.element_size == 4 {
             u64::from(ctx.load::<u32>(seg, element.offset)?)
@@ -44,12 +45,21 @@ fn next(ctx: &Ctx<'_>, gather: &Gather) -> Option<emit::gather::Element> {
     gather.next(&ctx.cpu.fpu, ctx.cpu.gpr.first_chunk::<16>()?)
 }
 
+/// Masked moves check no alignment (SDM volume 2, exceptions of type 6).
 fn load_element(ctx: &mut Ctx<'_>, seg: SegReg, ea: u64, size: usize) -> Result<u64, Stop> {
-    Ok(match size {
-        1 => u64::from(ctx.load::<u8>(seg, ea)?),
-        4 => u64::from(ctx.load::<u32>(seg, ea)?),
-        _ => ctx.load::<u64>(seg, ea)?,
-    })
+    let mut bytes = [0; 8];
+    ctx.load_unaligned(seg, ea, &mut bytes[..size.min(8)])?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn store_element(
+    ctx: &mut Ctx<'_>,
+    seg: SegReg,
+    ea: u64,
+    size: usize,
+    value: u64,
+) -> Result<(), Stop> {
+    ctx.store_unaligned(seg, ea, &value.to_le_bytes()[..size.min(8)])
 }
 
 fn masked_move(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
@@ -86,11 +96,7 @@ fn masked_move(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     }
     for n in elements {
         let value = op.element(&ctx.cpu.fpu, n);
-        match op.element_size {
-            1 => ctx.store(seg, at(n), value as u8)?,
-            4 => ctx.store(seg, at(n), value as u32)?,
-            _ => ctx.store(seg, at(n), value)?,
-        }
+        store_element(ctx, seg, at(n), op.element_size, value)?;
     }
     op.finish_store(&mut ctx.cpu.fpu);
     Ok(())
@@ -127,8 +133,14 @@ fn environment(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let mask = insn.address_mask();
     let chunk_at = |i: usize| ea.wrapping_add((i * 64) as u64) & mask;
     let len = op.len().min(x87_env::MAX_LEN);
+    // Alignment checks look at the operand size (SDM volume 3, table 6-7).
+    let word = if matches!(len, 14 | 94) { 2 } else { 4 };
+    ctx.probe(seg, ea, word, op.stores)?;
     if op.stores {
         let image = x87_env::store(&ctx.cpu.fpu, op, real);
+        for (i, chunk) in image[..len].chunks(64).enumerate() {
+            ctx.probe(seg, chunk_at(i), chunk.len(), true)?;
+        }
         for (i, chunk) in image[..len].chunks(64).enumerate() {
             ctx.store_bytes(seg, chunk_at(i), chunk)?;
         }

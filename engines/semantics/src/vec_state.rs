@@ -274,7 +274,8 @@ impl Image {
             for register in to[STACK].chunks_mut(16) {
                 register[10..].fill(0);
             }
-            emit::x87::make_consistent(&mut ctx.cpu.fpu);
+            let control = ctx.cpu.fpu.u16(xsave::FCW);
+            emit::x87::load_control(&mut ctx.cpu.fpu, control);
         }
         let (to, from) = (&mut ctx.cpu.fpu.area, &self.bytes.area);
         for (bit, range) in [(SSE, XMM), (AVX, YMM)] {

@@ -67,7 +67,10 @@ impl Stub {
         control: &mut SimdControl,
     ) {
         let mut result = fpu.clone();
+        // The results are stored, on a copy, whatever other exceptions there are.
+        let unmasked = std::mem::take(&mut control.unmasked);
         self.call(&mut result, gpr, &mut 0, operand, control);
+        control.unmasked = unmasked;
         let properties = &self.0.properties;
         let stored;
         let halves = match properties.memory {

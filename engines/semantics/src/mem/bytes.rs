@@ -96,7 +96,19 @@ impl Ctx<'_> {
             copy_out(&self.cpu.mmu.arena, at, out);
             return Ok(());
         }
-        self.load_bytes_slow(seg, linear, out)
+        self.load_bytes_slow(linear, seg, natural_alignment(out.len()), out)
+    }
+
+    /// [`Self::load_bytes`] of an instruction that checks no alignment.
+    pub fn load_unaligned(&mut self, seg: SegReg, ea: u64, out: &mut [u8]) -> Result<(), Stop> {
+        let linear = self.linear(seg, ea, out.len().max(1) as u64, Access::Read)?;
+        self.load_bytes_slow(linear, seg, 1, out)
+    }
+
+    /// [`Self::store_bytes`] of an instruction that checks no alignment.
+    pub fn store_unaligned(&mut self, seg: SegReg, ea: u64, data: &[u8]) -> Result<(), Stop> {
+        let linear = self.linear(seg, ea, data.len().max(1) as u64, Access::Write)?;
+        self.store_bytes_slow(linear, seg, 1, data)
     }
 
     #[inline]
@@ -109,20 +121,30 @@ impl Ctx<'_> {
             copy_in(&self.cpu.mmu.arena, at, data);
             return Ok(());
         }
-        self.store_bytes_slow(seg, linear, data)
+        self.store_bytes_slow(linear, seg, natural_alignment(data.len()), data)
     }
 
     #[cold]
-    fn load_bytes_slow(&mut self, seg: SegReg, linear: u64, out: &mut [u8]) -> Result<(), Stop> {
-        let aligned = natural_alignment(out.len());
+    fn load_bytes_slow(
+        &mut self,
+        linear: u64,
+        seg: SegReg,
+        aligned: usize,
+        out: &mut [u8],
+    ) -> Result<(), Stop> {
         let pieces = self.cpu.probe_explicit(seg, linear, out.len(), Access::Read, aligned)?;
         self.read_pieces(&pieces, out);
         Ok(())
     }
 
     #[cold]
-    fn store_bytes_slow(&mut self, seg: SegReg, linear: u64, data: &[u8]) -> Result<(), Stop> {
-        let aligned = natural_alignment(data.len());
+    fn store_bytes_slow(
+        &mut self,
+        linear: u64,
+        seg: SegReg,
+        aligned: usize,
+        data: &[u8],
+    ) -> Result<(), Stop> {
         let pieces = self.cpu.probe_explicit(seg, linear, data.len(), Access::Write, aligned)?;
         self.write_pieces(&pieces, data);
         Ok(())
@@ -174,11 +196,12 @@ impl Ctx<'_> {
     }
 }
 
-/// Alignment checks look at operands of up to 8 bytes by their size (SDM volume 3, table 6-7);
-/// larger ones have rules of their own, or none.
+/// Alignment checks look at operands of up to 8 bytes by their size, at those of 10 by 8 (SDM
+/// volume 3, table 6-7); larger ones have rules of their own, or none.
 fn natural_alignment(len: usize) -> usize {
     match len {
         2 | 4 | 8 => len,
+        10 => 8,
         _ => 1,
     }
 }

@@ -571,7 +571,7 @@ impl Picker<'_> {
             Cdq => mov::sign::<u32>,
             Cqo => mov::sign::<u64>,
             Xlatb => {
-                self.insn.seg = segment_number(self.iced.memory_segment());
+                self.insn.seg = self.segment(Register::None);
                 self.insn.asize = match self.iced.memory_base() {
                     Register::BX => 2,
                     Register::EBX => 4,

@@ -42,7 +42,7 @@ impl Picker<'_> {
             };
             self.insn.asize = asize;
             if !matches!(self.iced.op_kind(n), MemoryESDI | MemoryESEDI | MemoryESRDI) {
-                self.insn.seg = segment_number(self.iced.memory_segment());
+                self.insn.seg = self.segment(iced_x86::Register::None);
             }
         }
     }
@@ -75,7 +75,18 @@ impl Picker<'_> {
             insn.index = reg_number(index);
             insn.scale = iced.memory_index_scale().trailing_zeros() as u8;
         }
-        insn.seg = segment_number(iced.memory_segment());
+        self.insn.seg = self.segment(base);
+    }
+
+    /// The operand's segment. In 64-bit mode the prefixes for CS, SS, DS and ES do not even
+    /// choose between #SS and #GP.
+    pub fn segment(&self, base: Register) -> u8 {
+        let named = segment_number(self.iced.memory_segment());
+        if self.size != CodeSize::Bits64 || named >= SegReg::Fs as u8 {
+            return named;
+        }
+        let stack = matches!(base, Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+        if stack { SegReg::Ss as u8 } else { SegReg::Ds as u8 }
     }
 
     fn place(&self) -> Place {
