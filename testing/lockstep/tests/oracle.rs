@@ -74,7 +74,9 @@ fn cases_never_seen_before_agree() {
 /// Each kind of wrong result is found, and where nothing is wrong, nothing is.
 #[test]
 fn a_wrong_result_is_found() {
-    let spoils: [(&str, &str, fn(&mut Outcome)); 9] = [
+    /// What is wrong, how the comparison names it, and the mistake.
+    type Mistake = (&'static str, &'static str, fn(&mut Outcome));
+    let spoils: [Mistake; 9] = [
         ("a register", "R9", |out| out.gpr[9] ^= 1 << 40),
         ("a status flag", "RFLAGS", |out| out.rflags ^= rflags::ZF),
         ("a control flag", "RFLAGS", |out| out.rflags ^= rflags::DF),
