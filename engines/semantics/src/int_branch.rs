@@ -50,6 +50,53 @@ impl Ctx<'_> {
     }
 }
 
+/// The same in 64-bit mode.
+#[inline(always)]
+fn jump64(ctx: &mut Ctx<'_>, target: u64) -> Result<(), Stop> {
+    if !is_canonical_48(target) {
+        return Err(ctx.cpu.fault_code(exception::GP, 0));
+    }
+    ctx.cpu.rip = target;
+    Ok(())
+}
+
+#[inline(always)]
+fn branch64(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
+    let target = ctx.cpu.rip.wrapping_add(insn.imm);
+    jump64(ctx, target)?;
+    Err(Stop::Branch)
+}
+
+pub fn jmp_rel64(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
+    branch64(ctx, insn)
+}
+
+pub fn jcc64<const CODE: u8>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
+    if ctx.cpu.flags.condition(CODE) {
+        return branch64(ctx, insn);
+    }
+    Ok(())
+}
+
+pub fn call_rel64(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
+    let back = ctx.cpu.rip;
+    jump64(ctx, back.wrapping_add(insn.imm))?;
+    if let Err(stop) = ctx.push64(back) {
+        ctx.cpu.rip = back;
+        return Err(stop);
+    }
+    Err(Stop::Branch)
+}
+
+/// RET without an immediate.
+pub fn ret64(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
+    let at = ctx.cpu.gpr[4];
+    let target = ctx.load_flat(SegReg::Ss, at)?;
+    jump64(ctx, target)?;
+    ctx.cpu.gpr[4] = at.wrapping_add(8);
+    Ok(())
+}
+
 pub fn jmp_rel(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     branch(ctx, insn)
 }

@@ -9,6 +9,19 @@ pub fn push_reg(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     ctx.push(value, insn.osize)
 }
 
+/// PUSH of a register in 64-bit mode.
+pub fn push_reg64(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
+    let value = ctx.cpu.gpr[usize::from(insn.rm & 15)];
+    ctx.push64(value)
+}
+
+/// POP of a register in 64-bit mode.
+pub fn pop_reg64(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
+    let value = ctx.pop64()?;
+    ctx.set_reg(insn.rm, value);
+    Ok(())
+}
+
 pub fn push_imm(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     ctx.push(insn.imm, insn.osize)
 }

@@ -5,6 +5,24 @@ use vcpu_state::SegReg;
 use x86_defs::gpr::RSP;
 
 impl Ctx<'_> {
+    /// Pushes eight bytes in 64-bit mode.
+    #[inline(always)]
+    pub fn push64(&mut self, value: u64) -> Result<(), Stop> {
+        let new = self.cpu.gpr[RSP].wrapping_sub(8);
+        self.store_flat(SegReg::Ss, new, value)?;
+        self.cpu.gpr[RSP] = new;
+        Ok(())
+    }
+
+    /// Pops eight bytes in 64-bit mode.
+    #[inline(always)]
+    pub fn pop64(&mut self) -> Result<u64, Stop> {
+        let at = self.cpu.gpr[RSP];
+        let value = self.load_flat(SegReg::Ss, at)?;
+        self.cpu.gpr[RSP] = at.wrapping_add(8);
+        Ok(value)
+    }
+
     /// Pushes `size` bytes (2, 4, 8).
     #[inline]
     pub fn push(&mut self, value: u64, size: u8) -> Result<(), Stop> {

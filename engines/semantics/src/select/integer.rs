@@ -339,11 +339,18 @@ impl Picker<'_> {
         if self.iced.is_jcc_short_or_near() {
             self.branch()?;
             let code = self.condition_number();
+            if self.insn.osize == 8 {
+                return hot(condition!(code, plain!(branch::jcc64) []));
+            }
             return hot(condition!(code, plain!(branch::jcc) []));
         }
         match self.iced.mnemonic() {
-            Jmp if self.branch().is_some() => hot(branch::jmp_rel),
-            Call if self.branch().is_some() => hot(branch::call_rel),
+            Jmp if self.branch().is_some() => {
+                hot(if self.insn.osize == 8 { branch::jmp_rel64 } else { branch::jmp_rel })
+            }
+            Call if self.branch().is_some() => {
+                hot(if self.insn.osize == 8 { branch::call_rel64 } else { branch::call_rel })
+            }
             Jmp if self.iced.is_jmp_near_indirect() => {
                 let (width, place) = (self.width(0), self.rm(0)?);
                 hot(wide!(width, place, branch::jmp_rm []))
@@ -358,8 +365,8 @@ impl Picker<'_> {
                     Code::Retnd | Code::Retnd_imm16 => 4,
                     _ => 8,
                 };
-                let _ = self.imm(0);
-                hot(branch::ret)
+                let releases = self.imm(0).is_some();
+                hot(if self.insn.osize == 8 && !releases { branch::ret64 } else { branch::ret })
             }
             Loop | Loope | Loopne => {
                 use Code::*;
@@ -412,7 +419,7 @@ impl Picker<'_> {
                     return hot(stack::push_segment);
                 }
                 self.rm(0)?;
-                hot(stack::push_reg)
+                hot(if size == 8 { stack::push_reg64 } else { stack::push_reg })
             }
             Pop => {
                 self.insn.osize = size;
@@ -420,7 +427,7 @@ impl Picker<'_> {
                     return hot(stack::pop_mem);
                 }
                 self.rm(0)?;
-                hot(stack::pop_reg)
+                hot(if size == 8 { stack::pop_reg64 } else { stack::pop_reg })
             }
             Pusha | Pushad => {
                 self.insn.osize = if self.iced.mnemonic() == Pusha { 2 } else { 4 };
