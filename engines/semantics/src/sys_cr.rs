@@ -24,7 +24,7 @@ fn width_mask(ctx: &Ctx<'_>) -> u64 {
 
 pub fn mov_from_cr(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let (number, to) = register(insn, 1);
-    ctx.need_cpl0_not_v86()?;
+    ctx.control_register(number)?;
     let value = match number {
         0 => ctx.cpu.cr0,
         2 => ctx.cpu.cr2,
@@ -39,7 +39,7 @@ pub fn mov_from_cr(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
 
 pub fn mov_to_cr(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let (number, from) = register(insn, 0);
-    ctx.need_cpl0_not_v86()?;
+    ctx.control_register(number)?;
     let value = ctx.cpu.gpr[from] & width_mask(ctx);
     ctx.cpu.leave = true;
     match number {
@@ -61,9 +61,12 @@ pub fn mov_to_cr(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
 }
 
 impl Ctx<'_> {
-    fn need_cpl0_not_v86(&mut self) -> Result<(), Stop> {
-        // Virtual-8086 mode has level 3.
-        self.need_cpl0()
+    /// #UD for a register that does not exist, then #GP(0) above level 0.
+    fn control_register(&mut self, number: usize) -> Result<(), Stop> {
+        match number {
+            0 | 2 | 3 | 4 | 8 => self.need_cpl0(),
+            _ => Err(self.cpu.fault(UD)),
+        }
     }
 
     pub(crate) fn set_cr0(&mut self, value: u64) -> Result<(), Stop> {

@@ -59,7 +59,7 @@ pub fn invlpg(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
 }
 
 pub fn invpcid(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
-    if ctx.cpu.mode.real_like() && ctx.cpu.mode.v86 || !offered(ctx, 10) {
+    if !offered(ctx, 10) {
         return Err(ctx.cpu.fault(UD));
     }
     ctx.need_cpl0()?;
