@@ -45,9 +45,12 @@ pub fn prepush() -> Result<(), String> {
     steps.finish()
 }
 
+/// A module's head may point a reader of the source at its private parts.
+const RUSTDOC: &str = "-D warnings -A rustdoc::private-intra-doc-links";
+
 fn documentation() -> Result<(), String> {
     let mut doc = tree::cargo();
-    doc.args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+    doc.args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", RUSTDOC);
     status(&mut doc)
 }
 
