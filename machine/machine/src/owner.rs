@@ -112,6 +112,17 @@ impl End {
     }
 }
 
+/// Announces the end of an owner that panics: a bug of ours ends the VM with a report, instead
+/// of leaving it without an owner.
+struct Obituary(Arc<End>);
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        // The first announcement counts.
+        self.0.announce(Ended::Failed("the machine's owner panicked".into()));
+    }
+}
+
 pub(crate) struct Owner {
     pub(crate) board: Board,
     pub(crate) vcpus: Vec<VcpuThread>,
@@ -130,6 +141,7 @@ pub(crate) struct Owner {
 impl Owner {
     /// Until the machine ends or nobody can ask any more.
     pub(crate) fn serve(mut self) {
+        let _obituary = Obituary(self.end.clone());
         while let Some(request) = self.next() {
             if let Some(ended) = self.act(request) {
                 self.stop_all();
@@ -174,6 +186,13 @@ impl Owner {
             Request::Debugger(tell) => self.debugger = tell,
             Request::Save(to) => {
                 let was_running = !self.paused;
+                self.stop_all();
+                if self.board.power.requested() {
+                    // What the guest asked for is in no saved state: it happens first.
+                    self.later.extend(self.inbox.try_iter());
+                    self.later.push_back(Request::Save(to));
+                    return None;
+                }
                 self.pause();
                 drop(to.send(self.save()));
                 if was_running {
@@ -182,6 +201,7 @@ impl Owner {
             }
             Request::Restore(parts, to) => {
                 self.pause_for_operator();
+                self.forget_guest();
                 drop(to.send(self.restore(parts)));
             }
         }
@@ -231,11 +251,8 @@ impl Owner {
             PowerEvent::PowerOff => Some(Ended::PoweredOff),
             PowerEvent::GuestPanicked => Some(Ended::GuestPanicked),
             PowerEvent::DebugExit(code) => Some(Ended::DebugExit(code)),
-            // The guest's crash kernel goes on by itself.
-            PowerEvent::GuestCrashLoaded => {
-                self.rerun();
-                None
-            }
+            // The guest's crash kernel goes on by itself; the gate lets none through.
+            PowerEvent::GuestCrashLoaded => None,
             PowerEvent::Reset => self.reset(),
         }
     }
@@ -308,7 +325,7 @@ impl Owner {
     /// Restoring the reset state, and the boot plan's memory.
     fn reset(&mut self) -> Option<Ended> {
         self.stop_all();
-        self.later.retain(|r| !matches!(r, Request::Parked(_, Why::Asked)));
+        self.forget_guest();
         match self.board.reset(&self.vcpus) {
             Ok(()) => {
                 self.rerun();
@@ -316,6 +333,18 @@ impl Owner {
             }
             Err(what) => Some(Ended::Failed(format!("reset: {what}"))),
         }
+    }
+
+    /// What the guest that is no more did last: vCPUs that faulted, requests that came second.
+    /// All are parked, so that everything they sent has been received. A failure of the host
+    /// stays one.
+    fn forget_guest(&mut self) {
+        self.later.retain(|request| match request {
+            Request::Parked(_, why) => matches!(why, Why::Failed(_)),
+            Request::Power(_) => false,
+            _ => true,
+        });
+        self.board.power.clear();
     }
 
     fn on_vcpu(&mut self, id: u32, work: Work) {

@@ -31,6 +31,10 @@ impl PowerGate {
 
 impl PowerSink for PowerGate {
     fn request(&self, event: PowerEvent) {
+        // Nothing follows from this one, and it must not stand before one that matters.
+        if event == PowerEvent::GuestCrashLoaded {
+            return;
+        }
         // Only the first counts: the machine stops for it.
         if !self.requested.swap(true, SeqCst) {
             // Without an owner the machine is being torn down.

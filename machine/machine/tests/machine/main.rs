@@ -1,0 +1,7 @@
+//! Whole machines: how they end, what an operator may do to them, saving and restoring.
+
+mod common;
+mod ends;
+mod guests;
+mod operator;
+mod saving;

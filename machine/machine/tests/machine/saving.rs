@@ -1,0 +1,88 @@
+//! Saving in the middle of a run, and going on elsewhere.
+
+use crate::{common::*, guests};
+use machine::{Ended, Handle, engines::Kind};
+
+const MEMORY: u64 = 16 << 20;
+
+fn copy_memory(from: &Handle, to: &Handle) {
+    let mut page = vec![0; 1 << 20];
+    for at in (0..MEMORY).step_by(page.len()) {
+        from.memory().read(at, &mut page).unwrap();
+        to.memory().write(at, &page).unwrap();
+    }
+}
+
+const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyz";
+/// Where the guest waits for something.
+const FLAG: u64 = 0x11_0000;
+
+/// Runs on `first` until half has been printed, then on `second`.
+fn moves(first: Kind, second: Kind) {
+    let (source, before) = machine(first, guests::ALPHABET);
+    source.handle().resume().unwrap();
+    until("half is printed", || before.text().ends_with('m'));
+    source.handle().pause().unwrap();
+    let parts = source.handle().save().unwrap().unwrap();
+    let uptime = source.handle().info().unwrap().uptime_ns;
+    let (target, after) = takes_over(second, &parts);
+    copy_memory(&source.handle(), &target.handle());
+    target.handle().restore(parts).unwrap().unwrap();
+    assert_eq!(target.handle().info().unwrap().uptime_ns, uptime);
+    drop(source);
+    target.handle().memory().write(FLAG, &[1]).unwrap();
+    target.handle().resume().unwrap();
+    assert_eq!(end(&target), Ended::PoweredOff, "{first:?} to {second:?}");
+    assert_eq!(before.text() + &after.text(), ALPHABET, "{first:?} to {second:?}");
+}
+
+#[test]
+fn a_restored_guest_goes_on_where_it_was() {
+    for kind in kinds() {
+        moves(kind, kind);
+    }
+}
+
+#[test]
+fn from_one_engine_to_another() {
+    let kinds = kinds();
+    for &first in &kinds {
+        for &second in kinds.iter().filter(|&&second| second != first) {
+            moves(first, second);
+        }
+    }
+}
+
+#[test]
+fn saving_does_not_disturb_a_running_guest() {
+    for kind in kinds() {
+        let (machine, console) = machine(kind, guests::ALPHABET);
+        machine.handle().resume().unwrap();
+        for _ in 0..10 {
+            machine.handle().save().unwrap().unwrap();
+        }
+        machine.handle().memory().write(FLAG, &[1]).unwrap();
+        assert_eq!(end(&machine), Ended::PoweredOff, "{kind:?}");
+        assert_eq!(console.text(), ALPHABET);
+    }
+}
+
+#[test]
+fn parts_that_are_missing_or_too_many_are_refused() {
+    for kind in kinds() {
+        let (machine, _) = machine(kind, guests::COUNTS);
+        let handle = machine.handle();
+        let parts = handle.save().unwrap().unwrap();
+        for gone in 0..parts.len() {
+            let mut fewer = parts.clone();
+            fewer.remove(gone);
+            assert!(handle.restore(fewer).unwrap().is_err(), "part {gone}");
+        }
+        let mut more = parts.clone();
+        more.push(parts[0].clone());
+        assert!(handle.restore(more).unwrap().is_err());
+        handle.restore(parts).unwrap().unwrap();
+        handle.resume().unwrap();
+        until("the guest counts", || dword(&machine, 0x11_0000) > 0);
+    }
+}
