@@ -91,13 +91,14 @@ pub(crate) fn build(
     engine: &dyn Engine,
     spec: &VmSpec,
     parts: Parts,
+    tsc_khz: u32,
     owner: &Sender<Request>,
 ) -> Result<Built, Error> {
     let failed = |source| Error::Engine { engine: engine.name(), source };
     let caps = engine.caps();
-    let cpu = cpuid::resolve(engine, spec)?;
-    let vm = create_vm(engine, spec, cpu.table)?;
-    let clock = Arc::new(GuestClock::new(caps.tsc_khz));
+    let cpu = cpuid::resolve(engine, spec, tsc_khz)?;
+    let vm = create_vm(engine, spec, cpu.table, tsc_khz)?;
+    let clock = Arc::new(GuestClock::new(tsc_khz));
     let timers = TimerThread::start(clock.clone()).map_err(Error::Thread)?;
     let power = Arc::new(PowerGate::new(owner.clone()));
 
@@ -191,13 +192,19 @@ fn create_vm(
     engine: &dyn Engine,
     spec: &VmSpec,
     cpuid: cpu_model::CpuidTable,
+    tsc_khz: u32,
 ) -> Result<Arc<dyn Vm>, Error> {
     let (max, asked) = (engine.caps().max_vcpus, spec.cpus);
     if asked > max {
         return Err(Error::TooManyVcpus { engine: engine.name(), max, asked });
     }
-    let config =
-        VmConfig { cpuid, memory: spec.memory, trace: spec.trace.any(), ..VmConfig::default() };
+    let config = VmConfig {
+        cpuid,
+        memory: spec.memory,
+        tsc_khz: Some(tsc_khz),
+        trace: spec.trace.any(),
+        ..VmConfig::default()
+    };
     let vm = engine
         .create_vm(&config)
         .map_err(|source| Error::Engine { engine: engine.name(), source })?;

@@ -14,7 +14,7 @@ pub(crate) struct GuestCpu {
     pub(crate) pv: pv_kvm::Features,
 }
 
-pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec) -> Result<GuestCpu, Error> {
+pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec, tsc_khz: u32) -> Result<GuestCpu, Error> {
     let caps = engine.caps();
     let model = match &spec.cpu_model {
         Some(name) => CpuModel::named(name).map_err(|e| Error::CpuModel(e.to_string()))?,
@@ -28,7 +28,7 @@ pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec) -> Result<GuestCpu, Er
     };
     let options = Options {
         vcpus: spec.cpus,
-        tsc_khz: caps.tsc_khz,
+        tsc_khz,
         apic_khz: (local_apic::TIMER_HZ / 1000) as u32,
         hypervisor: pv_kvm::leaves(pv),
     };

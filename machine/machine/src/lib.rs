@@ -34,6 +34,7 @@ pub use handle::{Gone, Handle};
 pub use image::Image;
 pub use info::{Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
+pub use saved::tsc_khz;
 pub use trace::Tracer;
 
 use byte_stream::Input;
@@ -90,8 +91,19 @@ pub struct Machine {
 impl Machine {
     /// Builds it, paused at its reset state with the kernel loaded.
     pub fn build(engine: &dyn Engine, spec: &VmSpec, parts: Parts) -> Result<Self, Error> {
+        Self::build_at(engine, spec, parts, engine.caps().tsc_khz)
+    }
+
+    /// Builds one whose TSC runs at this frequency instead of the engine's own: that of the
+    /// machine whose state it is to take over, see [`tsc_khz`]. Refused if the engine cannot.
+    pub fn build_at(
+        engine: &dyn Engine,
+        spec: &VmSpec,
+        parts: Parts,
+        tsc_khz: u32,
+    ) -> Result<Self, Error> {
         let (owner, inbox) = channel();
-        let built = board::build(engine, spec, parts, &owner)?;
+        let built = board::build(engine, spec, parts, tsc_khz, &owner)?;
         let end = Arc::new(End::default());
         let handle = Handle::new(owner.clone(), built.board.vm.memory().clone(), built.vcpus.len());
         let running = vec![false; built.vcpus.len()];

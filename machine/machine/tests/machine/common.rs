@@ -70,6 +70,16 @@ pub fn kinds() -> Vec<Kind> {
 }
 
 pub fn build(kind: Kind, cpus: u32, kernel: Vec<u8>) -> Result<(Machine, Arc<Console>), Error> {
+    let tsc_khz = engines::open(kind).unwrap().caps().tsc_khz;
+    build_at(kind, cpus, kernel, tsc_khz)
+}
+
+pub fn build_at(
+    kind: Kind,
+    cpus: u32,
+    kernel: Vec<u8>,
+    tsc_khz: u32,
+) -> Result<(Machine, Arc<Console>), Error> {
     let engine = engines::open(kind).unwrap();
     // A software KVM may offer less than the portable models.
     let cpu_model = (kind == Kind::Kvm).then(|| "host".into());
@@ -82,7 +92,7 @@ pub fn build(kind: Kind, cpus: u32, kernel: Vec<u8>) -> Result<(Machine, Arc<Con
         console: console.clone(),
         tracer: Tracer::none(),
     };
-    Ok((Machine::build(&*engine, &spec, parts)?, console))
+    Ok((Machine::build_at(&*engine, &spec, parts, tsc_khz)?, console))
 }
 
 pub fn machine(kind: Kind, code: &[u8]) -> (Machine, Arc<Console>) {
