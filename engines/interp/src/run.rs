@@ -110,13 +110,12 @@ impl Interp {
                 ctx.cpu.rep_budget = spare + 1;
             }
             let base = ctx.cpu.rip;
-            let mut done = 0;
+            let mut rest = insns.iter();
             let mut branch = None;
-            for insn in insns {
+            while let Some(insn) = rest.next() {
                 ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
                 match (insn.handler)(ctx, insn) {
                     Ok(()) => {
-                        done += 1;
                         if ctx.cpu.leave {
                             break;
                         }
@@ -126,12 +125,13 @@ impl Interp {
                         break;
                     }
                     Err(stop) => {
-                        self.retired += u64::from(done);
+                        self.retired += (insns.len() - rest.len() - 1) as u64;
                         return Err(failed(ctx, base, insn, stop, &mut self.retired));
                     }
                 }
             }
-            self.retired += u64::from(done) + u64::from(branch.is_some());
+            let done = (insns.len() - rest.len()) as u32;
+            self.retired += u64::from(done);
             if ctx.cpu.leave || ctx.cpu.slot.flags.load(Relaxed) != 0 {
                 self.count_reps(ctx);
                 return Ok(());
@@ -146,7 +146,7 @@ impl Interp {
             }
             // Elsewhere a segment's limit has to be asked.
             let near = ctx.cpu.mode.is64() && (ctx.cpu.rip ^ base) >> 12 == 0;
-            let (epoch, at) = (self.cache.epoch(), span.start.wrapping_add(done));
+            let (epoch, at) = (self.cache.epoch(), span.start.wrapping_add(done).wrapping_sub(1));
             span = self.locate(ctx)?;
             // What ends in the next page depends on more than this one.
             let whole = ctx.cpu.rip % PAGE_SIZE + u64::from(span.len) <= PAGE_SIZE;

@@ -262,13 +262,14 @@ impl Cpu {
 
     /// Sets all of RFLAGS; the mode follows.
     pub fn set_rflags(&mut self, value: u64) {
-        let ac_changes = (self.rflags ^ value) & rflags::AC != 0;
+        let changed = self.rflags ^ value;
         self.rflags = value & rflags::DEFINED | rflags::FIXED;
         self.flags.set_bits(value);
-        self.look = true;
         self.leave = true;
+        self.look |= changed & value & rflags::IF != 0;
+        // Callers may have changed segments, too.
         self.update_mode();
-        if ac_changes {
+        if changed & rflags::AC != 0 {
             self.mode_changed();
         }
     }
