@@ -34,7 +34,7 @@ fn search(args: &[String]) -> Result<(), Error> {
         let tally = oracle.search(&mut generator, seed, count, None, |difference| {
             total += 1;
             let case = &difference.case;
-            let from = difference.rip.wrapping_sub(case.rip()) as usize;
+            let from = difference.rip.wrapping_sub(case.rip(mode)) as usize;
             let bytes = case.bytes().get(from..).filter(|b| !b.is_empty());
             let insn = generate::encode::decode(bytes.unwrap_or(case.bytes()), mode, 0);
             let what = difference.what.first().cloned().unwrap_or_default();
@@ -57,7 +57,7 @@ fn search(args: &[String]) -> Result<(), Error> {
 fn disassembly(mode: Mode, case: &Case) -> String {
     let (mut offset, mut all) = (0, Vec::new());
     while offset < case.bytes().len() {
-        let ip = case.rip() + offset as u64;
+        let ip = case.rip(mode) + offset as u64;
         let insn = generate::encode::decode(&case.bytes()[offset..], mode, ip);
         all.push(insn.to_string());
         offset += insn.len().max(1);

@@ -12,17 +12,22 @@ use x86_defs::xsave;
 pub enum Mode {
     /// 64-bit mode.
     Long,
-    /// Compatibility mode with 32-bit defaults.
+    /// Compatibility mode with 32-bit defaults and flat segments.
     Compat,
+    /// Compatibility mode with 16-bit code and stack, and segments that have bases and limits.
+    Seg16,
+    /// The same with 32-bit code and stack.
+    Seg32,
 }
 
 impl Mode {
-    pub const ALL: [Self; 2] = [Self::Long, Self::Compat];
+    pub const ALL: [Self; 4] = [Self::Long, Self::Compat, Self::Seg16, Self::Seg32];
 
     pub fn bitness(self) -> u32 {
         match self {
             Self::Long => 64,
-            Self::Compat => 32,
+            Self::Compat | Self::Seg32 => 32,
+            Self::Seg16 => 16,
         }
     }
 
@@ -30,8 +35,13 @@ impl Mode {
     pub fn registers(self) -> usize {
         match self {
             Self::Long => 16,
-            Self::Compat => 8,
+            _ => 8,
         }
+    }
+
+    /// Segments are not flat.
+    pub fn segmented(self) -> bool {
+        matches!(self, Self::Seg16 | Self::Seg32)
     }
 }
 
@@ -71,8 +81,10 @@ impl Case {
         }
     }
 
-    pub fn rip(&self) -> u64 {
-        CODE.linear + u64::from(self.at)
+    /// The instruction pointer: an offset in the code segment.
+    pub fn rip(&self, mode: Mode) -> u64 {
+        let base = if mode.segmented() { 0 } else { CODE.linear };
+        base + u64::from(self.at)
     }
 
     pub fn bytes(&self) -> &[u8] {

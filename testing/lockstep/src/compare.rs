@@ -2,7 +2,7 @@
 
 use crate::{
     case::{Background, Case, DIED, ENGINE, Mode, Outcome, TIMED_OUT, WRITTEN},
-    generate::encode::decode,
+    generate::{encode::decode, state},
     layout,
 };
 use iced_x86::{
@@ -154,9 +154,13 @@ impl Fault {
         let mmx = (0..insn.op_count()).any(|n| insn.op_register(n).is_mm());
         match insn.mnemonic() {
             Cmpsb | Cmpsw | Cmpsd | Cmpsq => Self { address: 0, order: false, ..Self::STRICT },
-            Call | Pushad | Pusha => Self { memory: false, ..Self::STRICT },
-            Fxsave | Fxsave64 | Fnsave | Fnstenv => Self { memory: false, ..page },
-            Frstor | Fldenv | Fxrstor | Fxrstor64 => Self { x87: false, ..page },
+            // A target that is not canonical, and a stack that is not there.
+            Call => Self { order: false, memory: false, ..Self::STRICT },
+            Pushad | Pusha => Self { memory: false, ..Self::STRICT },
+            Fxsave | Fxsave64 => Self { order: false, memory: false, ..page },
+            Fnsave | Fnstenv => Self { memory: false, ..page },
+            Fxrstor | Fxrstor64 => Self { order: false, x87: false, ..page },
+            Frstor | Fldenv => Self { x87: false, ..page },
             Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => {
                 Self { address: 0, order: false, memory: false, ..Self::STRICT }
             }
@@ -181,7 +185,7 @@ fn defined(mode: Mode, case: &Case, out: &Outcome) -> Defined {
     let mut string_registers = u64::MAX;
     let (mut offset, mut first) = (0, true);
     while offset < case.bytes().len() {
-        let ip = case.rip() + offset as u64;
+        let ip = case.rip(mode) + offset as u64;
         let insn = decode(&case.bytes()[offset..], mode, ip);
         let ended = out.vector != u32::from(exception::BP) && out.rip == ip;
         if ended {
@@ -237,14 +241,14 @@ fn holes_of(mode: Mode, case: &Case, insn: &Instruction) -> Vec<Range<u64>> {
     let at = used.virtual_address(0, |register, _, _| {
         let full = register.full_register();
         Some(match register {
-            iced_x86::Register::FS => case.fs_base,
-            iced_x86::Register::GS => case.gs_base,
-            r if r.is_segment_register() => 0,
+            iced_x86::Register::FS if mode == Mode::Long => case.fs_base,
+            iced_x86::Register::GS if mode == Mode::Long => case.gs_base,
+            r if r.is_segment_register() => state::segment_base(mode, r),
             _ if full.is_gpr64() => case.gpr[full.number() & 15],
             _ => 0,
         })
     });
-    let mask = if mode == Mode::Compat { 0xffff_ffff } else { u64::MAX };
+    let mask = if mode == Mode::Long { u64::MAX } else { 0xffff_ffff };
     let at = at.unwrap_or(0) & mask;
     relative.iter().map(|(from, to)| at.wrapping_add(*from)..at.wrapping_add(*to)).collect()
 }
@@ -257,7 +261,7 @@ pub fn pushes_part(code: Code) -> bool {
 }
 
 fn instruction_at(mode: Mode, case: &Case, rip: u64) -> Option<Instruction> {
-    let offset = usize::try_from(rip.wrapping_sub(case.rip())).ok()?;
+    let offset = usize::try_from(rip.wrapping_sub(case.rip(mode))).ok()?;
     let bytes = case.bytes().get(offset..).filter(|bytes| !bytes.is_empty())?;
     Some(decode(bytes, mode, rip))
 }
@@ -286,12 +290,23 @@ pub fn compare(
     }
     let defined = defined(mode, case, native);
     // Gathers check alignment on some processors and not on others, a masked store of nothing
-    // may fault or not, and so may the half of a pushed selector that is not written.
+    // may fault or not, and so may the half of a pushed selector that is not written. Limits are
+    // checked of masked elements too, on some.
     let optional = if native.vector == 3 { guest } else { native };
     let optional =
         if optional.vector == 3 { None } else { instruction_at(mode, case, optional.rip) };
+    let limit =
+        |out: &Outcome| [exception::GP, exception::SS].iter().any(|v| u32::from(*v) == out.vector);
     let optional = optional.is_some_and(|insn| {
-        insn.is_vsib()
+        let masked = matches!(
+            insn.mnemonic(),
+            Mnemonic::Vmaskmovps
+                | Mnemonic::Vmaskmovpd
+                | Mnemonic::Vpmaskmovd
+                | Mnemonic::Vpmaskmovq
+        );
+        masked && limit(native)
+            || insn.is_vsib()
             || matches!(
                 insn.mnemonic(),
                 Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
@@ -356,7 +371,7 @@ fn either_first(a: u32, b: u32) -> bool {
 /// In compatibility mode an operand reaches around the end of the address space: a limit of 4
 /// GiB may then be exceeded or not (SDM volume 3, 5.3).
 fn wraps(mode: Mode, native: &Outcome) -> bool {
-    mode == Mode::Compat
+    matches!(mode, Mode::Compat | Mode::Seg32)
         && native.vector == u32::from(exception::PF)
         && !(0x1000..0xffff_f000).contains(&native.cr2)
 }

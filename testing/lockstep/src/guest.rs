@@ -4,6 +4,7 @@
 use crate::{
     case::{Background, Case, ENGINE, Mode, Outcome, TIMED_OUT},
     layout::{AREAS, Area, CODE, FILL, MEMORY, PAGE, WORDS},
+    segments::{self, USER_CS, USER_DS, USER32_CS},
 };
 use engine::{Engine, Exit, Flow, Pending, Vcpu, VcpuHost, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
@@ -31,9 +32,6 @@ const AREAS_AT: u64 = 0x10_000;
 const TABLES: u64 = 0x20_000;
 
 const KERNEL_CS: u16 = 0x10;
-const USER_CS: u16 = 0x33;
-const USER32_CS: u16 = 0x23;
-const USER_DS: u16 = 0x2b;
 const TSS_SELECTOR: u16 = 0x40;
 
 /// Instructions that a case may take: the longest has a few thousand iterations of a REP.
@@ -100,7 +98,7 @@ impl Guest {
         mem.write(code_at, code)?;
         let state = &mut self.start;
         state.regs.gpr = case.gpr;
-        (state.regs.rip, state.regs.rflags) = (case.rip(), case.rflags);
+        (state.regs.rip, state.regs.rflags) = (case.rip(self.mode), case.rflags);
         state.fpu.area = case.fpu;
         state.fpu.set_u32(xsave::MXCSR_MASK, xsave::MXCSR_MASK_VALUE);
         state.fpu.set_u64(xsave::XSTATE_BV, 7);
@@ -247,17 +245,11 @@ impl Tables {
 /// Ring 3, in the mode, but for what a case gives.
 fn start(mode: Mode) -> VcpuState {
     let mut state = VcpuState::reset(0);
-    let data = Segment { selector: USER_DS, base: 0, limit: !0, attr: 0xf3 | ATTR_DB | ATTR_G };
     let none = Segment::default();
-    let (selector, bits) = match mode {
-        Mode::Long => (USER_CS, ATTR_L),
-        Mode::Compat => (USER32_CS, ATTR_DB),
-    };
-    let code = Segment { selector, attr: 0xfb | bits | ATTR_G, ..data };
-    let fs = if mode == Mode::Long { none } else { data };
+    let [es, cs, ss, ds, fs, gs] = segments::of(mode);
     let tss = Segment { selector: TSS_SELECTOR, base: KERNEL + TSS, limit: 0x67, attr: 0x8b };
     state.segments = Segments {
-        reg: [data, code, data, data, fs, none, Segment { attr: 2, ..none }, tss],
+        reg: [es, cs, ss, ds, fs, gs, Segment { attr: 2, ..none }, tss],
         gdtr: Table { base: KERNEL + GDT, limit: 0x4f },
         idtr: Table { base: KERNEL + IDT, limit: 0xfff },
     };

@@ -12,6 +12,7 @@ mod minimise;
 pub mod native;
 mod oracle;
 mod rng;
+mod segments;
 mod text;
 
 pub use case::{

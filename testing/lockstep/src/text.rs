@@ -14,6 +14,13 @@ const NAMES: [&str; 16] = [
     "r14", "r15",
 ];
 
+const MODES: [(&str, Mode); 4] = [
+    ("long", Mode::Long),
+    ("compat", Mode::Compat),
+    ("seg16", Mode::Seg16),
+    ("seg32", Mode::Seg32),
+];
+
 /// A case with its mode and the seed of its background.
 #[derive(Clone, Debug)]
 pub struct Kept {
@@ -24,7 +31,7 @@ pub struct Kept {
 
 impl Kept {
     pub fn to_line(&self) -> String {
-        let mode = if self.mode == Mode::Long { "long" } else { "compat" };
+        let mode = MODES.iter().find(|(_, mode)| *mode == self.mode).map_or("", |(name, _)| name);
         let code: String = self.case.bytes().iter().map(|b| format!("{b:02x}")).collect();
         let (at, flags) = (self.case.at, self.case.rflags);
         let mut line = format!("{mode} {:x} {code} {at:x} {flags:x}", self.seed);
@@ -46,11 +53,8 @@ impl Kept {
         let line = line.split('#').next().unwrap_or_default();
         let mut words = line.split_whitespace();
         let Some(mode) = words.next() else { return Ok(None) };
-        let mode = match mode {
-            "long" => Mode::Long,
-            "compat" => Mode::Compat,
-            other => return Err(format!("mode {other}")),
-        };
+        let known = MODES.iter().find(|(name, _)| *name == mode);
+        let mode = known.ok_or(format!("mode {mode}"))?.1;
         let mut next = || words.next().ok_or("a case has at least five words");
         let seed = number(next()?)?;
         let code = hex(next()?)?;

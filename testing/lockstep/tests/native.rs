@@ -15,7 +15,7 @@ fn an_addition_to_memory() {
     case.gpr[gpr::RAX] = u64::MAX;
     case.gpr[gpr::RBX] = layout::DATA.linear;
     let out = &run(Mode::Long, &[case])[0];
-    assert_eq!((out.vector, out.rip), (3, case.rip() + 5));
+    assert_eq!((out.vector, out.rip), (3, case.rip(Mode::Long) + 5));
     assert_eq!(out.written(), [Written { word: 1, value: 0x5554 }]);
     assert_eq!(out.rflags & 1, 1);
 }
@@ -36,7 +36,7 @@ fn every_register_goes_in_and_comes_out() {
             case.gpr[n] = 0x1234_5678 + n as u64;
         }
         let out = &run(mode, &[case])[0];
-        assert_eq!((out.vector, out.rip), (3, case.rip() + 2), "{mode:?}");
+        assert_eq!((out.vector, out.rip), (3, case.rip(mode) + 2), "{mode:?}");
         assert_eq!(out.gpr[..mode.registers()], case.gpr[..mode.registers()]);
         assert_eq!(out.fpu[xsave::ST..416], case.fpu[xsave::ST..416]);
         assert_eq!(out.fpu[xsave::YMM_HI..], case.fpu[xsave::YMM_HI..]);

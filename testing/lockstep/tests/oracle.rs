@@ -9,12 +9,24 @@ use lockstep::{Kept, Mode, Oracle, Outcome, Tally};
 use std::time::{SystemTime, UNIX_EPOCH};
 use x86_defs::rflags;
 
+/// Kernels without modify_ldt do not have the modes with segments of their own.
+fn oracle(engine: &Translate, mode: Mode) -> Option<Oracle> {
+    match Oracle::new(engine, mode) {
+        Ok(oracle) => Some(oracle),
+        Err(error) if mode.segmented() => {
+            println!("skipped: {mode:?}: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// Judges `count` cases of each mode; panics on differences.
 fn search(name: &str, seed: u64, count: usize) -> Tally {
     let engine = Translate::new().unwrap();
     let mut all = Tally::default();
     for mode in Mode::ALL {
-        let mut oracle = Oracle::new(&engine, mode).unwrap();
+        let Some(mut oracle) = oracle(&engine, mode) else { continue };
         let mut generator = oracle.generator();
         let mut found = Vec::new();
         let keep = |difference| {
@@ -46,7 +58,7 @@ fn kept_cases_agree() {
     let engine = Translate::new().unwrap();
     let mut count = 0;
     for mode in Mode::ALL {
-        let mut oracle = Oracle::new(&engine, mode).unwrap();
+        let Some(mut oracle) = oracle(&engine, mode) else { continue };
         for line in include_str!("../cases/kept.txt").lines() {
             let Some(kept) = Kept::parse(line).unwrap() else { continue };
             if kept.mode == mode {
@@ -60,13 +72,13 @@ fn kept_cases_agree() {
 
 #[test]
 fn generated_cases_agree() {
-    let count = if long_run() { 2_000_000 } else { 20_000 };
+    let count = if long_run() { 1_000_000 } else { 12_000 };
     search("fixed seed", 0x5a72_616e, count);
 }
 
 #[test]
 fn cases_never_seen_before_agree() {
-    let count = if long_run() { 500_000 } else { 5_000 };
+    let count = if long_run() { 500_000 } else { 3_000 };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     search("seed from the clock", now.as_nanos() as u64, count);
 }
@@ -111,10 +123,10 @@ fn a_wrong_result_is_found() {
 fn a_wrong_exception_is_found() {
     let engine = Translate::new().unwrap();
     for mode in Mode::ALL {
-        let mut oracle = Oracle::new(&engine, mode).unwrap();
+        let Some(mut oracle) = oracle(&engine, mode) else { continue };
         let mut generator = oracle.generator();
         let (mut wrong, mut right) = (0, 0);
-        let count = 2_000;
+        let count = 1_000;
         let spoil = |out: &mut Outcome| out.vector = if out.vector == 3 { 14 } else { 3 };
         oracle.search(&mut generator, 2, count, Some(&spoil), |_| wrong += 1).unwrap();
         let mut generator = oracle.generator();

@@ -46,14 +46,15 @@ fn legacy(rng: &mut Rng, info: &OpCodeInfo, mode: Mode, style: Style, out: &mut 
     if rng.one_in(10) {
         prefixes.push(rng.pick(&SEGMENTS));
     }
-    let default_address = if mode == Mode::Long { 64 } else { 32 };
+    let default_address = mode.bitness();
     let address_differs =
         !matches!(info.address_size(), 0) && info.address_size() != default_address;
     if address_differs || rng.one_in(16) {
         prefixes.push(0x67);
     }
     let size = info.operand_size();
-    if size == 16 || info.mandatory_prefix() == MandatoryPrefix::P66 || wild(rng, 8) {
+    let other = if mode == Mode::Seg16 { 32 } else { 16 };
+    if size == other || info.mandatory_prefix() == MandatoryPrefix::P66 || wild(rng, 8) {
         prefixes.push(0x66);
     }
     match info.mandatory_prefix() {
@@ -86,7 +87,7 @@ fn legacy(rng: &mut Rng, info: &OpCodeInfo, mode: Mode, style: Style, out: &mut 
         _ => {}
     }
     opcode(rng, info, out);
-    operands(rng, info, style, out);
+    operands(rng, info, mode, style, out);
 }
 
 fn opcode(rng: &mut Rng, info: &OpCodeInfo, out: &mut Vec<u8>) {
@@ -103,7 +104,7 @@ fn opcode(rng: &mut Rng, info: &OpCodeInfo, out: &mut Vec<u8>) {
 }
 
 /// ModRM, SIB, displacement, immediates: more than any instruction takes.
-fn operands(rng: &mut Rng, info: &OpCodeInfo, style: Style, out: &mut Vec<u8>) {
+fn operands(rng: &mut Rng, info: &OpCodeInfo, mode: Mode, style: Style, out: &mut Vec<u8>) {
     let mut modrm = rng.u8();
     if style.registers || rng.one_in(4) {
         modrm |= 0xc0;
@@ -117,11 +118,12 @@ fn operands(rng: &mut Rng, info: &OpCodeInfo, style: Style, out: &mut Vec<u8>) {
     let has_modrm = info.is_group() || info.is_rm_group() || info.op_kinds().iter().any(by_modrm);
     if has_modrm {
         out.push(modrm);
-        if modrm < 0xc0 && modrm & 7 == 4 {
+        if modrm < 0xc0 && modrm & 7 == 4 && mode != Mode::Seg16 {
             out.push(rng.u8());
         }
         match modrm >> 6 {
             1 => out.push(values::integer(rng) as u8),
+            2 if mode == Mode::Seg16 => out.extend((values::integer(rng) as u16).to_le_bytes()),
             2 => out.extend((values::integer(rng) as u32).to_le_bytes()),
             _ => {}
         }
@@ -198,14 +200,14 @@ fn vex(rng: &mut Rng, info: &OpCodeInfo, mode: Mode, style: Style, out: &mut Vec
         MandatoryPrefix::PF2 => 3,
         _ => 0,
     };
-    let ignored_w = info.is_wig() || mode == Mode::Compat && info.is_wig32();
+    let ignored_w = info.is_wig() || mode != Mode::Long && info.is_wig32();
     let w = if ignored_w { rng.u8() & 1 } else { info.w() as u8 & 1 };
     let l = if info.is_lig() { rng.u8() & 1 } else { info.l() as u8 & 1 };
     let vvvv = if rng.one_in(2) { 0xf } else { rng.u8() & 0xf };
     // Inverted R, X, B. Outside 64-bit mode R and X set tell VEX from LES and LDS.
     let (rxb, vvvv) = match mode {
         Mode::Long => (rng.u8() & 7, vvvv),
-        Mode::Compat => (6 | rng.u8() & 1, vvvv | 8),
+        _ => (6 | rng.u8() & 1, vvvv | 8),
     };
     let last = vvvv << 3 | l << 2 | pp;
     if map == 1 && w == 0 && rxb & 3 == 3 && rng.one_in(2) {
@@ -214,7 +216,7 @@ fn vex(rng: &mut Rng, info: &OpCodeInfo, mode: Mode, style: Style, out: &mut Vec
         out.extend([0xc4, rxb << 5 | map, w << 7 | last]);
     }
     opcode(rng, info, out);
-    operands(rng, info, style, out);
+    operands(rng, info, mode, style, out);
 }
 
 #[cfg(test)]

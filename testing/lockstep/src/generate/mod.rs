@@ -3,7 +3,7 @@
 pub mod encode;
 pub mod select;
 mod sequence;
-mod state;
+pub(crate) mod state;
 pub mod values;
 
 use crate::{

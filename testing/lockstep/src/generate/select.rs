@@ -131,7 +131,8 @@ pub fn code_allowed(code: Code, mode: Mode) -> bool {
     let in_mode = match mode {
         // Near branches of 16 bits are AMD's alone.
         Mode::Long => info.mode64() && info.intel_decoder64(),
-        Mode::Compat => info.mode32(),
+        Mode::Compat | Mode::Seg32 => info.mode32(),
+        Mode::Seg16 => info.mode16(),
     };
     in_mode
         && info.is_instruction()

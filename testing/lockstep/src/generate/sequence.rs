@@ -87,11 +87,13 @@ fn join(rng: &mut Rng, mut all: Vec<Vec<u8>>, mode: Mode) -> Vec<u8> {
         let skipped = rng.below(all.len() - n);
         let distance: usize = all[n + 1..n + 1 + skipped].iter().map(Vec::len).sum();
         let len = all[n].len();
-        let size = match insn.op0_kind() {
-            // Leaves 16 bits of the instruction pointer: out of the code.
-            OpKind::NearBranch16 => continue,
-            _ if insn.code().op_code().op0_kind() == OpCodeOperandKind::br32_4 => 4,
-            _ if insn.code().op_code().op0_kind() == OpCodeOperandKind::br64_4 => 4,
+        // Leaves 16 bits of the instruction pointer: out of the code.
+        if insn.op0_kind() == OpKind::NearBranch16 && !mode.segmented() {
+            continue;
+        }
+        let size = match insn.code().op_code().op0_kind() {
+            OpCodeOperandKind::br32_4 | OpCodeOperandKind::br64_4 => 4,
+            OpCodeOperandKind::br16_2 => 2,
             _ => 1,
         };
         all[n][len - size..].copy_from_slice(&distance.to_le_bytes()[..size]);

@@ -9,11 +9,13 @@ use crate::{
         values::{self, extended, integer, vector},
     },
     layout::{self, CODE, DATA, READ_ONLY, STACK},
+    segments,
 };
 use iced_x86::{
     Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
     UsedMemory,
 };
+use vcpu_state::SegReg;
 use x86_defs::{gpr, rflags, xsave};
 
 /// A case of these instructions, with a state that suits the first ones.
@@ -33,7 +35,7 @@ pub fn case(rng: &mut Rng, mode: Mode, code: &[u8], bases: bool, background: &Ba
     }
     fpu(rng, &mut case);
     aim(rng, mode, &mut case, background);
-    if mode == Mode::Compat {
+    if mode != Mode::Long {
         for value in &mut case.gpr {
             *value &= 0xffff_ffff;
         }
@@ -67,6 +69,19 @@ fn registers(rng: &mut Rng, mode: Mode, case: &mut Case) {
             3 => STACK.linear + layout::PAGE as u64 + rng.below(16) as u64 - 8,
             _ => STACK.linear + 512 + 8 * rng.below(800) as u64,
         };
+    }
+    if mode.segmented() {
+        case.gpr[gpr::RSP] = case.gpr[gpr::RSP].wrapping_sub(STACK.linear);
+        for value in &mut case.gpr {
+            // Offsets rather than linear addresses.
+            if rng.one_in(3) {
+                *value &= 0x3fff;
+            }
+        }
+        if mode == Mode::Seg16 && rng.one_in(2) {
+            // Not used, and to be kept.
+            case.gpr[gpr::RSP] |= rng.u64() << 16;
+        }
     }
     let mut flags = rng.u64() & rflags::STATUS;
     if rng.one_in(3) {
@@ -132,14 +147,14 @@ fn aim(rng: &mut Rng, mode: Mode, case: &mut Case, background: &Background) {
     let mut taken = [false; 16];
     let mut offset = 0;
     while offset < case.bytes().len() {
-        let insn = encode::decode(&case.bytes()[offset..], mode, case.rip() + offset as u64);
+        let insn = encode::decode(&case.bytes()[offset..], mode, case.rip(mode) + offset as u64);
         if insn.is_invalid() {
             break;
         }
-        particulars(rng, case, &insn);
+        particulars(rng, mode, case, &insn);
         let memory: Vec<UsedMemory> = factory.info(&insn).used_memory().to_vec();
         for used in &memory {
-            let target = target(rng, &insn, used);
+            let target = target(rng, mode, &insn, used);
             solve(rng, mode, case, offset, used, target, &mut taken);
             if insn.mnemonic() == Mnemonic::Cmpxchg
                 || insn.mnemonic() == Mnemonic::Cmpxchg8b
@@ -153,12 +168,19 @@ fn aim(rng: &mut Rng, mode: Mode, case: &mut Case, background: &Background) {
 }
 
 /// Where the operand shall be.
-fn target(rng: &mut Rng, insn: &Instruction, used: &UsedMemory) -> u64 {
+fn target(rng: &mut Rng, mode: Mode, insn: &Instruction, used: &UsedMemory) -> u64 {
     let size = (used.memory_size().size() as u64).clamp(1, 512);
     // A locked access across cache lines locks the bus: kernels slow down who does that.
     if insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg {
         let at = if rng.one_in(12) { READ_ONLY.linear } else { DATA.linear };
         return at + rng.below(layout::PAGE / 16) as u64 * 16;
+    }
+    if mode.segmented() && used.segment() == Register::SS && !rng.one_in(12) {
+        return match rng.below(6) {
+            0 => STACK.end() - rng.below(size as usize + 2) as u64,
+            1 => STACK.linear + layout::PAGE as u64 - rng.below(size as usize + 1) as u64,
+            _ => STACK.linear + rng.below(STACK.len() - size as usize) as u64,
+        };
     }
     let within = |rng: &mut Rng, step: u64| {
         DATA.linear + rng.below(((DATA.len() as u64 - size) / step) as usize) as u64 * step
@@ -184,6 +206,19 @@ fn target(rng: &mut Rng, insn: &Instruction, used: &UsedMemory) -> u64 {
     }
 }
 
+/// What the segment's base is, unless it is the case's.
+pub fn segment_base(mode: Mode, register: Register) -> u64 {
+    let which = match register {
+        Register::ES => SegReg::Es,
+        Register::CS => SegReg::Cs,
+        Register::SS => SegReg::Ss,
+        Register::FS => SegReg::Fs,
+        Register::GS => SegReg::Gs,
+        _ => SegReg::Ds,
+    };
+    segments::base(mode, which)
+}
+
 fn number(register: Register) -> Option<usize> {
     let full = register.full_register();
     full.is_gpr64().then(|| full.number())
@@ -203,9 +238,9 @@ fn solve(
     let index = number(used.index());
     let scale = u64::from(used.scale());
     let segment = match used.segment() {
-        Register::FS => case.fs_base,
-        Register::GS => case.gs_base,
-        _ => 0,
+        Register::FS if mode == Mode::Long => case.fs_base,
+        Register::GS if mode == Mode::Long => case.gs_base,
+        other => segment_base(mode, other),
     };
     let wanted = target.wrapping_sub(segment).wrapping_sub(used.displacement());
     if used.vsib_size() != 0 {
@@ -255,7 +290,7 @@ fn solve(
 
 /// Writes `address` into the instruction, whose operand has no register.
 fn displace(mode: Mode, case: &mut Case, offset: usize, address: u64) {
-    let ip = case.rip() + offset as u64;
+    let ip = case.rip(mode) + offset as u64;
     let bytes = &case.bytes()[offset..];
     let mut decoder = Decoder::with_ip(mode.bitness(), bytes, ip, DecoderOptions::NONE);
     let insn = decoder.decode();
@@ -277,8 +312,10 @@ fn displace(mode: Mode, case: &mut Case, offset: usize, address: u64) {
 }
 
 /// Values without which an instruction would nearly always do the same.
-fn particulars(rng: &mut Rng, case: &mut Case, insn: &Instruction) {
+fn particulars(rng: &mut Rng, mode: Mode, case: &mut Case, insn: &Instruction) {
     use Mnemonic::*;
+    let flat = !mode.segmented();
+    let (code, stack) = if flat { (CODE.linear, STACK.linear) } else { (0, 0) };
     let prefixed = insn.has_rep_prefix() || insn.has_repne_prefix();
     match insn.mnemonic() {
         Div | Idiv if !rng.one_in(4) => {
@@ -303,7 +340,7 @@ fn particulars(rng: &mut Rng, case: &mut Case, insn: &Instruction) {
         }
         Jmp | Call if rng.one_in(2) => {
             if let Some(n) = number(insn.op0_register()) {
-                case.gpr[n] = CODE.linear + rng.below(CODE.len()) as u64;
+                case.gpr[n] = code + rng.below(CODE.len() + 8) as u64;
             }
         }
         Pcmpestri | Pcmpestrm | Pcmpestri64 | Pcmpestrm64 | Vpcmpestri | Vpcmpestrm
@@ -311,8 +348,8 @@ fn particulars(rng: &mut Rng, case: &mut Case, insn: &Instruction) {
             case.gpr[gpr::RAX] = (rng.below(40) as i64 - 20) as u64;
             case.gpr[gpr::RDX] = (rng.below(40) as i64 - 20) as u64;
         }
-        Enter => case.gpr[gpr::RBP] = STACK.linear + rng.below(STACK.len()) as u64,
-        Leave => case.gpr[gpr::RBP] = STACK.linear + 8 * rng.below(STACK.len() / 8) as u64,
+        Enter => case.gpr[gpr::RBP] = stack + rng.below(STACK.len()) as u64,
+        Leave => case.gpr[gpr::RBP] = stack + 8 * rng.below(STACK.len() / 8) as u64,
         _ => {}
     }
     if insn.is_string_instruction() && prefixed {

@@ -9,6 +9,7 @@ use super::{BATCH, confine};
 use crate::{
     case::{Background, Case, Mode, Outcome, TIMED_OUT},
     layout::{AREAS, CODE, FILL, MEMORY, PAGE, WORDS},
+    segments,
 };
 use libc::{c_int, c_void};
 use std::{
@@ -16,7 +17,12 @@ use std::{
     ptr::{self, null_mut},
     sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed},
 };
-use x86_defs::{exception, rflags, xsave};
+use vcpu_state::SegReg;
+use x86_defs::{
+    exception, rflags,
+    segment::{ATTR_CODE, ATTR_DB, ATTR_EC, ATTR_RW},
+    xsave,
+};
 
 /// What both processes see.
 #[repr(C)]
@@ -59,9 +65,6 @@ struct Life {
 
 static LIFE: AtomicPtr<Life> = AtomicPtr::new(null_mut());
 
-const USER_CS: i64 = 0x33;
-const USER32_CS: i64 = 0x23;
-pub const USER_DS: u16 = 0x2b;
 /// UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS of `asm/ucontext.h`.
 const STRICT_SS: u64 = 2 | 4;
 /// HWCAP2_FSGSBASE.
@@ -134,6 +137,8 @@ unsafe fn prepare(start: Start) -> Option<()> {
         let executable = libc::PROT_READ | libc::PROT_EXEC;
         map(CODE.linear as *mut u8, CODE.len(), executable, start, offset)?;
 
+        set_ldt(start.mode)?;
+
         let life = Life {
             start,
             alias,
@@ -167,23 +172,66 @@ unsafe fn prepare(start: Start) -> Option<()> {
     }
 }
 
+/// `struct user_desc` of `asm/ldt.h`.
+#[repr(C)]
+struct UserDesc {
+    entry: u32,
+    base: u32,
+    limit: u32,
+    flags: u32,
+}
+
+/// # Safety
+/// In the child.
+unsafe fn set_ldt(mode: Mode) -> Option<()> {
+    /// Writes an entry in the new form.
+    const WRITE: i32 = 0x11;
+    if !mode.segmented() {
+        return Some(());
+    }
+    for segment in segments::of(mode) {
+        let bit = |set: bool, at: u32| u32::from(set) << at;
+        let kind = segment.attr;
+        let flags = bit(kind & ATTR_DB != 0, 0)
+            | bit(kind & ATTR_EC != 0 && kind & ATTR_CODE == 0, 1)
+            | bit(kind & ATTR_CODE != 0, 2)
+            | bit(kind & ATTR_RW == 0, 3)
+            // Usable.
+            | bit(true, 6);
+        let entry = UserDesc {
+            entry: u32::from(segment.selector >> 3),
+            base: segment.base as u32,
+            limit: segment.limit,
+            flags,
+        };
+        // SAFETY: the LDT is this process's; nobody uses it yet.
+        let set = unsafe {
+            libc::syscall(libc::SYS_modify_ldt, WRITE, &raw const entry, size_of::<UserDesc>())
+        };
+        // The call returns an int in a long.
+        (set as i32 == 0).then_some(())?;
+    }
+    Some(())
+}
+
 /// A case may have changed them. FS is not libc's any more: only bare system calls from here on.
 ///
 /// # Safety
 /// In the handler.
 unsafe fn load_segments(mode: Mode) {
-    let fs = if mode == Mode::Compat { USER_DS } else { 0 };
-    // SAFETY: null and the flat data segment can always be loaded; in 64-bit mode nothing here
-    // depends on them.
+    let [es, _, _, ds, fs, gs] = segments::of(mode).map(|segment| segment.selector);
+    // SAFETY: null, the flat data segment and those of the LDT that `prepare` has set up can
+    // be loaded; in 64-bit mode nothing here depends on them.
     unsafe {
         asm!(
-            "mov ds, {data:x}",
-            "mov es, {data:x}",
+            "mov ds, {ds:x}",
+            "mov es, {es:x}",
             "mov fs, {fs:x}",
-            "mov gs, {zero:x}",
-            data = in(reg) USER_DS,
+            "mov gs, {gs:x}",
+            ds = in(reg) ds,
+            es = in(reg) es,
             fs = in(reg) fs,
-            zero = in(reg) 0u16,
+            gs = in(reg) gs,
         );
     }
 }
@@ -391,10 +439,11 @@ unsafe fn give(life: &mut Life, frame: &mut libc::ucontext_t) {
         for (from, to) in case.gpr.iter().zip(GREGS) {
             gregs[to as usize] = *from as i64;
         }
-        gregs[libc::REG_RIP as usize] = case.rip() as i64;
+        gregs[libc::REG_RIP as usize] = case.rip(life.start.mode) as i64;
         gregs[libc::REG_EFL as usize] = case.rflags as i64;
-        let cs = if life.start.mode == Mode::Long { USER_CS } else { USER32_CS };
-        gregs[libc::REG_CSGSFS as usize] = cs | i64::from(USER_DS) << 48;
+        let segments = segments::of(life.start.mode);
+        let selector = |which: SegReg| i64::from(segments[which as usize].selector);
+        gregs[libc::REG_CSGSFS as usize] = selector(SegReg::Cs) | selector(SegReg::Ss) << 48;
         frame.uc_flags |= STRICT_SS;
         frame.uc_sigmask = std::mem::zeroed();
 

@@ -24,8 +24,15 @@ pub struct Native {
 }
 
 impl Native {
+    /// Fails where the kernel does not allow the mode, which may be for want of an LDT.
     pub fn new(mode: Mode) -> io::Result<Self> {
-        Ok(Self { mode, child: Some(Child::start(mode)?), deaths: 0 })
+        let mut native = Self { mode, child: Some(Child::start(mode)?), deaths: 0 };
+        // A NOP tells whether the mode works here.
+        let nothing = Box::new([0; crate::layout::WORDS]);
+        match native.run(&nothing, &[Case::new(&[0x90], 0)])?.first() {
+            Some(outcome) if outcome.vector == 3 => Ok(native),
+            _ => Err(io::Error::other(format!("this host does not execute mode {mode:?}"))),
+        }
     }
 
     /// FS and GS bases can be given: the host offers FSGSBASE.
