@@ -121,7 +121,7 @@ pub fn enter(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
         let sp = ctx.cpu.gpr[4];
         let new = sp.wrapping_sub(insn.imm & 0xffff) & mask;
         // The new top of the stack must be writable.
-        ctx.probe(SegReg::Ss, new, 1, true)?;
+        ctx.probe(SegReg::Ss, new, size.into(), true)?;
         ctx.cpu.gpr[4] = sp & !mask | new;
         match size {
             2 => ctx.set_reg(5, frame as u16),

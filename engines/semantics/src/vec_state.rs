@@ -124,6 +124,8 @@ fn fx_usable(ctx: &mut Ctx<'_>, area: &Area) -> Result<(), Stop> {
 fn fxsave(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let area = Area::of(ctx, insn);
     fx_usable(ctx, &area)?;
+    // All of it is the operand, also what is reserved.
+    ctx.probe(area.seg, area.ea, xsave::LEGACY_LEN, true)?;
     area.store_part(ctx, CONTROL)?;
     area.store_part(ctx, MXCSR)?;
     area.store_part(ctx, STACK)?;
