@@ -51,8 +51,10 @@ impl<'a> Ctx<'a> {
     pub fn call_flow(&mut self, f: impl FnOnce(&mut dyn VcpuHost) -> Flow) {
         if self.call(f) == Flow::Stop {
             self.cpu.stop_asked = true;
-            self.cpu.leave = true;
         }
+        // What a device was told may be what lets an interrupt through.
+        self.cpu.look = true;
+        self.cpu.leave = true;
     }
 
     /// Offers an intercepted event to the host.

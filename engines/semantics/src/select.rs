@@ -52,7 +52,7 @@ pub fn select(
         ..crate::insn::too_long()
     };
     let mut picker = Picker { iced, size, insn };
-    if iced.is_invalid() || (!features.allow(iced) && !plain_without(iced, features)) {
+    if iced.is_invalid() || (!features.allow(iced) && !plain_without(iced)) {
         return picker.insn;
     }
     picker.memory_operand();
@@ -72,8 +72,7 @@ pub fn select(
 }
 
 /// LZCNT and TZCNT are BSR and BSF where they do not exist.
-fn plain_without(iced: &Instruction, features: IsaFeatures) -> bool {
-    let _ = features;
+fn plain_without(iced: &Instruction) -> bool {
     matches!(iced.mnemonic(), Mnemonic::Lzcnt | Mnemonic::Tzcnt)
 }
 
