@@ -5,6 +5,7 @@
 
 mod case;
 mod compare;
+mod defined;
 pub mod generate;
 mod guest;
 pub mod layout;

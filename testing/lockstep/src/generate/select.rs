@@ -2,7 +2,7 @@
 //! result is the instruction's own and not the host kernel's, clock's or configuration's.
 
 use crate::case::Mode;
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, Register};
 use std::arch::is_x86_feature_detected as detected;
 
 /// The host has it, and user code may use it.
@@ -24,6 +24,8 @@ fn host_has(feature: CpuidFeature) -> bool {
         MOVBE => detected!("movbe"),
         AES => detected!("aes"),
         PCLMULQDQ => detected!("pclmulqdq"),
+        CLFLUSHOPT | CLWB => flush_kinds(feature),
+        XSAVE => detected!("xsave"),
         SHA => detected!("sha"),
         AVX => detected!("avx"),
         AVX2 => detected!("avx2"),
@@ -36,6 +38,12 @@ fn host_has(feature: CpuidFeature) -> bool {
         FSGSBASE => crate::native::host_has_fsgsbase(),
         _ => false,
     }
+}
+
+/// CPUID leaf 7, EBX bits 23 and 24.
+fn flush_kinds(feature: CpuidFeature) -> bool {
+    let bit = if feature == CpuidFeature::CLWB { 24 } else { 23 };
+    std::arch::x86_64::__cpuid_count(7, 0).ebx >> bit & 1 != 0
 }
 
 /// Instructions that tell or change what belongs to the host or its kernel, not to the case:
@@ -56,10 +64,7 @@ fn foreign(mnemonic: Mnemonic) -> bool {
             | Pause
             | Syscall
             | Sysenter
-            | Int
             | Int1
-            | Int3
-            | Into
             | Iret
             | Iretd
             | Iretq
@@ -88,9 +93,7 @@ fn foreign(mnemonic: Mnemonic) -> bool {
             | Vmcall
             | Vmmcall
             | Rsm
-            | Hlt
-            | Xsave
-            | Xsave64
+            | Xsetbv
             | Xrstor
             | Xrstor64
             | Xsaveopt
@@ -113,7 +116,14 @@ pub fn allowed(insn: &Instruction, mode: Mode) -> bool {
         return false;
     }
     // Loading a segment register needs the host's GDT.
-    let loads_segment = match insn.mnemonic() {
+    let foreign = match insn.mnemonic() {
+        // EDX:EAX selects components, and must not be an address that selects the host's own.
+        Mnemonic::Xsave | Mnemonic::Xsave64 => {
+            let used = [insn.memory_base(), insn.memory_index()].map(|r| r.full_register());
+            used.contains(&Register::RAX) || used.contains(&Register::RDX)
+        }
+        // A system call of the host.
+        Mnemonic::Int => insn.immediate8() == 0x80,
         Mnemonic::Mov | Mnemonic::Pop => insn.op0_register().is_segment_register(),
         Mnemonic::Jmp | Mnemonic::Call => {
             insn.is_jmp_far()
@@ -123,7 +133,7 @@ pub fn allowed(insn: &Instruction, mode: Mode) -> bool {
         }
         _ => false,
     };
-    !loads_segment
+    !foreign
 }
 
 pub fn code_allowed(code: Code, mode: Mode) -> bool {

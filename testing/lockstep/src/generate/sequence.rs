@@ -4,7 +4,7 @@
 use crate::{
     Rng,
     case::{CODE_LEN, Mode},
-    compare::{self, Undefined},
+    defined::{self, Undefined},
     generate::{encode, encode::Style, select},
 };
 use iced_x86::{Code, CpuidFeature, FlowControl, Mnemonic, OpCodeOperandKind, OpKind};
@@ -40,7 +40,7 @@ pub fn plain(codes: &[Code]) -> Vec<Code> {
                 // A wild RFLAGS or stack pointer ends most sequences at once.
                 && !matches!(code.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq)
                 && !matches!(code.mnemonic(), Mnemonic::Leave | Mnemonic::Enter)
-                && !compare::pushes_part(*code)
+                && !defined::pushes_part(*code)
         })
         .collect()
 }

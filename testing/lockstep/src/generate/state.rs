@@ -169,7 +169,10 @@ fn aim(rng: &mut Rng, mode: Mode, case: &mut Case, background: &Background) {
 
 /// Where the operand shall be.
 fn target(rng: &mut Rng, mode: Mode, insn: &Instruction, used: &UsedMemory) -> u64 {
-    let size = (used.memory_size().size() as u64).clamp(1, 512);
+    let size = match insn.mnemonic() {
+        Mnemonic::Xsave | Mnemonic::Xsave64 => 832,
+        _ => (used.memory_size().size() as u64).clamp(1, 512),
+    };
     // A locked access across cache lines locks the bus: kernels slow down who does that.
     if insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg {
         let at = if rng.one_in(12) { READ_ONLY.linear } else { DATA.linear };
@@ -347,6 +350,11 @@ fn particulars(rng: &mut Rng, mode: Mode, case: &mut Case, insn: &Instruction) {
         | Vpcmpestri64 | Vpcmpestrm64 => {
             case.gpr[gpr::RAX] = (rng.below(40) as i64 - 20) as u64;
             case.gpr[gpr::RDX] = (rng.below(40) as i64 - 20) as u64;
+        }
+        Xsave | Xsave64 => {
+            // What the host has beyond AVX is not the guest's.
+            case.gpr[gpr::RAX] = rng.u64() & 7;
+            case.gpr[gpr::RDX] = 0;
         }
         Enter => case.gpr[gpr::RBP] = stack + rng.below(STACK.len()) as u64,
         Leave => case.gpr[gpr::RBP] = stack + 8 * rng.below(STACK.len() / 8) as u64,
