@@ -173,7 +173,9 @@ impl Arena {
         }
     }
 
-    pub(crate) fn host_address(&self, at: ArenaOffset) -> u64 {
+    /// Where it is in this process, for translated code. Any offset has an address; those in the
+    /// reservation can be accessed as long as the arena exists.
+    pub fn host_address(&self, at: ArenaOffset) -> u64 {
         self.base.wrapping_add(at.0) as u64
     }
 

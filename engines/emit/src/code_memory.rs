@@ -15,7 +15,7 @@ const FILLER: u8 = 0xcc;
 
 /// A bounded piece of memory with a writable and an executable view.
 #[derive(Debug)]
-pub(crate) struct CodeMemory {
+pub struct CodeMemory {
     write: NonNull<u8>,
     execute: NonNull<u8>,
     len: usize,
@@ -29,7 +29,7 @@ unsafe impl Sync for CodeMemory {}
 
 impl CodeMemory {
     /// Reserves `len` bytes (a multiple of the page size); pages are allocated when first used.
-    pub(crate) fn new(len: usize) -> io::Result<Self> {
+    pub fn new(len: usize) -> io::Result<Self> {
         let fd = memfd()?;
         let file_len =
             libc::off_t::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -48,7 +48,8 @@ impl CodeMemory {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
         self.len
     }
 
@@ -56,7 +57,7 @@ impl CodeMemory {
     ///
     /// # Safety
     /// Nobody executes or writes the range meanwhile.
-    pub(crate) unsafe fn write(&self, at: usize, room: usize, code: &[u8]) -> bool {
+    pub unsafe fn write(&self, at: usize, room: usize, code: &[u8]) -> bool {
         if code.len() > room || at.checked_add(room).is_none_or(|end| end > self.len) {
             return false;
         }
@@ -70,7 +71,7 @@ impl CodeMemory {
     }
 
     /// The address at which the code at `at` executes; `at` is inside the memory.
-    pub(crate) fn address(&self, at: usize) -> *const u8 {
+    pub fn address(&self, at: usize) -> *const u8 {
         assert!(at < self.len, "offset outside the code memory");
         // SAFETY: just checked to be inside the mapping.
         unsafe { self.execute.as_ptr().add(at) }
@@ -115,7 +116,7 @@ fn map(fd: &OwnedFd, len: usize, protection: c_int) -> io::Result<NonNull<u8>> {
 
 /// Makes this processor fetch what was last written, where it may have executed other code at
 /// the same address before (SDM volume 3, 9.1.3: a serializing instruction).
-pub(crate) fn serialize() {
+pub fn serialize() {
     let _ = std::arch::x86_64::__cpuid(0);
 }
 

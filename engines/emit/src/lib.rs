@@ -68,6 +68,7 @@ pub mod x87;
 pub mod x87_env;
 
 pub use cache::{DEFAULT_LEN, StubCache};
+pub use code_memory::{CodeMemory, serialize};
 pub use properties::{MemoryUse, Properties, Unit};
 pub use stub::{Operand, Outcome, Stub};
 

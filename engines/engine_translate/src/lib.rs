@@ -23,6 +23,8 @@ const TSC_KHZ: u32 = 1_000_000;
 pub struct Translate {
     caps: Caps,
     stubs: StubCache,
+    /// Size of each vCPU's memory for translated code; none: everything is interpreted.
+    code_memory: Option<usize>,
 }
 
 impl Translate {
@@ -38,7 +40,15 @@ impl Translate {
             tsc_scaling: true,
             cpuid: translate_features(&host_table()),
         };
-        Ok(Self { caps, stubs })
+        Ok(Self { caps, stubs, code_memory: None })
+    }
+
+    /// Hot code is translated, into so many bytes for each vCPU, where the host has what that
+    /// needs and the VM does not count instructions.
+    #[must_use]
+    pub fn with_code_memory(mut self, len: usize) -> Self {
+        self.code_memory = Some(len);
+        self
     }
 }
 
@@ -57,7 +67,7 @@ impl Engine for Translate {
         if khz == 0 {
             return Err(Error::Unsupported("a TSC that stands still"));
         }
-        Ok(Arc::new(TranslateVm::new(config, khz, &self.stubs)?))
+        Ok(Arc::new(TranslateVm::new(config, khz, &self.stubs, self.code_memory)?))
     }
 }
 

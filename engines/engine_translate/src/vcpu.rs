@@ -9,6 +9,7 @@ use semantics::{
     sync::{Slot, flag},
 };
 use std::sync::{Arc, atomic::Ordering::SeqCst};
+use translator::Translator;
 use vcpu_state::VcpuState;
 use x86_defs::is_canonical_48;
 
@@ -25,18 +26,17 @@ pub struct TranslateVcpu {
 }
 
 impl TranslateVcpu {
-    pub(crate) fn new(vm: &TranslateVm, id: u32) -> Self {
+    pub(crate) fn new(vm: &TranslateVm, id: u32) -> Result<Self, Error> {
         let mut cpu = Cpu::new(id, &vm.mem, &vm.slots, vm.cpuid.clone());
         cpu.trace = vm.trace;
         cpu.intercepts = vm.intercepts;
-        Self {
-            cpu,
-            interp: Interp::new(vm.features, vm.stubs.clone()),
-            counted: vm.counted,
-            khz: vm.khz,
-            last_tsc: None,
-            wanted_tsc: None,
+        let mut interp = Interp::new(vm.features, vm.stubs.clone());
+        if let Some(len) = vm.code_memory {
+            let translator = Translator::new(len, vm.features)
+                .map_err(|source| Error::Os { call: "mmap", source })?;
+            translator.into_iter().for_each(|t| interp.set_translator(t));
         }
+        Ok(Self { cpu, interp, counted: vm.counted, khz: vm.khz, last_tsc: None, wanted_tsc: None })
     }
 
     fn run_budget(&mut self, budget: u64, host: &mut dyn VcpuHost) -> Exit {
@@ -115,7 +115,8 @@ impl Vcpu for TranslateVcpu {
     }
 
     fn retired(&self) -> Option<u64> {
-        Some(self.interp.retired())
+        // Translated code does not count.
+        (!self.interp.translates()).then(|| self.interp.retired())
     }
 }
 

@@ -27,6 +27,7 @@ pub struct TranslateVm {
     pub(crate) trace: bool,
     pub(crate) counted: bool,
     pub(crate) khz: u32,
+    pub(crate) code_memory: Option<usize>,
     clock: VmClock,
     unsettled: Mutex<Vec<Unsettled>>,
     ids: Mutex<BTreeSet<u32>>,
@@ -57,7 +58,12 @@ impl CodeWatch for Watch {
 }
 
 impl TranslateVm {
-    pub(crate) fn new(config: &VmConfig, khz: u32, stubs: &StubCache) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: &VmConfig,
+        khz: u32,
+        stubs: &StubCache,
+        code_memory: Option<usize>,
+    ) -> Result<Self, Error> {
         let mem = GuestMem::new(config.memory)?;
         let slots = Arc::<Slots>::default();
         let watch: Arc<dyn CodeWatch> =
@@ -73,6 +79,7 @@ impl TranslateVm {
             trace: config.trace,
             counted: config.counted,
             khz,
+            code_memory: code_memory.filter(|_| !config.counted),
             clock: VmClock::new(khz),
             unsettled: Mutex::default(),
             ids: Mutex::default(),
@@ -116,7 +123,7 @@ impl Vm for TranslateVm {
         if !self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
             return Err(Error::Unsupported("two vCPUs of one number"));
         }
-        Ok(Box::new(TranslateVcpu::new(self, id)))
+        Ok(Box::new(TranslateVcpu::new(self, id)?))
     }
 
     fn log_dirty(&self, on: bool) -> Result<(), Error> {

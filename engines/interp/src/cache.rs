@@ -6,9 +6,12 @@ use std::{
     hash::{BuildHasherDefault, Hash, Hasher},
     ops::Range,
 };
+use translator::Code;
 
 /// Instructions kept before everything is dropped.
 const MAX_INSNS: usize = 120_000;
+/// The same if translations go with them.
+const MAX_WITH_TRANSLATIONS: usize = 480_000;
 const JUMPS: usize = 16384;
 const PAGE: u64 = 4096;
 
@@ -75,6 +78,28 @@ pub struct Cache {
     jumps: Box<[Jump]>,
     /// How often everything was dropped.
     epoch: u64,
+    /// For the first instruction of a block, how it is to be executed.
+    heat: Vec<Heat>,
+    translations: Vec<Translations>,
+    /// Translations of blocks that are gone.
+    dropped: Vec<Code>,
+    /// All of them are.
+    cleared: bool,
+    limit: usize,
+}
+
+/// Of one block, by the plane of the TLB.
+pub type Translations = [Option<Code>; 3];
+
+/// Whether a block is worth translating.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heat {
+    /// How often it was executed.
+    Runs(u32),
+    /// Index of its translations.
+    Translated(u32),
+    /// It cannot be, or would not pay.
+    Never,
 }
 
 impl Default for Cache {
@@ -86,6 +111,11 @@ impl Default for Cache {
             by_page: HashMap::default(),
             jumps: vec![NOWHERE; JUMPS].into(),
             epoch: 0,
+            heat: Vec::new(),
+            translations: Vec::new(),
+            dropped: Vec::new(),
+            cleared: false,
+            limit: MAX_INSNS,
         };
         cache.clear();
         cache
@@ -139,6 +169,45 @@ impl Cache {
         }
     }
 
+    /// Keeps more from now on.
+    pub fn keep_for_translations(&mut self) {
+        self.limit = MAX_WITH_TRANSLATIONS;
+    }
+
+    /// The block is found again, until it is forgotten.
+    pub fn is_kept(&self, span: Span) -> bool {
+        self.counts.get(span.start as usize).is_some_and(|count| *count != 0)
+    }
+
+    pub fn heat(&mut self, span: Span) -> Option<&mut Heat> {
+        self.heat.get_mut(span.start as usize)
+    }
+
+    pub fn translations(&mut self, span: Span) -> Option<&mut Translations> {
+        match *self.heat.get(span.start as usize)? {
+            Heat::Translated(index) => self.translations.get_mut(index as usize),
+            _ => None,
+        }
+    }
+
+    /// Gives a block, which is still known, a place for translations.
+    pub fn set_translated(&mut self, span: Span) {
+        let index = self.translations.len() as u32;
+        if let Some(heat) = self.heat.get_mut(span.start as usize) {
+            *heat = Heat::Translated(index);
+            self.translations.push(Translations::default());
+        }
+    }
+
+    /// Translations that must not run any more, since the last call: all, or these.
+    #[inline]
+    pub fn take_dropped(&mut self) -> Option<(bool, Vec<Code>)> {
+        if !self.cleared && self.dropped.is_empty() {
+            return None;
+        }
+        Some((std::mem::take(&mut self.cleared), std::mem::take(&mut self.dropped)))
+    }
+
     /// Keeps a block; without a key, only until the next one is added.
     pub fn add(
         &mut self,
@@ -147,7 +216,7 @@ impl Cache {
         gpa: Range<u64>,
         rest: Range<u64>,
     ) -> Span {
-        if self.insns.len() + insns.len() > MAX_INSNS {
+        if self.insns.len() + insns.len() > self.limit {
             self.clear();
         }
         let span = Span {
@@ -157,6 +226,7 @@ impl Cache {
         };
         self.insns.extend(insns);
         self.counts.resize(self.insns.len(), 0);
+        self.heat.resize(self.insns.len(), Heat::Runs(0));
         let Some(key) = key else { return span };
         if let Some(count) = self.counts.get_mut(span.start as usize) {
             *count = span.count;
@@ -197,6 +267,10 @@ impl Cache {
         if let Some(count) = self.counts.get_mut(block.span.start as usize) {
             *count = 0;
         }
+        if let Some(translations) = self.translations(block.span) {
+            let gone = std::mem::take(translations);
+            self.dropped.extend(gone.into_iter().flatten());
+        }
         for page in block.pages().into_iter().flatten() {
             if let Some(list) = self.by_page.get_mut(&page) {
                 list.retain(|k| k != key);
@@ -213,6 +287,11 @@ impl Cache {
         self.insns.push(semantics::insn::too_long());
         self.counts.clear();
         self.counts.push(0);
+        self.heat.clear();
+        self.heat.push(Heat::Never);
+        self.translations.clear();
+        self.dropped.clear();
+        self.cleared = true;
         self.by_key.clear();
         self.by_page.clear();
         self.jumps.fill(NOWHERE);

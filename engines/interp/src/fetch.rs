@@ -85,6 +85,17 @@ impl Interp {
         Ok(span)
     }
 
+    /// Bytes of the page from RIP, as many as a block has at most: for code of 64 bits.
+    pub(crate) fn window(&self, ctx: &mut Ctx<'_>) -> Result<Vec<u8>, Stop> {
+        let linear = ctx.cpu.rip;
+        let page = ctx.fetch_page(linear)?;
+        let Some(ram) = page.ram else { return Ok(Vec::new()) };
+        let at = (linear % PAGE) as usize;
+        let mut bytes = vec![0; WINDOW.min(PAGE as usize - at)];
+        ctx.cpu.mem.arena().read(ArenaOffset(ram.0.wrapping_add(at)), &mut bytes);
+        Ok(bytes)
+    }
+
     /// One instruction that begins in `first` and ends in the next page, or beyond the limit.
     fn across(
         &mut self,
@@ -168,7 +179,7 @@ impl Interp {
 
     /// The instructions from the beginning of `bytes` to the end of the block. Empty if not
     /// even the first is complete.
-    fn decode(&self, ctx: &Ctx<'_>, bytes: &[u8]) -> Vec<Insn> {
+    pub(crate) fn decode(&self, ctx: &Ctx<'_>, bytes: &[u8]) -> Vec<Insn> {
         let size = ctx.cpu.mode.code;
         let bits = match size {
             CodeSize::Bits16 => 16,

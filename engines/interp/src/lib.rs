@@ -9,6 +9,7 @@ mod boundary;
 mod cache;
 mod fetch;
 mod run;
+mod translated;
 mod trap;
 
 pub use cache::Cache;

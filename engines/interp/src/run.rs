@@ -6,6 +6,7 @@ use engine::{BreakpointKind, DebugExit, Exit, GuestDebug};
 use iced_x86::Mnemonic;
 use semantics::{Ctx, Insn, Stop, event, features::IsaFeatures};
 use std::sync::atomic::Ordering::Relaxed;
+use translator::Translator;
 use vcpu_state::{Exception, MpState, Shadow};
 use x86_defs::{PAGE_SIZE, dr, exception, rflags};
 
@@ -15,6 +16,7 @@ pub struct Interp {
     pub(crate) cache: Cache,
     pub(crate) features: IsaFeatures,
     pub(crate) stubs: StubCache,
+    pub(crate) translator: Option<Translator>,
     /// Linear addresses before which a debugger wants to stop.
     breakpoints: Vec<u64>,
     single_step: bool,
@@ -27,6 +29,7 @@ impl Interp {
             cache: Cache::default(),
             features,
             stubs,
+            translator: None,
             breakpoints: Vec::new(),
             single_step: false,
             retired: 0,
@@ -96,8 +99,22 @@ impl Interp {
 
     /// Block after block, until one has to be left.
     fn blocks(&mut self, ctx: &mut Ctx<'_>, end: u64) -> Result<(), Stop> {
+        let translating = end == u64::MAX && self.translator.is_some();
+        let mut left = None;
         let mut span = self.locate(ctx)?;
         loop {
+            if translating
+                && ctx.cpu.mode.is64()
+                && let Some(result) = self.translated(ctx, span, left.take())
+            {
+                left = Some(result?);
+                if ctx.cpu.leave || ctx.cpu.slot.flags.load(Relaxed) != 0 {
+                    self.count_reps(ctx);
+                    return Ok(());
+                }
+                span = self.locate(ctx)?;
+                continue;
+            }
             let insns = self.cache.insns(span);
             if end != u64::MAX {
                 self.retired += std::mem::take(&mut ctx.cpu.rep_retired);

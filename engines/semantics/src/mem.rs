@@ -137,6 +137,25 @@ impl Mmu {
         self.tlb.flush_write();
     }
 
+    /// See [`Tlb::generation`].
+    #[inline]
+    pub fn tlb_generation(&self) -> u64 {
+        self.tlb.generation()
+    }
+
+    /// See [`Tlb::plane`].
+    #[inline]
+    pub fn plane(&self) -> Option<usize> {
+        self.tlb.plane()
+    }
+
+    /// Host address of a byte, if its page may be read, or written, with the current rights
+    /// without anything to be noticed, until [`Self::tlb_generation`] changes.
+    pub fn known(&self, linear: u64, write: bool) -> Option<u64> {
+        let at = if write { self.tlb.write(linear, 1) } else { self.tlb.read(linear, 1) };
+        at.map(|at| self.arena.host_address(at))
+    }
+
     /// Forgets all translations, global ones included.
     pub fn flush_all(&mut self) {
         self.tlb.flush_all();

@@ -71,6 +71,8 @@ pub struct Tlb {
     last_context: u16,
     /// How often contexts have run out.
     rounds: u64,
+    /// Counts what may make an entry, as known elsewhere, wrong.
+    generation: u64,
     pcid: u16,
     /// Where large pages were entered, by hash of the 2 MiB region.
     large: Filter,
@@ -124,6 +126,7 @@ impl Tlb {
             contexts: boxed(0),
             last_context: 0,
             rounds: 0,
+            generation: 1,
             pcid: 0,
             large: Filter::new(21),
             huge: Filter::new(30),
@@ -186,6 +189,19 @@ impl Tlb {
         let entry = self.entry(gva);
         let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
         (entry.execute == self.wanted(gva, len)).then_some(at)
+    }
+
+    /// Who copies entries drops the copies whenever this differs: something was forgotten, may
+    /// not be written unnoticed any more, or belongs to another address space.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The plane of the current rights; `None` while each access must be looked at.
+    #[inline]
+    pub fn plane(&self) -> Option<usize> {
+        (self.plane < 3).then_some(self.plane)
     }
 
     /// Translates the slow way with rights that may differ from the current ones, and enters
@@ -273,6 +289,7 @@ impl Tlb {
     /// A load of CR3: what follows belongs to `pcid`, whose entries are forgotten unless
     /// `keep` is set; global ones stay.
     pub fn switch(&mut self, pcid: u16, keep: bool) {
+        self.generation += 1;
         self.pcid = pcid % PCIDS as u16;
         let known = self.contexts[usize::from(self.pcid)];
         if keep && known != 0 {
@@ -284,6 +301,7 @@ impl Tlb {
 
     /// Gives the current PCID a new context.
     fn renew(&mut self) {
+        self.generation += 1;
         let Some(context) = self.allocate() else { return self.flush_all() };
         self.contexts[usize::from(self.pcid)] = context;
         self.context = u64::from(context);
@@ -298,6 +316,7 @@ impl Tlb {
 
     /// Forgets everything, global pages included.
     pub fn flush_all(&mut self) {
+        self.generation += 1;
         self.contexts.fill(0);
         self.large.bits.fill(0);
         self.huge.bits.fill(0);
@@ -336,6 +355,7 @@ impl Tlb {
     /// Forgets a page in all address spaces: more than INVLPG and INVPCID type 0 ask for.
     /// True if it may have been a large one, so that other addresses are concerned.
     pub fn flush_page(&mut self, gva: u64) -> bool {
+        self.generation += 1;
         if let Some(shift) = self.huge.of(gva).or(self.large.of(gva)) {
             self.forget(|tag| (tag ^ gva) >> shift == 0);
             return true;
@@ -351,6 +371,7 @@ impl Tlb {
 
     /// Each next write to any page takes the slow path, which marks the page dirty.
     pub fn flush_write(&mut self) {
+        self.generation += 1;
         for entry in self.planes.as_flattened_mut() {
             entry.write = 0;
         }
@@ -361,6 +382,7 @@ impl Tlb {
 
     /// The next write to the page of the arena takes the slow path: it now holds code.
     pub fn flush_write_page(&mut self, page: ArenaOffset) {
+        self.generation += 1;
         let origins = self.origins.as_flattened_mut().iter_mut();
         for (origin, entry) in origins.zip(self.planes.as_flattened_mut()) {
             let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);

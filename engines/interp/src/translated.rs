@@ -1,0 +1,102 @@
+//! Where hot blocks leave the interpreter.
+
+use crate::{
+    Interp,
+    cache::{Heat, Span},
+};
+use semantics::{Ctx, Insn, Stop};
+use std::sync::Arc;
+use translator::{Code, Left, Source, Translator};
+
+/// A block that has run so often is translated.
+const HOT: u32 = 64;
+
+impl Interp {
+    /// Has hot blocks translated from now on, in runs that are not counted.
+    pub fn set_translator(&mut self, translator: Translator) {
+        self.cache.clear();
+        self.cache.keep_for_translations();
+        self.translator = Some(translator);
+    }
+
+    pub fn translates(&self) -> bool {
+        self.translator.is_some()
+    }
+
+    /// Runs the block that `locate` has found, and what follows, as translated code. `None` if
+    /// it is to be interpreted. `before` is how translated code has come here.
+    #[inline]
+    pub(crate) fn translated(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        span: Span,
+        before: Option<Left>,
+    ) -> Option<Result<Left, Stop>> {
+        match self.cache.heat(span)? {
+            Heat::Never => return None,
+            Heat::Runs(runs) if *runs < HOT => {
+                *runs += 1;
+                return None;
+            }
+            Heat::Runs(_) | Heat::Translated(_) => {}
+        }
+        self.enter(ctx, span, before)
+    }
+
+    fn enter(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        span: Span,
+        before: Option<Left>,
+    ) -> Option<Result<Left, Stop>> {
+        let plane = ctx.cpu.mmu.plane()?;
+        let translator = self.translator.as_mut()?;
+        if let Some((all, dropped)) = self.cache.take_dropped() {
+            if all {
+                translator.clear();
+            }
+            translator.remove(&dropped);
+        }
+        let known = self.cache.translations(span).and_then(|t| *t.get(plane)?);
+        let code = match known.filter(|code| translator.is_valid(*code, plane)) {
+            Some(code) => code,
+            None => self.translate(ctx, span, plane)?,
+        };
+        let translator = self.translator.as_mut()?;
+        match before {
+            Some(Left::Exit(link)) => translator.link(link, code),
+            Some(Left::Jump) => translator.set_jump(ctx, code),
+            Some(Left::Boundary) | None => {}
+        }
+        translator.run(ctx, code)
+    }
+
+    /// Translates the block at RIP. What was written to it since it was decoded is seen here or
+    /// not: the request to forget the block is on its way in either case.
+    fn translate(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
+        let code = self.make(ctx, span, plane);
+        let Some(code) = code else {
+            *self.cache.heat(span)? = Heat::Never;
+            return None;
+        };
+        if self.cache.translations(span).is_none() {
+            self.cache.set_translated(span);
+        }
+        *self.cache.translations(span)?.get_mut(plane)? = Some(code);
+        Some(code)
+    }
+
+    fn make(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
+        if !self.cache.is_kept(span) {
+            return None;
+        }
+        let start = (ctx.cpu.rip % x86_defs::PAGE_SIZE) as u16;
+        // It was fetched just now.
+        let bytes = self.window(ctx).ok()?;
+        let mut insns = self.decode(ctx, &bytes);
+        insns.truncate(usize::from(span.count));
+        let insns: Arc<[Insn]> = insns.into();
+        let source = Source { insns: &insns, bytes: &bytes, start, plane };
+        self.translator.as_mut()?.translate(&source)
+    }
+}

@@ -1,0 +1,321 @@
+//! A small emitter: the few host instructions that surround copied guest instructions.
+//!
+//! None of them changes the flags: the guest's flags are in the host's flags register all the
+//! time.
+
+/// Host registers by number.
+pub const RAX: u8 = 0;
+pub const RCX: u8 = 1;
+pub const RBX: u8 = 3;
+pub const RSP: u8 = 4;
+pub const RBP: u8 = 5;
+pub const RDI: u8 = 7;
+
+/// A memory operand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mem {
+    pub base: Option<u8>,
+    /// Register and shift count.
+    pub index: Option<(u8, u8)>,
+    pub disp: i32,
+}
+
+impl Mem {
+    pub fn at(base: u8, disp: i32) -> Self {
+        Self { base: Some(base), index: None, disp }
+    }
+
+    pub fn indexed(base: u8, index: u8, shift: u8, disp: i32) -> Self {
+        Self { base: Some(base), index: Some((index, shift)), disp }
+    }
+}
+
+/// A forward jump's displacement, to be filled in.
+#[must_use]
+#[derive(Clone, Copy, Debug)]
+pub struct Patch(usize);
+
+/// Code that will execute at offset `origin` of the code memory.
+#[derive(Debug)]
+pub struct Asm {
+    pub code: Vec<u8>,
+    origin: usize,
+}
+
+impl Asm {
+    pub fn new(origin: usize) -> Self {
+        Self { code: Vec::with_capacity(512), origin }
+    }
+
+    /// Offset in the code memory of what comes next.
+    pub fn here(&self) -> usize {
+        self.origin + self.code.len()
+    }
+
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.code.extend_from_slice(bytes);
+    }
+
+    fn rex(&mut self, wide: bool, reg: u8, mem: &Mem) {
+        let x = mem.index.map_or(0, |(r, _)| r >> 3);
+        let b = mem.base.map_or(0, |r| r >> 3);
+        let rex = u8::from(wide) << 3 | reg >> 3 << 2 | x << 1 | b;
+        if rex != 0 {
+            self.code.push(0x40 | rex);
+        }
+    }
+
+    /// ModRM, SIB and displacement (SDM volume 2, 2.1.5).
+    fn modrm(&mut self, reg: u8, mem: &Mem) {
+        let reg = (reg & 7) << 3;
+        let Some(base) = mem.base else {
+            // No base: SIB with a 32-bit displacement.
+            let (index, shift) = mem.index.unwrap_or((RSP, 0));
+            self.bytes(&[reg | 4, shift << 6 | (index & 7) << 3 | 5]);
+            return self.bytes(&mem.disp.to_le_bytes());
+        };
+        let small = i8::try_from(mem.disp);
+        let mode = match (mem.disp, small) {
+            (0, _) if base & 7 != 5 => 0,
+            (_, Ok(_)) => 0x40,
+            _ => 0x80,
+        };
+        match mem.index {
+            Some((index, shift)) => {
+                self.bytes(&[mode | reg | 4, shift << 6 | (index & 7) << 3 | base & 7]);
+            }
+            None if base & 7 == 4 => self.bytes(&[mode | reg | 4, 0x24]),
+            None => self.code.push(mode | reg | base & 7),
+        }
+        match (mode, small) {
+            (0x40, Ok(disp)) => self.code.push(disp as u8),
+            (0x80, _) => self.bytes(&mem.disp.to_le_bytes()),
+            _ => {}
+        }
+    }
+
+    pub fn load(&mut self, to: u8, mem: Mem) {
+        self.rex(true, to, &mem);
+        self.code.push(0x8b);
+        self.modrm(to, &mem);
+    }
+
+    pub fn load32(&mut self, to: u8, mem: Mem) {
+        self.rex(false, to, &mem);
+        self.code.push(0x8b);
+        self.modrm(to, &mem);
+    }
+
+    pub fn store(&mut self, mem: Mem, from: u8) {
+        self.rex(true, from, &mem);
+        self.code.push(0x89);
+        self.modrm(from, &mem);
+    }
+
+    /// Stores a sign-extended immediate, four bytes or eight.
+    pub fn store_imm(&mut self, mem: Mem, value: i32, wide: bool) {
+        self.rex(wide, 0, &mem);
+        self.code.push(0xc7);
+        self.modrm(0, &mem);
+        self.bytes(&value.to_le_bytes());
+    }
+
+    pub fn lea(&mut self, to: u8, mem: Mem, wide: bool) {
+        self.rex(wide, to, &mem);
+        self.code.push(0x8d);
+        self.modrm(to, &mem);
+    }
+
+    /// 64 bits, or 32 with the upper half cleared.
+    pub fn mov(&mut self, to: u8, from: u8, wide: bool) {
+        let rex = u8::from(wide) << 3 | from >> 3 << 2 | to >> 3;
+        if rex != 0 {
+            self.code.push(0x40 | rex);
+        }
+        self.bytes(&[0x89, 0xc0 | (from & 7) << 3 | to & 7]);
+    }
+
+    /// A sign-extended immediate.
+    pub fn mov_imm(&mut self, to: u8, value: i32) {
+        self.bytes(&[0x48 | to >> 3, 0xc7, 0xc0 | to & 7]);
+        self.bytes(&value.to_le_bytes());
+    }
+
+    pub fn movzx16(&mut self, to: u8, from: u8) {
+        let rex = to >> 3 << 2 | from >> 3;
+        if rex != 0 {
+            self.code.push(0x40 | rex);
+        }
+        self.bytes(&[0x0f, 0xb7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// The prefix C4; `map` 2 is 0F38, 3 is 0F3A; `pp` 1 is 66, 2 is F3, 3 is F2.
+    fn vex(&mut self, map: u8, pp: u8, reg: u8, second: u8, mem: &Mem) {
+        let x = mem.index.map_or(0, |(r, _)| r >> 3);
+        let b = mem.base.map_or(0, |r| r >> 3);
+        let first = (reg >> 3 ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map;
+        self.bytes(&[0xc4, first, 0x80 | (!second & 15) << 3 | pp]);
+    }
+
+    /// Gathers the bits of `from` that the mask in memory selects.
+    pub fn pext(&mut self, to: u8, from: u8, mask: Mem) {
+        self.vex(2, 2, to, from, &mask);
+        self.code.push(0xf5);
+        self.modrm(to, &mask);
+    }
+
+    /// `to = from >> count`, count modulo 64.
+    pub fn shrx(&mut self, to: u8, from: u8, count: u8) {
+        self.vex(2, 3, to, count, &Mem::at(from, 0));
+        self.bytes(&[0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    pub fn rorx(&mut self, to: u8, from: u8, count: u8) {
+        self.vex(3, 3, to, 0, &Mem::at(from, 0));
+        self.bytes(&[0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
+    }
+
+    pub fn crc32(&mut self, to: u8, from: u8) {
+        let rex = 0x48 | to >> 3 << 2 | from >> 3;
+        self.bytes(&[0xf2, rex, 0x0f, 0x38, 0xf1, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    pub fn push(&mut self, register: u8) {
+        if register >= 8 {
+            self.code.push(0x41);
+        }
+        self.code.push(0x50 | register & 7);
+    }
+
+    pub fn pop(&mut self, register: u8) {
+        if register >= 8 {
+            self.code.push(0x41);
+        }
+        self.code.push(0x58 | register & 7);
+    }
+
+    pub fn push_mem(&mut self, mem: Mem) {
+        self.rex(false, 6, &mem);
+        self.code.push(0xff);
+        self.modrm(6, &mem);
+    }
+
+    pub fn pop_mem(&mut self, mem: Mem) {
+        self.rex(false, 0, &mem);
+        self.code.push(0x8f);
+        self.modrm(0, &mem);
+    }
+
+    pub fn jmp_mem(&mut self, mem: Mem) {
+        self.rex(false, 4, &mem);
+        self.code.push(0xff);
+        self.modrm(4, &mem);
+    }
+
+    pub fn call_mem(&mut self, mem: Mem) {
+        self.rex(false, 2, &mem);
+        self.code.push(0xff);
+        self.modrm(2, &mem);
+    }
+
+    pub fn jmp_reg(&mut self, register: u8) {
+        if register >= 8 {
+            self.code.push(0x41);
+        }
+        self.bytes(&[0xff, 0xe0 | register & 7]);
+    }
+
+    fn rel32(&mut self, target: usize) {
+        let next = self.here() + 4;
+        // The code memory is smaller than 2 GiB.
+        let distance = (target as i64 - next as i64) as i32;
+        self.bytes(&distance.to_le_bytes());
+    }
+
+    /// To an offset in the code memory.
+    pub fn jmp(&mut self, target: usize) {
+        self.code.push(0xe9);
+        self.rel32(target);
+    }
+
+    pub fn call(&mut self, target: usize) {
+        self.code.push(0xe8);
+        self.rel32(target);
+    }
+
+    pub fn jmp_forward(&mut self) -> Patch {
+        self.bytes(&[0xe9, 0, 0, 0, 0]);
+        Patch(self.code.len() - 4)
+    }
+
+    pub fn patch(&mut self, at: Patch) {
+        let distance = (self.code.len() - at.0 - 4) as u32;
+        if let Some(field) = self.code.get_mut(at.0..at.0 + 4) {
+            field.copy_from_slice(&distance.to_le_bytes());
+        }
+    }
+
+    /// Jumps over what `f` emits if RCX is zero; that must be short.
+    pub fn unless_rcx_zero(&mut self, f: impl FnOnce(&mut Self)) {
+        self.skip(0xe3, f);
+    }
+
+    /// Jumps over what `f` emits if the condition (0 to 15) holds.
+    pub fn unless(&mut self, condition: u8, f: impl FnOnce(&mut Self)) {
+        self.skip(0x70 | condition & 15, f);
+    }
+
+    fn skip(&mut self, opcode: u8, f: impl FnOnce(&mut Self)) {
+        self.bytes(&[opcode, 0]);
+        let start = self.code.len();
+        f(self);
+        let len = self.code.len() - start;
+        debug_assert!(len < 128, "a short jump reaches over it");
+        self.code[start - 1] = len as u8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, FastFormatter};
+
+    fn text(f: impl FnOnce(&mut Asm)) -> String {
+        let mut asm = Asm::new(0);
+        f(&mut asm);
+        let mut decoder = Decoder::with_ip(64, &asm.code, 0, DecoderOptions::NONE);
+        let (mut out, mut formatter) = (String::new(), FastFormatter::new());
+        while decoder.can_decode() {
+            formatter.format(&decoder.decode(), &mut out);
+            out.push(';');
+        }
+        out
+    }
+
+    #[test]
+    fn encodes_what_it_says() {
+        assert_eq!(text(|a| a.load(9, Mem::at(5, -76))), "mov r9,[rbp-4Ch];");
+        assert_eq!(text(|a| a.load(1, Mem::at(5, 0))), "mov rcx,[rbp];");
+        assert_eq!(text(|a| a.load32(1, Mem::at(1, 0))), "mov ecx,[rcx];");
+        assert_eq!(text(|a| a.store(Mem::at(12, 0), 13)), "mov [r12],r13;");
+        assert_eq!(text(|a| a.store(Mem::at(13, 0), 13)), "mov [r13],r13;");
+        let entry = Mem::indexed(5, 11, 2, 0x1234);
+        assert_eq!(text(|a| a.load(11, entry)), "mov r11,[rbp+r11*4+1234h];");
+        let scaled = Mem { base: None, index: Some((11, 3)), disp: 0 };
+        assert_eq!(text(|a| a.lea(11, scaled, true)), "lea r11,[r11*8];");
+        assert_eq!(text(|a| a.lea(8, Mem::at(1, 5), false)), "lea r8d,[rcx+5h];");
+        assert_eq!(text(|a| a.pext(11, 10, Mem::at(5, 64))), "pext r11,r10,[rbp+40h];");
+        assert_eq!(text(|a| a.shrx(1, 1, 5)), "shrx rcx,rcx,rbp;");
+        assert_eq!(text(|a| a.rorx(1, 10, 48)), "rorx rcx,r10,30h;");
+        assert_eq!(text(|a| a.crc32(11, 10)), "crc32 r11,r10;");
+        assert_eq!(text(|a| a.mov(14, 3, true)), "mov r14,rbx;");
+        assert_eq!(text(|a| a.mov(1, 9, false)), "mov ecx,r9d;");
+        assert_eq!(text(|a| a.mov_imm(10, -2)), "mov r10,0FFFFFFFFFFFFFFFEh;");
+        assert_eq!(text(|a| a.movzx16(1, 1)), "movzx ecx,cx;");
+        assert_eq!(text(|a| a.jmp_mem(Mem::at(5, 300))), "jmp qword ptr [rbp+12Ch];");
+        assert_eq!(text(|a| a.pop_mem(Mem::at(5, 8))), "pop qword ptr [rbp+8h];");
+        assert_eq!(text(|a| a.store_imm(Mem::at(5, 8), 7, false)), "mov dword ptr [rbp+8h],7h;");
+        let skipped = text(|a| a.unless_rcx_zero(|a| a.jmp(0)));
+        assert_eq!(skipped, "jrcxz 7h;jmp 0h;");
+    }
+}

@@ -1,0 +1,252 @@
+//! One block: its instructions, its exits, and what lies out of line.
+
+mod copy;
+mod flow;
+mod stack;
+
+use crate::{
+    asm::{Asm, Mem, Patch},
+    probe,
+    regs::{self, SA, SB, SC},
+    state::{field, gpr},
+    thunks::{EXIT_POLL, Thunks},
+};
+pub use flow::is_flow;
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
+
+/// The instruction has no translation: its handler executes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Untranslated;
+
+type Done = Result<(), Untranslated>;
+
+/// Instructions are decoded as if their page began here: what they say relative to RIP becomes
+/// relative to the page.
+pub const BASE: u64 = 1 << 40;
+
+/// An exit to an address relative to the page.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    pub cell: u32,
+    pub offset: i64,
+    /// Offset in the code memory of what the cell refers to until it is linked.
+    pub stub: usize,
+}
+
+/// What block is made of.
+#[derive(Debug)]
+pub struct Lowered {
+    pub code: Vec<u8>,
+    pub exits: Vec<Exit>,
+    /// Where forward jumps enter: behind the poll.
+    pub unpolled: usize,
+    pub callouts: usize,
+}
+
+pub struct Lowerer<'t> {
+    asm: Asm,
+    thunks: &'t Thunks,
+    encoder: Encoder,
+    factory: InstructionInfoFactory,
+    plane: usize,
+    /// Number of the block.
+    id: u32,
+    /// Instruction under way.
+    index: usize,
+    first_cell: u32,
+    exits: Vec<Exit>,
+    /// Misses: instruction, the jump to resolve, and whether it is the TLB's.
+    misses: Vec<(usize, Patch, bool)>,
+    /// Where each instruction's successor begins.
+    ends: Vec<usize>,
+}
+
+/// Instructions in a block at most, and how a site is made of block and instruction.
+pub const SITE_BITS: u32 = 8;
+
+impl<'t> Lowerer<'t> {
+    pub fn new(origin: usize, thunks: &'t Thunks, plane: usize, id: u32, first_cell: u32) -> Self {
+        Self {
+            asm: Asm::new(origin),
+            thunks,
+            encoder: Encoder::new(64),
+            factory: InstructionInfoFactory::new(),
+            plane,
+            id,
+            index: 0,
+            first_cell,
+            exits: Vec::new(),
+            misses: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    /// Translates; `start` is the block's offset in its page. `allowed` says whether the
+    /// guest has the instruction.
+    pub fn run(
+        mut self,
+        start: i64,
+        insns: &[Instruction],
+        allowed: impl Fn(&Instruction) -> bool,
+    ) -> Lowered {
+        self.asm.load(SC, field!(poll));
+        self.asm.load32(SC, Mem::at(SC, 0));
+        let mut poll = None;
+        self.asm.unless_rcx_zero(|asm| poll = Some(asm.jmp_forward()));
+        let unpolled = self.asm.here();
+        let (mut callouts, mut open) = (0, true);
+        for (index, insn) in insns.iter().enumerate() {
+            self.index = index;
+            let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
+            let result = if allowed(insn) { self.instruction(insn) } else { Err(Untranslated) };
+            if result.is_err() {
+                self.asm.code.truncate(code);
+                self.exits.truncate(exits);
+                self.misses.truncate(misses);
+                self.callout();
+                callouts += 1;
+            }
+            open = result.is_err() || !flow::is_flow(insn);
+            self.ends.push(self.asm.here());
+        }
+        if open {
+            // After a callout that changes RIP this is not reached.
+            let end = insns.last().map_or(start, |i| i.next_ip().wrapping_sub(BASE) as i64);
+            self.exit(end);
+        }
+        if let Some(poll) = poll {
+            self.asm.patch(poll);
+            self.leave_at(start, EXIT_POLL);
+        }
+        self.out_of_line();
+        Lowered { code: self.asm.code, exits: self.exits, unpolled, callouts }
+    }
+
+    fn site(&mut self, index: usize) {
+        let site = self.id << SITE_BITS | index as u32;
+        self.asm.store_imm(field!(site), site as i32, false);
+    }
+
+    /// The instruction's handler executes it.
+    fn callout(&mut self) {
+        self.site(self.index);
+        self.asm.call(self.thunks.callout);
+    }
+
+    fn out_of_line(&mut self) {
+        for (index, patch, miss) in std::mem::take(&mut self.misses) {
+            self.asm.patch(patch);
+            self.site(index);
+            self.asm.call(if miss { self.thunks.miss } else { self.thunks.callout });
+            let back = self.ends.get(index).copied().unwrap_or(self.thunks.leave);
+            self.asm.jmp(back);
+        }
+        for n in 0..self.exits.len() {
+            self.exits[n].stub = self.asm.here();
+            let Exit { cell, offset, .. } = self.exits[n];
+            self.leave_at(offset, cell);
+        }
+    }
+
+    /// Leaves translated code with RIP at an offset from the page.
+    fn leave_at(&mut self, offset: i64, exit: u32) {
+        self.page_relative(SC, offset);
+        self.asm.store(field!(rip), SC);
+        self.asm.store_imm(field!(exit), exit as i32, false);
+        self.asm.jmp(self.thunks.leave);
+    }
+
+    /// A linear address relative to the page; offsets of branches fit, others are checked.
+    fn page_relative(&mut self, to: u8, offset: i64) {
+        self.asm.load(to, field!(page));
+        self.asm.lea(to, Mem::at(to, offset as i32), true);
+    }
+
+    /// Checks the TLB for the address in [`SA`].
+    fn probe(&mut self, write: bool, len: usize) {
+        let mut patch = None;
+        probe::probe(&mut self.asm, self.plane, write, len, |a| patch = Some(a.jmp_forward()));
+        self.misses.extend(patch.map(|p| (self.index, p, true)));
+    }
+
+    /// A guest register's value in its own host register or in `scratch`.
+    fn value(&mut self, guest: u8, scratch: u8) -> u8 {
+        regs::home(guest).unwrap_or_else(|| {
+            self.asm.load(scratch, gpr(guest));
+            scratch
+        })
+    }
+
+    /// Writes all of a guest register.
+    fn set(&mut self, guest: u8, from: u8) {
+        match regs::home(guest) {
+            Some(host) if host == from => {}
+            Some(host) => self.asm.mov(host, from, true),
+            None => self.asm.store(gpr(guest), from),
+        }
+    }
+
+    /// The linear address of the memory operand, in [`SA`]; [`SB`] is lost.
+    fn address(&mut self, insn: &Instruction) -> Done {
+        self.offset(insn, SA, true)?;
+        let base = match insn.memory_segment() {
+            Register::FS => field!(fs),
+            Register::GS => field!(gs),
+            _ => return Ok(()),
+        };
+        self.asm.load(SB, base);
+        self.asm.lea(SA, Mem::indexed(SA, SB, 0, 0), true);
+        Ok(())
+    }
+
+    /// The offset of the memory operand in its segment, in `to`, as far as address size, and
+    /// `wide`, let it.
+    fn offset(&mut self, insn: &Instruction, to: u8, wide: bool) -> Done {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let scale = insn.memory_index_scale().trailing_zeros() as u8;
+        if base == Register::RIP {
+            let offset = insn.memory_displacement64().wrapping_sub(BASE) as i64;
+            i32::try_from(offset).map_err(|_| Untranslated)?;
+            let wide_offset = Mem::at(to, offset as i32);
+            self.asm.load(to, field!(page));
+            self.asm.lea(to, wide_offset, wide);
+            return Ok(());
+        }
+        let size = match (base, index) {
+            (Register::None, Register::None) => return self.absolute(insn, to),
+            (Register::None, r) | (r, _) => r.size(),
+        };
+        if size < 4 {
+            return Err(Untranslated);
+        }
+        let disp = insn.memory_displacement64() as i64;
+        let disp = i32::try_from(disp).unwrap_or(disp as u32 as i32);
+        let mut mem = Mem { base: None, index: None, disp };
+        if base != Register::None {
+            let number = regs::number(base).ok_or(Untranslated)?;
+            mem.base = Some(self.value(number, SA));
+        }
+        if index != Register::None {
+            let number = regs::number(index).ok_or(Untranslated)?;
+            mem.index = Some((self.value(number, SB), scale));
+        }
+        self.asm.lea(to, mem, wide && size == 8);
+        Ok(())
+    }
+
+    fn absolute(&mut self, insn: &Instruction, to: u8) -> Done {
+        let disp = insn.memory_displacement64() as i64;
+        self.asm.mov_imm(to, i32::try_from(disp).map_err(|_| Untranslated)?);
+        Ok(())
+    }
+
+    /// Encodes an instruction whose operands are the host's.
+    fn encode(&mut self, insn: &Instruction) -> Done {
+        self.encoder.encode(insn, BASE).map_err(|_| Untranslated)?;
+        let mut buffer = self.encoder.take_buffer();
+        self.asm.bytes(&buffer);
+        buffer.clear();
+        self.encoder.set_buffer(buffer);
+        Ok(())
+    }
+}

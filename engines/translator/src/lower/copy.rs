@@ -1,0 +1,289 @@
+//! Instructions that run on the host as they are, with other operands.
+
+use super::{Done, Lowerer, Untranslated};
+use crate::{
+    regs::{self, GUEST_RCX, SA, SB, SC},
+    state::gpr,
+};
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+/// General-purpose instructions that have no other effects than their operands' and the status
+/// flags', and implicit operands in RAX and RDX only.
+fn listed(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Add
+            | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Shl
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Imul
+            | Mul
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Bswap
+            | Xchg
+            | Cmpxchg
+            | Xadd
+            | Movbe
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Clc
+            | Stc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Crc32
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsr
+            | Blsmsk
+            | Bzhi
+            | Mulx
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Lfence
+            | Mfence
+            | Sfence
+    )
+}
+
+/// CMOVcc and SETcc.
+fn conditional(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let moves = matches!(
+        mnemonic,
+        Cmova
+            | Cmovae
+            | Cmovb
+            | Cmovbe
+            | Cmove
+            | Cmovg
+            | Cmovge
+            | Cmovl
+            | Cmovle
+            | Cmovne
+            | Cmovno
+            | Cmovnp
+            | Cmovns
+            | Cmovo
+            | Cmovp
+            | Cmovs
+    );
+    let sets = matches!(
+        mnemonic,
+        Seta | Setae
+            | Setb
+            | Setbe
+            | Sete
+            | Setg
+            | Setge
+            | Setl
+            | Setle
+            | Setne
+            | Setno
+            | Setnp
+            | Setns
+            | Seto
+            | Setp
+            | Sets
+    );
+    moves || sets
+}
+
+/// The last operand is a count in CL.
+fn counts_in_cl(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(insn.mnemonic(), Shl | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd)
+        && insn.op_kind(insn.op_count().wrapping_sub(1)) == OpKind::Register
+}
+
+fn writes(access: OpAccess) -> bool {
+    use OpAccess::*;
+    matches!(access, Write | CondWrite | ReadWrite | ReadCondWrite)
+}
+
+/// Operands that stand in for those of the guest.
+struct Plan {
+    insn: Instruction,
+    /// Guest register, scratch register, and whether it is written.
+    temps: Vec<(u8, u8, bool)>,
+    /// Memory: whether it is written, and its size.
+    memory: Option<(bool, usize)>,
+}
+
+impl Lowerer<'_> {
+    pub(super) fn instruction(&mut self, insn: &Instruction) -> Done {
+        use Mnemonic::*;
+        let mnemonic = insn.mnemonic();
+        match mnemonic {
+            Nop | Endbr64 | Endbr32 => Ok(()),
+            Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw => Ok(()),
+            Lea => self.lea(insn),
+            Push => self.push(insn),
+            Pop => self.pop(insn),
+            Leave => self.leave(insn),
+            Jmp => self.jmp(insn),
+            Call => self.call(insn),
+            Ret => self.ret(insn),
+            _ if insn.is_jcc_short_or_near() => self.jcc(insn),
+            _ if listed(mnemonic) => self.copy(insn),
+            _ if conditional(mnemonic) => self.copy(insn),
+            _ => Err(Untranslated),
+        }
+    }
+
+    fn copy(&mut self, insn: &Instruction) -> Done {
+        if insn.mnemonic() == Mnemonic::Cmpxchg && insn.op0_kind() == OpKind::Register {
+            // Processors differ in the upper half of what stays as it is.
+            return Err(Untranslated);
+        }
+        let plan = self.plan(insn)?;
+        if let Some((write, size)) = plan.memory {
+            self.address(insn)?;
+            self.probe(write, size);
+        }
+        if counts_in_cl(insn) {
+            self.asm.mov(SC, GUEST_RCX, true);
+        }
+        for (guest, scratch, _) in &plan.temps {
+            self.asm.load(*scratch, gpr(*guest));
+        }
+        self.encode(&plan.insn)?;
+        for (guest, scratch, _) in plan.temps.iter().filter(|(.., written)| *written) {
+            self.asm.store(gpr(*guest), *scratch);
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self, insn: &Instruction) -> Result<Plan, Untranslated> {
+        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+        let info = self.factory.info(insn);
+        let accesses: Vec<OpAccess> = (0..insn.op_count()).map(|n| info.op_access(n)).collect();
+        let mut free: Vec<u8> = match (has_memory(insn), counts_in_cl(insn)) {
+            (false, false) => vec![SC, SB, SA],
+            (false, true) => vec![SB, SA],
+            (true, false) => vec![SC],
+            (true, true) => Vec::new(),
+        };
+        let count_operand = counts_in_cl(insn).then(|| insn.op_count() - 1);
+        for (n, access) in (0..).zip(accesses) {
+            match insn.op_kind(n) {
+                OpKind::Register if Some(n) == count_operand => {}
+                OpKind::Register => plan.register(insn, n, writes(access), &mut free)?,
+                OpKind::Memory => plan.address(insn, writes(access))?,
+                OpKind::Immediate8
+                | OpKind::Immediate16
+                | OpKind::Immediate32
+                | OpKind::Immediate64
+                | OpKind::Immediate8to16
+                | OpKind::Immediate8to32
+                | OpKind::Immediate8to64
+                | OpKind::Immediate32to64 => {}
+                _ => return Err(Untranslated),
+            }
+        }
+        Ok(plan)
+    }
+}
+
+fn has_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory)
+}
+
+impl Plan {
+    fn register(
+        &mut self,
+        insn: &Instruction,
+        n: u32,
+        write: bool,
+        free: &mut Vec<u8>,
+    ) -> Result<(), Untranslated> {
+        let register = insn.op_register(n);
+        let guest = regs::number(register).ok_or(Untranslated)?;
+        let known = self.temps.iter_mut().find(|(g, ..)| *g == guest);
+        let host = match (regs::home(guest), known) {
+            (Some(host), _) => host,
+            (None, Some((_, scratch, written))) => {
+                *written |= write;
+                *scratch
+            }
+            (None, None) => {
+                let scratch = free.pop().ok_or(Untranslated)?;
+                self.temps.push((guest, scratch, write));
+                scratch
+            }
+        };
+        self.insn.set_op_register(n, regs::name(host, register.size()));
+        Ok(())
+    }
+
+    fn address(&mut self, insn: &Instruction, write: bool) -> Result<(), Untranslated> {
+        use Mnemonic::{Bt, Btc, Btr, Bts};
+        use iced_x86::Code::*;
+        let absolute = matches!(
+            insn.code(),
+            Mov_AL_moffs8
+                | Mov_AX_moffs16
+                | Mov_EAX_moffs32
+                | Mov_RAX_moffs64
+                | Mov_moffs8_AL
+                | Mov_moffs16_AX
+                | Mov_moffs32_EAX
+                | Mov_moffs64_RAX
+        );
+        // A bit number in a register reaches beyond the operand.
+        let bits =
+            matches!(insn.mnemonic(), Bt | Bts | Btr | Btc) && insn.op1_kind() == OpKind::Register;
+        let size = insn.memory_size().size();
+        if absolute || bits || !matches!(size, 1 | 2 | 4 | 8) {
+            return Err(Untranslated);
+        }
+        self.memory = Some((write, size));
+        let to = &mut self.insn;
+        to.set_segment_prefix(Register::None);
+        to.set_memory_base(regs::name(SA, 8));
+        to.set_memory_index(regs::name(SB, 8));
+        to.set_memory_index_scale(1);
+        to.set_memory_displacement64(0);
+        to.set_memory_displ_size(0);
+        Ok(())
+    }
+}

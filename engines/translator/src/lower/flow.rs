@@ -1,0 +1,146 @@
+//! Branches, calls and returns, and how a block is left.
+
+use super::{BASE, Done, Exit, Lowerer, Untranslated};
+use crate::{
+    asm::Mem,
+    probe,
+    regs::{self, GUEST_RSP, SA, SC},
+    state::{cell, field, gpr},
+};
+use iced_x86::{Code, FlowControl, Instruction, OpKind};
+
+/// Control never simply goes on to the next instruction.
+pub fn is_flow(insn: &Instruction) -> bool {
+    !matches!(insn.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch)
+}
+
+const PAGE: i64 = 4096;
+
+impl Lowerer<'_> {
+    /// Control goes to an offset from the page: inside it, over a cell that can be linked.
+    pub(super) fn exit(&mut self, offset: i64) {
+        if !(0..PAGE).contains(&offset) {
+            self.page_relative(SA, offset);
+            return self.asm.jmp(self.thunks.jump);
+        }
+        let number = self.first_cell + self.exits.len() as u32;
+        self.exits.push(Exit { cell: number, offset, stub: 0 });
+        self.asm.jmp_mem(cell(number));
+    }
+
+    /// Of a relative branch, from the page.
+    fn target(insn: &Instruction) -> Result<i64, Untranslated> {
+        if insn.op0_kind() != OpKind::NearBranch64 {
+            return Err(Untranslated);
+        }
+        let offset = insn.near_branch64().wrapping_sub(BASE) as i64;
+        i32::try_from(offset).map_err(|_| Untranslated)?;
+        Ok(offset)
+    }
+
+    pub(super) fn jmp(&mut self, insn: &Instruction) -> Done {
+        match insn.code() {
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => {
+                let target = Self::target(insn)?;
+                self.exit(target);
+            }
+            Code::Jmp_rm64 => {
+                self.indirect_target(insn)?;
+                self.asm.jmp(self.thunks.jump);
+            }
+            _ => return Err(Untranslated),
+        }
+        Ok(())
+    }
+
+    pub(super) fn jcc(&mut self, insn: &Instruction) -> Done {
+        let target = Self::target(insn)?;
+        let condition = (insn.condition_code() as u8).wrapping_sub(1);
+        if condition > 15 {
+            return Err(Untranslated);
+        }
+        let (mut taken, thunk) = (None, self.thunks.jump);
+        let number = self.first_cell + self.exits.len() as u32;
+        let near = (0..PAGE).contains(&target);
+        self.asm.unless(condition ^ 1, |asm| {
+            if near {
+                taken = Some(Exit { cell: number, offset: target, stub: 0 });
+                asm.jmp_mem(cell(number));
+            } else {
+                asm.load(SA, field!(page));
+                asm.lea(SA, Mem::at(SA, target as i32), true);
+                asm.jmp(thunk);
+            }
+        });
+        self.exits.extend(taken);
+        Ok(())
+    }
+
+    /// Target of an indirect jump or call in [`SA`].
+    fn indirect_target(&mut self, insn: &Instruction) -> Done {
+        if insn.op0_kind() == OpKind::Memory {
+            self.address(insn)?;
+            self.probe(false, 8);
+            self.asm.load(SA, probe::host());
+        } else {
+            let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
+            match regs::home(number) {
+                Some(host) => self.asm.mov(SA, host, true),
+                None => self.asm.load(SA, gpr(number)),
+            }
+        }
+        self.canonical();
+        Ok(())
+    }
+
+    /// Leaves what is not canonical in [`SA`] to the handler, which raises #GP.
+    fn canonical(&mut self) {
+        self.asm.load(SC, field!(half));
+        self.asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
+        self.asm.rorx(SC, SC, 48);
+        self.asm.movzx16(SC, SC);
+        let mut patch = None;
+        self.asm.unless_rcx_zero(|asm| patch = Some(asm.jmp_forward()));
+        self.misses.extend(patch.map(|p| (self.index, p, false)));
+    }
+
+    pub(super) fn call(&mut self, insn: &Instruction) -> Done {
+        let direct = match insn.code() {
+            Code::Call_rel32_64 => Some(Self::target(insn)?),
+            Code::Call_rm64 => None,
+            _ => return Err(Untranslated),
+        };
+        if direct.is_none() {
+            self.indirect_target(insn)?;
+            self.asm.store(field!(temp), SA);
+        }
+        self.asm.lea(SA, Mem::at(GUEST_RSP, -8), true);
+        self.probe(true, 8);
+        self.page_relative(SC, insn.next_ip().wrapping_sub(BASE) as i64);
+        self.asm.store(probe::host(), SC);
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
+        match direct {
+            Some(target) => self.exit(target),
+            None => {
+                self.asm.load(SA, field!(temp));
+                self.asm.jmp(self.thunks.jump);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn ret(&mut self, insn: &Instruction) -> Done {
+        let extra = match insn.code() {
+            Code::Retnq => 0,
+            Code::Retnq_imm16 => i32::from(insn.immediate16()),
+            _ => return Err(Untranslated),
+        };
+        self.asm.mov(SA, GUEST_RSP, true);
+        self.probe(false, 8);
+        self.asm.load(SA, probe::host());
+        self.canonical();
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
+        self.asm.jmp(self.thunks.jump);
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! PUSH, POP, LEAVE and LEA.
+
+use super::{Done, Lowerer, Untranslated};
+use crate::{
+    asm::Mem,
+    probe,
+    regs::{self, GUEST_RBP, GUEST_RSP, SA, SC},
+    state::field,
+};
+use iced_x86::{Code, Instruction, OpKind};
+
+impl Lowerer<'_> {
+    pub(super) fn push(&mut self, insn: &Instruction) -> Done {
+        let from_memory = match insn.code() {
+            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => false,
+            Code::Push_rm64 => insn.op0_kind() == OpKind::Memory,
+            _ => return Err(Untranslated),
+        };
+        if from_memory {
+            self.address(insn)?;
+            self.probe(false, 8);
+            self.asm.load(SC, probe::host());
+            self.asm.store(field!(temp), SC);
+        }
+        self.asm.lea(SA, Mem::at(GUEST_RSP, -8), true);
+        self.probe(true, 8);
+        match (from_memory, insn.op0_kind()) {
+            (true, _) => {
+                self.asm.load(SC, field!(temp));
+                self.asm.store(probe::host(), SC);
+            }
+            (_, OpKind::Register) => {
+                let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
+                let from = self.value(number, SC);
+                self.asm.store(probe::host(), from);
+            }
+            _ => self.asm.store_imm(probe::host(), insn.immediate(0) as i32, true),
+        }
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
+        Ok(())
+    }
+
+    pub(super) fn pop(&mut self, insn: &Instruction) -> Done {
+        let register = matches!(insn.code(), Code::Pop_r64 | Code::Pop_rm64)
+            && insn.op0_kind() == OpKind::Register;
+        if !register {
+            return Err(Untranslated);
+        }
+        let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
+        self.asm.mov(SA, GUEST_RSP, true);
+        self.probe(false, 8);
+        self.asm.load(SC, probe::host());
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8), true);
+        self.set(number, SC);
+        Ok(())
+    }
+
+    pub(super) fn leave(&mut self, insn: &Instruction) -> Done {
+        if insn.code() != Code::Leaveq {
+            return Err(Untranslated);
+        }
+        self.asm.mov(SA, GUEST_RBP, true);
+        self.probe(false, 8);
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RBP, 8), true);
+        self.asm.load(GUEST_RBP, probe::host());
+        Ok(())
+    }
+
+    pub(super) fn lea(&mut self, insn: &Instruction) -> Done {
+        let wide = match insn.code() {
+            Code::Lea_r64_m => true,
+            Code::Lea_r32_m => false,
+            _ => return Err(Untranslated),
+        };
+        let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
+        let to = regs::home(number).unwrap_or(SA);
+        self.offset(insn, to, wide)?;
+        self.set(number, to);
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! Entering host code, and being called from it.
+#![expect(unsafe_code, reason = "calls generated code, which calls back")]
+
+use crate::{
+    callout,
+    state::{BIAS, State},
+    table::Table,
+};
+use emit::CodeMemory;
+use semantics::{Ctx, Stop};
+
+/// What a callout works on, while translated code runs.
+pub struct Env<'e, 'c> {
+    pub ctx: &'e mut Ctx<'c>,
+    pub table: &'e Table,
+    /// Why an instruction did not complete.
+    pub stop: Option<Stop>,
+}
+
+/// The type behind [`State::env`], whatever its lifetimes.
+type Opaque = *mut Env<'static, 'static>;
+
+/// Executes translated code at an offset of `memory`, until it leaves; `enter` is the offset of
+/// [`crate::thunks::Thunks::enter`]. The result is 0 if all of the guest's registers are in
+/// `state`, 1 if they are in `env`'s vCPU.
+///
+/// What is at both offsets was made by this crate and belongs to `state`, which it accesses
+/// within bounds by construction: the caller, [`crate::Translator`], keeps the three together.
+pub(crate) fn enter(
+    memory: &CodeMemory,
+    enter: usize,
+    at: usize,
+    state: &mut State,
+    env: &mut Env<'_, '_>,
+) -> u32 {
+    state.env = std::ptr::from_mut(env) as u64;
+    state.callout = called_out as *const () as u64;
+    let rbp = std::ptr::from_mut(state).cast::<u8>().wrapping_add(BIAS);
+    let target = memory.address(at);
+    // SAFETY: at `enter` is code of this signature, made by `thunks::build`: it preserves what
+    // the ABI wants preserved and keeps the stack aligned for the call back. Between, only code
+    // of `lower` and `thunks` runs. That code accesses the host's stack by balanced pushes and
+    // pops; fields of `state`, whose address is in RBP and never changes; and guest memory at
+    // addresses that a TLB entry of `state` vouches for: `tlb` enters pages of the arena only,
+    // which stay mapped as long as the vCPU. It cannot fault otherwise: what it copies from the
+    // guest is on an allow-list of instructions that raise nothing with valid operands. `state`
+    // and `env` are borrowed exclusively here, and used by translated code and `called_out`
+    // only, never by both at once.
+    unsafe {
+        let run: extern "sysv64" fn(*mut u8, *const u8) -> u32 =
+            std::mem::transmute(memory.address(enter));
+        run(rbp, target)
+    }
+}
+
+/// Called by translated code: executes the instruction of `State::site`. The result is 0 to go
+/// on with the next one.
+extern "sysv64" fn called_out(rbp: *mut u8) -> u32 {
+    // SAFETY: translated code passes the address that `enter` gave it, of a state that `enter`
+    // borrows exclusively, and does not access it before this returns. The environment is the
+    // one that `enter` borrows; its lifetimes outlast the call.
+    let (state, env) = unsafe {
+        let state = &mut *rbp.wrapping_sub(BIAS).cast::<State>();
+        let env = &mut *(state.env as Opaque);
+        (state, env)
+    };
+    u32::from(callout::execute(state, env))
+}
+
+/// A state in zeroed memory, all of whose fields may be zero.
+pub(crate) fn zeroed_state() -> Box<State> {
+    let mut state = Box::<State>::new_uninit();
+    // SAFETY: the fields are integers, for which zero is a value.
+    unsafe {
+        state.as_mut_ptr().write_bytes(0, 1);
+        state.assume_init()
+    }
+}
+
+/// Writes code where no translated code is that could run meanwhile.
+pub(crate) fn write(memory: &CodeMemory, at: usize, code: &[u8]) -> bool {
+    // SAFETY: the memory belongs to one translator, whose vCPU is not in translated code: it
+    // has the translator exclusively here. The range is not yet anything that runs.
+    unsafe { memory.write(at, code.len(), code) }
+}

@@ -1,0 +1,126 @@
+//! What translated code works on, reachable from one host register.
+
+use crate::asm::{Mem, RBP};
+use std::mem::offset_of;
+
+/// RBP points so far into [`State`]. With the state's alignment, RBP modulo 64 is 12: RBP serves
+/// as the shift count of a page.
+pub const BIAS: usize = 64 + 12;
+/// Entries in each plane of the TLB.
+pub const TLB: usize = 1024;
+/// Rights for which the TLB has entries; see `soft_mmu::Privilege`.
+pub const PLANES: usize = 3;
+/// Entries of the table of jump targets.
+pub const JUMPS: usize = 4096;
+/// Exits of all blocks together.
+pub const CELLS: usize = 1 << 18;
+const PAGE: u64 = 4096;
+
+/// One page: an access hits if the distance of its last byte from the page, which is the sum
+/// of its address and a field, is below 4096.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub struct TlbEntry {
+    /// The negated linear address of the page, if it may be read.
+    pub read: u64,
+    pub write: u64,
+    /// Host address less linear address.
+    pub delta: u64,
+}
+
+impl TlbEntry {
+    /// Never hits: the page that it names belongs elsewhere, and so does the page before it.
+    pub fn none(index: usize) -> Self {
+        let other = (((index ^ (TLB / 2)) as u64) * PAGE).wrapping_neg();
+        Self { read: other, write: other, delta: 0 }
+    }
+}
+
+/// Where a linear address in an address space continues.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub struct Jump {
+    /// Negated.
+    pub linear: u64,
+    /// Negated.
+    pub space: u64,
+    pub host: u64,
+    /// Linear address of the page.
+    pub page: u64,
+}
+
+impl Jump {
+    /// No jump goes to an address that is not canonical.
+    pub const NONE: Self = Self { linear: 1 << 63, space: 1, host: 0, page: 0 };
+}
+
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct State {
+    /// The guest's general registers, while they are not in the host's.
+    pub gpr: [u64; 16],
+    pub rip: u64,
+    /// The host's flags register with the guest's status flags.
+    pub flags: u64,
+    /// Linear address of the page of code under execution.
+    pub page: u64,
+    /// Bits of an address that select its TLB entry.
+    pub index_mask: u64,
+    /// Bits of a hash that select an entry of `jumps`.
+    pub jump_mask: u64,
+    /// The address space and rights, for which `jumps` may differ.
+    pub space: u64,
+    /// Address of the word of requests.
+    pub poll: u64,
+    /// Half of the canonical range.
+    pub half: u64,
+    pub fs: u64,
+    pub gs: u64,
+    /// Linear address that missed the TLB.
+    pub missed: u64,
+    pub temp: u64,
+    /// Block and instruction of the callout.
+    pub site: u32,
+    /// The callout is because of `missed`.
+    pub miss: u32,
+    /// Which exit was taken.
+    pub exit: u32,
+    pub callout: u64,
+    /// What the callout needs; an address.
+    pub env: u64,
+    pub filled: crate::tlb::Filled,
+    pub jumps: [Jump; JUMPS],
+    pub tlb: [[TlbEntry; TLB]; PLANES],
+    /// Where each exit goes: host address.
+    pub cells: [u64; CELLS],
+}
+
+/// Where a field is, as translated code sees it.
+macro_rules! field {
+    ($name:ident) => {
+        $crate::asm::Mem::at(
+            $crate::asm::RBP,
+            std::mem::offset_of!($crate::state::State, $name) as i32 - $crate::state::BIAS as i32,
+        )
+    };
+}
+pub(crate) use field;
+
+pub fn gpr(number: u8) -> Mem {
+    Mem::at(RBP, offset_of!(State, gpr) as i32 + 8 * i32::from(number & 15) - BIAS as i32)
+}
+
+pub fn cell(number: u32) -> Mem {
+    Mem::at(RBP, offset_of!(State, cells) as i32 + 8 * number as i32 - BIAS as i32)
+}
+
+/// Field at `at` of the TLB entry whose index, times eight, is in a register.
+pub fn tlb_field(plane: usize, index: u8, at: usize) -> Mem {
+    let table = offset_of!(State, tlb) + plane * size_of::<[TlbEntry; TLB]>() + at;
+    Mem::indexed(RBP, index, 2, table as i32 - BIAS as i32)
+}
+
+pub fn jump_field(index: u8, at: usize) -> Mem {
+    let table = offset_of!(State, jumps) + at;
+    Mem::indexed(RBP, index, 2, table as i32 - BIAS as i32)
+}

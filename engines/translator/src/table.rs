@@ -1,0 +1,45 @@
+//! The translated blocks.
+
+use semantics::Insn;
+use std::sync::Arc;
+
+use crate::lower::{Exit, SITE_BITS};
+
+#[derive(Debug)]
+pub struct Translated {
+    pub insns: Arc<[Insn]>,
+    /// Offset in its page.
+    pub start: u16,
+    pub plane: usize,
+    /// Offsets in the code memory: where it is entered, and where forward jumps enter.
+    pub entry: usize,
+    pub unpolled: usize,
+    /// The last instruction's handler may set RIP.
+    pub flow: bool,
+    pub exits: Vec<Exit>,
+    /// Cells that refer to this block.
+    pub incoming: Vec<u32>,
+    pub alive: bool,
+}
+
+#[derive(Debug, Default)]
+pub struct Table {
+    pub blocks: Vec<Translated>,
+    /// The block of each cell, and the number of the exit in it.
+    pub cells: Vec<(u32, u16)>,
+}
+
+impl Table {
+    /// Offset in its page of a callout's block, the instruction, and whether it may set RIP.
+    pub fn site(&self, site: u32) -> Option<(u16, &Insn, bool)> {
+        let block = self.blocks.get((site >> SITE_BITS) as usize)?;
+        let index = (site & ((1 << SITE_BITS) - 1)) as usize;
+        let flow = block.flow && index + 1 == block.insns.len();
+        Some((block.start, block.insns.get(index)?, flow))
+    }
+
+    pub fn exit(&self, cell: u32) -> Option<(u32, &Exit)> {
+        let (block, exit) = *self.cells.get(cell as usize)?;
+        Some((block, self.blocks.get(block as usize)?.exits.get(usize::from(exit))?))
+    }
+}

@@ -1,0 +1,116 @@
+//! Code that all blocks share, at the beginning of the code memory.
+
+use crate::{
+    asm::{Asm, Mem, RAX, RBP, RBX, RDI, RSP},
+    regs::{SA, SB, SC, homes},
+    state::{Jump, field, gpr, jump_field},
+};
+use std::mem::offset_of;
+
+/// RDI: the value for RBP; RSI: where to go. Returns what ended it in EAX.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Thunks {
+    pub enter: usize,
+    /// Leaves with all state in [`crate::state::State`]; EAX is [`LEFT`].
+    pub leave: usize,
+    /// Called with `site` set: executes one instruction outside.
+    pub callout: usize,
+    /// The same, after [`SA`] missed the TLB.
+    pub miss: usize,
+    /// Goes to the linear address in [`SA`].
+    pub jump: usize,
+}
+
+/// Translated code left by an exit.
+pub const LEFT: u32 = 0;
+/// The value of `exit` if a jump was not in the table.
+pub const EXIT_JUMP: u32 = u32::MAX;
+/// The value of `exit` if the word of requests was not zero.
+pub const EXIT_POLL: u32 = u32::MAX - 1;
+
+/// What a function of the System V ABI preserves.
+const SAVED: [u8; 6] = [RBX, RBP, 12, 13, 14, 15];
+
+pub fn build(asm: &mut Asm) -> Thunks {
+    let enter = asm.here();
+    SAVED.iter().for_each(|r| asm.push(*r));
+    // With the return address, the stack is now eight bytes off its alignment of 16.
+    asm.push(RAX);
+    asm.mov(RBP, RDI, true);
+    asm.mov(SA, 6, true);
+    load(asm);
+    asm.jmp_reg(SA);
+
+    let leave = asm.here();
+    store(asm);
+    asm.bytes(&[0x31, 0xc0]); // xor eax, eax
+    let leave_with_eax = asm.here();
+    asm.pop(SC);
+    SAVED.iter().rev().for_each(|r| asm.pop(*r));
+    asm.bytes(&[0xc3]);
+
+    let miss = asm.here();
+    asm.store(field!(missed), SA);
+    asm.store_imm(field!(miss), 1, false);
+    let callout = asm.here();
+    store(asm);
+    // The return address of the call to here is on the stack.
+    asm.push(RAX);
+    asm.mov(RDI, RBP, true);
+    asm.call_mem(field!(callout));
+    asm.pop(SC);
+    asm.bytes(&[0x85, 0xc0]); // test eax, eax
+    let stay = asm.here();
+    asm.unless(4, |asm| {
+        asm.pop(SC);
+        asm.jmp(leave_with_eax);
+    });
+    debug_assert!(asm.here() > stay);
+    load(asm);
+    asm.bytes(&[0xc3]);
+
+    let jump = asm.here();
+    jump_thunk(asm, leave);
+    Thunks { enter, leave, callout, miss, jump }
+}
+
+/// Guest registers and flags into the state.
+fn store(asm: &mut Asm) {
+    for (guest, host) in homes() {
+        asm.store(gpr(guest), host);
+    }
+    asm.bytes(&[0x9c]); // pushfq
+    asm.pop_mem(field!(flags));
+}
+
+fn load(asm: &mut Asm) {
+    asm.push_mem(field!(flags));
+    asm.bytes(&[0x9d]); // popfq
+    for (guest, host) in homes() {
+        asm.load(host, gpr(guest));
+    }
+}
+
+/// Looks an address up in the table of jumps.
+fn jump_thunk(asm: &mut Asm, leave: usize) {
+    asm.store(field!(rip), SA);
+    asm.load(SB, field!(space));
+    asm.crc32(SB, SA);
+    asm.pext(SB, SB, field!(jump_mask));
+    asm.lea(SB, Mem { base: None, index: Some((SB, 3)), disp: 0 }, true);
+    let missed = |asm: &mut Asm| {
+        asm.store_imm(field!(exit), EXIT_JUMP as i32, false);
+        asm.jmp(leave);
+    };
+    asm.load(SC, jump_field(SB, offset_of!(Jump, linear)));
+    asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
+    asm.unless_rcx_zero(missed);
+    asm.load(SC, jump_field(SB, offset_of!(Jump, space)));
+    asm.load(SA, field!(space));
+    asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
+    asm.unless_rcx_zero(missed);
+    asm.load(SA, jump_field(SB, offset_of!(Jump, page)));
+    asm.store(field!(page), SA);
+    asm.jmp_mem(jump_field(SB, offset_of!(Jump, host)));
+    debug_assert_ne!(SB, RSP);
+}

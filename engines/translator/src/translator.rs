@@ -1,0 +1,304 @@
+//! Translating, linking and running blocks of one vCPU.
+
+use crate::{
+    asm::Asm,
+    callout,
+    lower::{BASE, Lowerer, SITE_BITS, is_flow},
+    native::{self, Env},
+    state::{BIAS, CELLS, JUMPS, Jump, State},
+    table::{Table, Translated},
+    thunks::{self, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
+    tlb,
+};
+use emit::CodeMemory;
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use semantics::{Ctx, Insn, Stop, features::IsaFeatures};
+use std::{io, sync::Arc, sync::atomic::AtomicU32};
+use x86_defs::is_canonical_48;
+
+const PAGE: u64 = 4096;
+/// Room that must be left for one more block.
+const BLOCK_ROOM: usize = 64 << 10;
+/// Blocks at most: a site has the number in 32 bits.
+const BLOCKS: usize = 1 << (31 - SITE_BITS);
+
+/// A translated block. Stale ones are recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    epoch: u32,
+    number: u32,
+}
+
+/// An exit that can be linked to the block that follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    epoch: u32,
+    cell: u32,
+}
+
+/// How translated code was left. The vCPU's state is complete, with RIP where to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Through an exit that goes to the same place each time.
+    Exit(Link),
+    /// By a jump whose target is not known.
+    Jump,
+    /// Something is to be looked at first, as after any instruction that sets `Cpu::leave`.
+    Boundary,
+}
+
+/// What is to be translated.
+#[derive(Debug)]
+pub struct Source<'s> {
+    pub insns: &'s Arc<[Insn]>,
+    /// What they were decoded from.
+    pub bytes: &'s [u8],
+    /// Offset in the page, which holds all of them.
+    pub start: u16,
+    /// The TLB's plane for the rights with which it runs.
+    pub plane: usize,
+}
+
+/// One vCPU's translated code.
+#[derive(Debug)]
+pub struct Translator {
+    memory: CodeMemory,
+    thunks: Thunks,
+    state: Box<State>,
+    table: Table,
+    features: IsaFeatures,
+    /// Where the next block goes.
+    next: usize,
+    first: usize,
+    epoch: u32,
+}
+
+/// The host has what translated code needs.
+pub fn supported() -> bool {
+    std::is_x86_feature_detected!("bmi1")
+        && std::is_x86_feature_detected!("bmi2")
+        && std::is_x86_feature_detected!("lzcnt")
+        && std::is_x86_feature_detected!("popcnt")
+        && std::is_x86_feature_detected!("movbe")
+        && std::is_x86_feature_detected!("sse4.2")
+}
+
+impl Translator {
+    /// With `len` bytes of code memory. `Ok(None)` if the host is not enough.
+    pub fn new(len: usize, features: IsaFeatures) -> io::Result<Option<Self>> {
+        if !supported() {
+            return Ok(None);
+        }
+        let len = len.clamp(4 * BLOCK_ROOM, 1 << 30).next_multiple_of(4096);
+        let memory = CodeMemory::new(len)?;
+        let mut asm = Asm::new(0);
+        let thunks = thunks::build(&mut asm);
+        native::write(&memory, 0, &asm.code);
+        let first = asm.here().next_multiple_of(64);
+        let mut state = native::zeroed_state();
+        state.index_mask = tlb::INDEX_MASK;
+        state.jump_mask = JUMPS as u64 - 1;
+        state.half = 1 << 47;
+        state.jumps.fill(Jump::NONE);
+        tlb::clear(&mut state);
+        debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
+        let table = Table::default();
+        Ok(Some(Self { memory, thunks, state, table, features, next: first, first, epoch: 0 }))
+    }
+
+    /// Translates a block of 64-bit code; `None` if that would not pay.
+    pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
+        let full = self.next + BLOCK_ROOM > self.memory.len()
+            || self.table.cells.len() + (1 << SITE_BITS) > CELLS
+            || self.table.blocks.len() >= BLOCKS;
+        if full {
+            self.clear();
+        }
+        let insns = decode(source)?;
+        let number = self.table.blocks.len() as u32;
+        let first_cell = self.table.cells.len() as u32;
+        let lowerer = Lowerer::new(self.next, &self.thunks, source.plane, number, first_cell);
+        let features = self.features;
+        let start = i64::from(source.start);
+        let lowered = lowerer.run(start, &insns, |insn| features.allow(insn));
+        let copied = insns.len() - lowered.callouts.min(insns.len());
+        if lowered.callouts > 2 && copied < 4 * lowered.callouts || copied == 0 {
+            return None;
+        }
+        let entry = self.next;
+        if !native::write(&self.memory, entry, &lowered.code) {
+            return None;
+        }
+        self.next = (entry + lowered.code.len()).next_multiple_of(16);
+        for (n, exit) in lowered.exits.iter().enumerate() {
+            self.table.cells.push((number, n as u16));
+            self.state.cells[exit.cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
+        }
+        self.table.blocks.push(Translated {
+            insns: source.insns.clone(),
+            start: source.start,
+            plane: source.plane,
+            entry,
+            unpolled: lowered.unpolled,
+            flow: insns.last().is_some_and(is_flow),
+            exits: lowered.exits,
+            incoming: Vec::new(),
+            alive: true,
+        });
+        Some(Code { epoch: self.epoch, number })
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.table = Table::default();
+        self.state.jumps.fill(Jump::NONE);
+        self.next = self.first;
+        self.epoch = self.epoch.wrapping_add(1);
+        emit::serialize();
+    }
+
+    fn block(&self, code: Code) -> Option<&Translated> {
+        let block = self.table.blocks.get(code.number as usize)?;
+        (code.epoch == self.epoch && block.alive).then_some(block)
+    }
+
+    /// The block can still be run, with these rights.
+    pub fn is_valid(&self, code: Code, plane: usize) -> bool {
+        self.block(code).is_some_and(|b| b.plane == plane)
+    }
+
+    /// The blocks are not to be run any more.
+    pub fn remove(&mut self, codes: &[Code]) {
+        let (mut any, epoch) = (false, self.epoch);
+        for code in codes.iter().filter(|c| c.epoch == epoch) {
+            let Some(block) = self.table.blocks.get_mut(code.number as usize) else { continue };
+            block.alive = false;
+            for cell in std::mem::take(&mut block.incoming) {
+                self.unlink(cell);
+            }
+            any = true;
+        }
+        if any {
+            self.state.jumps.fill(Jump::NONE);
+        }
+    }
+
+    fn unlink(&mut self, cell: u32) {
+        if let Some((_, exit)) = self.table.exit(cell) {
+            self.state.cells[cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
+        }
+    }
+
+    /// The exit goes straight to this block, which is where it was seen to go.
+    pub fn link(&mut self, link: Link, code: Code) {
+        if link.epoch != self.epoch {
+            return;
+        }
+        let Some(to) = self.block(code) else { return };
+        let Some((from, exit)) = self.table.exit(link.cell) else { return };
+        let Some(block) = self.table.blocks.get(from as usize) else { return };
+        if block.plane != to.plane || exit.offset != i64::from(to.start) || !block.alive {
+            return;
+        }
+        // Each cycle of jumps has one that does not go forward.
+        let forward = to.start > block.start;
+        let at = if forward { to.unpolled } else { to.entry };
+        self.state.cells[link.cell as usize % CELLS] = self.memory.address(at) as u64;
+        if let Some(to) = self.table.blocks.get_mut(code.number as usize) {
+            to.incoming.push(link.cell);
+        }
+    }
+
+    /// Jumps to the present RIP, in this address space and with these rights, go to the block.
+    pub fn set_jump(&mut self, ctx: &Ctx<'_>, code: Code) {
+        let (rip, Some(block)) = (ctx.cpu.rip, self.block(code)) else { return };
+        if !inside(rip) {
+            return;
+        }
+        let Some(space) = space(ctx) else { return };
+        let host = self.memory.address(block.entry) as u64;
+        let jump = Jump {
+            linear: rip.wrapping_neg(),
+            space: space.wrapping_neg(),
+            host,
+            page: rip & !(PAGE - 1),
+        };
+        self.state.jumps[hash(space, rip)] = jump;
+    }
+
+    /// Runs from the present RIP, where `code` is the block; `None` if it cannot be run.
+    pub fn run(&mut self, ctx: &mut Ctx<'_>, code: Code) -> Option<Result<Left, Stop>> {
+        let block = self.block(code)?;
+        let at = block.entry;
+        let space = space(ctx)?;
+        let rip = ctx.cpu.rip;
+        if ctx.cpu.mmu.plane() != Some(block.plane)
+            || !inside(rip)
+            || rip % PAGE != u64::from(block.start)
+        {
+            return None;
+        }
+        let state = &mut *self.state;
+        state.page = rip & !(PAGE - 1);
+        state.space = space;
+        // The slot lives as long as the vCPU.
+        state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
+        let mut env = Env { ctx, table: &self.table, stop: None };
+        callout::give(state, &env);
+        let how = native::enter(&self.memory, self.thunks.enter, at, state, &mut env);
+        if how != LEFT {
+            return Some(env.stop.map_or(Ok(Left::Boundary), Err));
+        }
+        callout::take(state, &mut env);
+        env.ctx.cpu.rip = state.rip;
+        Some(Ok(match state.exit {
+            EXIT_JUMP => Left::Jump,
+            EXIT_POLL => Left::Boundary,
+            cell => Left::Exit(Link { epoch: self.epoch, cell }),
+        }))
+    }
+}
+
+/// RIP is so far from the ends of the canonical ranges that no direct jump leaves them.
+fn inside(rip: u64) -> bool {
+    let reach = (1 << 31) + 2 * PAGE;
+    let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
+    is_canonical_48(rip) && is_canonical_48(low) && is_canonical_48(high)
+}
+
+/// What jump targets depend on beside the address.
+fn space(ctx: &Ctx<'_>) -> Option<u64> {
+    let mmu = &ctx.cpu.mmu;
+    Some(mmu.tag.rotate_left(2) ^ mmu.plane()? as u64)
+}
+
+/// As translated code computes it.
+fn hash(space: u64, rip: u64) -> usize {
+    crc32(space as u32, rip) as usize % JUMPS
+}
+
+/// CRC32 of eight bytes, with the Castagnoli polynomial (SDM volume 2, CRC32).
+fn crc32(mut sum: u32, value: u64) -> u32 {
+    for byte in value.to_le_bytes() {
+        sum ^= u32::from(byte);
+        for _ in 0..8 {
+            sum = sum >> 1 ^ if sum & 1 != 0 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    sum
+}
+
+/// The instructions, addressed as [`BASE`] says; as many as the interpreter found.
+fn decode(source: &Source<'_>) -> Option<Vec<Instruction>> {
+    let ip = BASE + u64::from(source.start);
+    let mut decoder = Decoder::with_ip(64, source.bytes, ip, DecoderOptions::NONE);
+    let mut insns = Vec::with_capacity(source.insns.len());
+    for known in source.insns.iter() {
+        let insn = decoder.decode();
+        if insn.is_invalid() || insn.len() != usize::from(known.len) {
+            return None;
+        }
+        insns.push(insn);
+    }
+    (!insns.is_empty() && insns.len() < 1 << SITE_BITS).then_some(insns)
+}

@@ -1,0 +1,307 @@
+//! Random blocks under the translator and under the handlers one by one, from the same state.
+
+#[path = "../../semantics/tests/common/mod.rs"]
+mod common;
+
+use common::{HIGH, Machine};
+use emit::StubCache;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
+use std::sync::Arc;
+use translator::{Code, Left, Source, Translator};
+
+const CODE: u64 = 0x7000;
+const DATA: u64 = 0x20_0000;
+
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 16) % n
+    }
+}
+
+fn insns(bytes: &[u8], stubs: &StubCache) -> Vec<Insn> {
+    let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
+    let mut out = Vec::new();
+    while decoder.can_decode() {
+        let start = decoder.position();
+        let iced = decoder.decode();
+        let own = &bytes[start..decoder.position()];
+        let mut insn = select(&iced, own, CodeSize::Bits64, IsaFeatures::all(), stubs);
+        insn.end = decoder.position() as u16;
+        out.push(insn);
+    }
+    out
+}
+
+struct Pair {
+    handlers: Machine,
+    native: Machine,
+    translator: Translator,
+    stubs: StubCache,
+}
+
+fn pair(user: bool) -> Option<Pair> {
+    let new = || if user { Machine::long_user() } else { Machine::long() };
+    let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
+    Some(Pair { handlers: new(), native: new(), translator, stubs: StubCache::new().unwrap() })
+}
+
+/// What one run does: the outcome, and where RIP is.
+fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
+    for insn in insns {
+        machine.cpu.rip = CODE + u64::from(insn.end);
+        let result = (insn.handler)(&mut machine.ctx(), insn);
+        if result == Err(Stop::Branch) {
+            break;
+        }
+        if let Err(stop) = result {
+            machine.cpu.rip = CODE + u64::from(insn.end) - u64::from(insn.len);
+            return Err(stop);
+        }
+        if machine.cpu.leave {
+            break;
+        }
+    }
+    Ok(())
+}
+
+impl Pair {
+    fn translate(&mut self, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
+        let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
+        let plane = self.native.cpu.mmu.plane()?;
+        let source = Source { insns: &insns, bytes, start: (CODE % 4096) as u16, plane };
+        Some((insns.clone(), self.translator.translate(&source)?))
+    }
+
+    /// Both from the same random registers; flags that `undefined` has are not compared.
+    fn run(&mut self, rng: &mut Rng, bytes: &[u8], undefined: u64) {
+        let Some((insns, code)) = self.translate(bytes) else { return };
+        let mut state = self.handlers.cpu.save_state(0, 0);
+        for (n, gpr) in state.regs.gpr.iter_mut().enumerate() {
+            *gpr = match rng.below(4) {
+                0 => rng.next(),
+                1 => rng.below(64),
+                2 => HIGH + DATA + rng.below(0x4000),
+                _ => DATA + rng.below(0x4000),
+            };
+            if n == 4 {
+                *gpr = DATA + 0x8000 + 8 * rng.below(16);
+            }
+        }
+        state.regs.rip = CODE;
+        state.regs.rflags = 2 | rng.next() & 0x8d5;
+        self.handlers.cpu.load_state(&state);
+        self.native.cpu.load_state(&state);
+        self.handlers.cpu.leave = false;
+        self.native.cpu.leave = false;
+        let expected = by_handlers(&mut self.handlers, &insns);
+        let got = self.translator.run(&mut self.native.ctx(), code).unwrap();
+        let context = || {
+            let mut text = String::new();
+            let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
+            let mut formatter = iced_x86::FastFormatter::new();
+            while decoder.can_decode() {
+                formatter.format(&decoder.decode(), &mut text);
+                text.push('\n');
+            }
+            format!("{text}\nfrom {:x?} flags {:x}", state.regs.gpr, state.regs.rflags)
+        };
+        assert_eq!(got.map(drop), expected, "{}", context());
+        let (mut a, mut b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
+        a.regs.rflags &= !undefined;
+        b.regs.rflags &= !undefined;
+        assert_eq!(a.regs, b.regs, "{}", context());
+        assert!(a == b, "{}", context());
+        if expected.is_err() {
+            assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised);
+        }
+    }
+
+    fn compare_memory(&self) {
+        let (mut a, mut b) = (vec![0; 0x1_0000], vec![0; 0x1_0000]);
+        self.handlers.mem.read(DATA, &mut a).unwrap();
+        self.native.mem.read(DATA, &mut b).unwrap();
+        assert!(a == b);
+    }
+}
+
+/// A random instruction among these opcodes, as bytes; any that decodes and stays in its lane.
+fn random_insn(rng: &mut Rng, wanted: impl Fn(Mnemonic) -> bool) -> Vec<u8> {
+    loop {
+        let mut bytes = Vec::new();
+        if rng.below(6) == 0 {
+            bytes.push([0x66, 0x64, 0x65, 0x67, 0xf0][rng.below(5) as usize]);
+        }
+        if rng.below(3) != 0 {
+            bytes.push(0x40 | rng.below(16) as u8);
+        }
+        if rng.below(3) == 0 {
+            bytes.push(0x0f);
+        }
+        for _ in 0..12 {
+            bytes.push(rng.next() as u8);
+        }
+        // Registers and small displacements more often than others.
+        let mut decoder = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE);
+        let insn = decoder.decode();
+        if !insn.is_invalid() && wanted(insn.mnemonic()) {
+            bytes.truncate(insn.len());
+            return bytes;
+        }
+    }
+}
+
+fn copied(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Add
+            | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Lea
+            | Push
+            | Pop
+            | Leave
+            | Xchg
+            | Xadd
+            | Cmpxchg
+            | Cmove
+            | Cmovb
+            | Cmovg
+            | Cmovs
+            | Seta
+            | Setl
+            | Setp
+            | Bswap
+            | Cwde
+            | Cdqe
+            | Cdq
+            | Cqo
+            | Clc
+            | Stc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Nop
+    )
+}
+
+fn undefined_flags(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Shl | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Imul
+            | Mul
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Shld
+            | Shrd
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+    )
+}
+
+#[test]
+fn blocks_of_defined_flags() {
+    for user in [false, true] {
+        let Some(mut pair) = pair(user) else { return };
+        let mut rng = Rng(0x9e37_79b9_7f4a_7c15 ^ u64::from(user));
+        for _ in 0..3_000 {
+            let bytes: Vec<u8> =
+                (0..1 + rng.below(8)).flat_map(|_| random_insn(&mut rng, copied)).collect();
+            pair.run(&mut rng, &bytes, 0);
+        }
+        pair.compare_memory();
+    }
+}
+
+#[test]
+fn single_instructions_with_undefined_flags() {
+    let Some(mut pair) = pair(false) else { return };
+    let mut rng = Rng(77);
+    for _ in 0..6_000 {
+        let bytes = random_insn(&mut rng, undefined_flags);
+        pair.run(&mut rng, &bytes, 0x8d5);
+    }
+    pair.compare_memory();
+}
+
+#[test]
+fn calls_and_jumps() {
+    let Some(mut pair) = pair(false) else { return };
+    let mut rng = Rng(99);
+    let flow = |m: Mnemonic| {
+        use Mnemonic::*;
+        matches!(m, Jmp | Call | Ret | Je | Jb | Jg | Js | Jo | Jp | Ja | Jl)
+    };
+    for _ in 0..3_000 {
+        let mut bytes: Vec<u8> =
+            (0..rng.below(3)).flat_map(|_| random_insn(&mut rng, copied)).collect();
+        bytes.extend(random_insn(&mut rng, flow));
+        pair.run(&mut rng, &bytes, 0);
+    }
+    pair.compare_memory();
+}
+
+/// A loop over linked blocks, and its end by a request.
+#[test]
+fn linked_blocks() {
+    let Some(mut pair) = pair(false) else { return };
+    // add rax, rcx; dec rcx; jnz -8
+    let bytes = [0x48, 0x01, 0xc8, 0x48, 0xff, 0xc9, 0x75, 0xf8];
+    let (_, code) = pair.translate(&bytes).unwrap();
+    let cpu = &mut pair.native.cpu;
+    (cpu.rip, cpu.gpr[0], cpu.gpr[1], cpu.leave) = (CODE, 0, 1000, false);
+    let left = pair.translator.run(&mut pair.native.ctx(), code).unwrap().unwrap();
+    let Left::Exit(link) = left else { panic!("{left:?}") };
+    assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE, 999));
+    pair.translator.link(link, code);
+    let left = pair.translator.run(&mut pair.native.ctx(), code).unwrap().unwrap();
+    assert!(matches!(left, Left::Exit(_)), "{left:?}");
+    assert_eq!(pair.native.cpu.gpr[0], 1000 * 1001 / 2);
+    assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE + 8, 0));
+    // Flags are set: the block is not even begun.
+    let cpu = &mut pair.native.cpu;
+    (cpu.rip, cpu.gpr[1]) = (CODE, 5);
+    cpu.slot.flags.store(1, std::sync::atomic::Ordering::SeqCst);
+    let left = pair.translator.run(&mut pair.native.ctx(), code).unwrap().unwrap();
+    assert_eq!(left, Left::Boundary);
+    assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE, 5));
+    // What is removed cannot be run, and nothing goes there.
+    pair.native.cpu.slot.flags.store(0, std::sync::atomic::Ordering::SeqCst);
+    pair.translator.remove(&[code]);
+    assert!(pair.translator.run(&mut pair.native.ctx(), code).is_none());
+}
