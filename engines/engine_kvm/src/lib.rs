@@ -11,6 +11,7 @@
 mod clock;
 mod cpuid;
 mod debug;
+mod dirty;
 mod doorbell;
 mod events;
 mod gate;

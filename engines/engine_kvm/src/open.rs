@@ -27,6 +27,8 @@ pub(crate) struct Features {
     pub msr_filter: bool,
     pub enforce_pv_cpuid: bool,
     pub x2apic_api: bool,
+    /// Entries of each vCPU's ring of dirty pages; 0 for the log.
+    pub ring_entries: u32,
     pub host_khz: u32,
 }
 
@@ -44,7 +46,20 @@ const NEEDED: &[(u32, &str)] = &[
 ];
 
 impl KvmEngine {
+    /// Dirty pages come from the kernel's log.
     pub fn open() -> Result<Self, Error> {
+        Self::with(0)
+    }
+
+    /// Dirty pages come from rings of so many entries, one for each vCPU: a power of two.
+    pub fn with_dirty_rings(entries: u32) -> Result<Self, Error> {
+        if !entries.is_power_of_two() || entries < SMALLEST_RING {
+            return Err(Error::Unsupported("dirty rings of this size"));
+        }
+        Self::with(entries)
+    }
+
+    fn with(ring_entries: u32) -> Result<Self, Error> {
         sys::install_handler();
         let fd = Kvm::new().map_err(|e| {
             let reason = std::io::Error::from_raw_os_error(e.errno());
@@ -59,12 +74,17 @@ impl KvmEngine {
                 return Err(Error::Unusable(format!("this kernel's KVM has no {name}")));
             }
         }
+        let most = extension(KVM_CAP_DIRTY_LOG_RING_ACQ_REL).max(0).cast_unsigned();
+        if ring_entries > most / size_of::<kvm_dirty_gfn>() as u32 {
+            return Err(Error::Unusable("this kernel's KVM has no such dirty rings".into()));
+        }
         let features = Features {
             sregs2: extension(KVM_CAP_SREGS2) > 0,
             xsave2: extension(KVM_CAP_XSAVE2),
             msr_filter: extension(KVM_CAP_X86_MSR_FILTER) > 0,
             enforce_pv_cpuid: extension(KVM_CAP_ENFORCE_PV_FEATURE_CPUID) > 0,
             x2apic_api: extension(KVM_CAP_X2APIC_API) > 0,
+            ring_entries,
             host_khz: host_khz(&fd)?,
         };
         let caps = Caps {
@@ -80,6 +100,9 @@ impl KvmEngine {
         Ok(Self { fd, caps, features })
     }
 }
+
+/// The kernel keeps some entries in reserve, and those of the processor's own log.
+const SMALLEST_RING: u32 = 1024;
 
 /// Only a vCPU tells it, on older kernels.
 fn host_khz(kvm: &Kvm) -> Result<u32, Error> {
@@ -123,6 +146,10 @@ fn configure(vm: &VmFd, features: &Features) -> Result<(), Error> {
     enable(vm, KVM_CAP_X86_USER_SPACE_MSR, [reasons.into(), 0, 0, 0])?;
     if features.msr_filter {
         crate::msrs::set_filter(vm)?;
+    }
+    if features.ring_entries != 0 {
+        let bytes = u64::from(features.ring_entries) * size_of::<kvm_dirty_gfn>() as u64;
+        enable(vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, [bytes, 0, 0, 0])?;
     }
     Ok(())
 }

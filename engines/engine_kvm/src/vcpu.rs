@@ -53,6 +53,10 @@ impl KvmVcpu {
             fd.set_tsc_khz(vm.tsc.khz()).map_err(os("KVM_SET_TSC_KHZ"))?;
         }
         vm.msrs.get_or_init(|| msrs::kept(&fd));
+        if vm.features.ring_entries != 0 {
+            let ring = sys::DirtyRing::new(&fd, vm.features.ring_entries);
+            vm.rings.add(ring.map_err(|source| Error::Os { call: "mmap dirty ring", source })?);
+        }
         let kick = Arc::new(KvmKick::new(&fd)?);
         vm.add_kick(&kick);
         let (vm, debug) = (vm.clone(), GuestDebug::default());
@@ -201,6 +205,10 @@ impl KvmVcpu {
             }
             KvmExit::SystemEvent | KvmExit::Other(KVM_EXIT_SHUTDOWN) => {
                 return Ok(Served::Exit(Exit::Shutdown));
+            }
+            KvmExit::Other(KVM_EXIT_DIRTY_RING_FULL) => {
+                self.vm.rings.collect(&self.vm.fd)?;
+                return Ok(Served::Nothing);
             }
             KvmExit::Other(KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_SET_TPR | KVM_EXIT_INTR) => {
                 return Ok(Served::Nothing);

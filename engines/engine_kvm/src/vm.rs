@@ -2,6 +2,7 @@
 
 use crate::{
     clock::{self, VmTsc},
+    dirty::{self, Rings},
     doorbell,
     gate::Gate,
     kick::KvmKick,
@@ -32,6 +33,7 @@ pub(crate) struct Inner {
     kicks: Mutex<Vec<Weak<KvmKick>>>,
     pub(crate) tsc: VmTsc,
     pub(crate) routes: Routes,
+    pub(crate) rings: Rings,
     pub(crate) features: Features,
     pub(crate) cpuid: CpuidTable,
     /// The MSRs that this kernel keeps for this VM's vCPUs.
@@ -53,6 +55,7 @@ impl Inner {
             kicks: Mutex::default(),
             tsc: VmTsc::new(features.host_khz, khz),
             routes: Routes::default(),
+            rings: Rings::default(),
             features,
             cpuid,
             msrs: OnceLock::new(),
@@ -74,6 +77,18 @@ impl Inner {
         sys::map_slot(&self.fd, region, len, self.mem.logs_dirty())
     }
 
+    /// What the guest wrote to the slot, as far as the kernel tells.
+    fn take_guests(&self, region: &Region, out: &mut PageBitmap) -> Result<(), Error> {
+        if self.features.ring_entries == 0 {
+            return dirty::take_log(&self.fd, region, out);
+        }
+        // A processor's own log goes into the ring when its vCPU leaves KVM_RUN.
+        drop(self.gate.close(|| self.kick_all()));
+        self.rings.collect(&self.fd)?;
+        self.rings.take(region.slot.id, out);
+        Ok(())
+    }
+
     /// The kernel changes slots one by one, so vCPUs are held outside meanwhile.
     fn replace(&self, old: &Layout, new: &Layout) -> Result<(), Error> {
         let missing = |from: &Layout, other: &Layout| -> Vec<Arc<Region>> {
@@ -82,6 +97,9 @@ impl Inner {
         };
         let (gone, come) = (missing(old, new), missing(new, old));
         let _held = self.gate.close(|| self.kick_all());
+        // Entries of slots that go must not be taken for those of their successors.
+        self.rings.collect(&self.fd)?;
+        gone.iter().for_each(|r| self.rings.forget(r.slot.id));
         let set = gone.iter().try_for_each(|r| self.set_region(r, 0));
         let set = set.and_then(|()| come.iter().try_for_each(|r| self.set_region(r, r.slot.len)));
         if set.is_err() {
@@ -138,9 +156,7 @@ impl Vm for KvmVm {
         let layout = self.0.mem.layout();
         let region = layout.by_id(slot).ok_or(guest_mem::Error::NoSlot(slot))?;
         if self.0.mem.logs_dirty() {
-            let len = usize::try_from(region.slot.len).unwrap_or(usize::MAX);
-            let log = self.0.fd.get_dirty_log(slot, len).map_err(os("KVM_GET_DIRTY_LOG"))?;
-            out.0.iter_mut().zip(log).for_each(|(to, from)| *to |= from);
+            self.0.take_guests(region, out)?;
         }
         region.take_dirty(out);
         Ok(())

@@ -62,23 +62,29 @@ struct Guest {
     bus: Bus,
 }
 
+const RAM: u64 = 16 << 20;
+
 /// out 0x99, al; iret: no EOI
 const HANDLER: &[u8] = &[0xe6, 0x99, 0xcf];
 /// out 0xf4, al; jmp $
 const END: &[u8] = &[0xe6, 0xf4, 0xeb, 0xfe];
 
-/// Real mode: 64 KiB at 0, code at 0x1000, vectors 2, 0x20 and 0x30 lead to a handler.
+/// Real mode: 16 MiB at 0, code at 0x1000, vectors 2, 0x20 and 0x30 lead to a handler.
 fn guest(code: &[u8]) -> Option<Guest> {
-    let engine = match KvmEngine::open() {
+    guest_of(KvmEngine::open(), code)
+}
+
+fn guest_of(engine: Result<KvmEngine, Error>, code: &[u8]) -> Option<Guest> {
+    let engine = match engine {
         Ok(engine) => engine,
         Err(e) => {
             println!("skipped: {e}");
             return None;
         }
     };
-    let vm = engine.create_vm(&VmConfig { memory: 1 << 20, ..VmConfig::default() }).unwrap();
-    let mem = Memfd::new(0x10000).unwrap();
-    let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len: 0x10000, writable: true };
+    let vm = engine.create_vm(&VmConfig { memory: RAM, ..VmConfig::default() }).unwrap();
+    let mem = Memfd::new(RAM).unwrap();
+    let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len: RAM, writable: true };
     vm.set_layout(&[Change::Map(slot)]).unwrap();
     for vector in [2, 0x20, 0x30] {
         vm.memory().write(vector * 4, &[0x00, 0x20, 0, 0]).unwrap();
@@ -133,11 +139,14 @@ fn reset_is_restoring_the_reset_values() {
 
 #[test]
 fn ports_and_mmio_are_finished_before_a_stop() {
-    // in al, 0x10; mov [0x9000:0x8000], al through DS=0x9000
-    let code = [0xe4, 0x10, 0xb9, 0, 0x90, 0x8e, 0xd9, 0xa2, 0, 0x80];
+    // in al, 0x10; mov [fs:0x8000], al with FS beyond RAM
+    let code = [0xe4, 0x10, 0x64, 0xa2, 0, 0x80];
     let Some(mut g) = guest(&code) else { return };
+    let mut state = start(0);
+    state.segment_mut(SegReg::Fs).base = 0x500_0000;
+    g.cpu.set_state(&state).unwrap();
     assert_eq!(g.run(), Exit::Stopped);
-    assert_eq!(g.bus.log, ["in 0x10 1", "write 0x98000 [7]", "out 0xf4 [7]"]);
+    assert_eq!(g.bus.log, ["in 0x10 1", "write 0x5008000 [7]", "out 0xf4 [7]"]);
     assert_eq!(g.cpu.state().unwrap().regs.rip, 0x1000 + code.len() as u64 + 2);
 }
 
@@ -256,12 +265,41 @@ fn dirty_pages_are_the_guests_and_the_devices() {
     g.vm.log_dirty(true).unwrap();
     assert_eq!(g.run(), Exit::Stopped);
     g.vm.memory().write(0x5000, &[1]).unwrap();
-    let mut out = PageBitmap::for_len(0x10000);
+    let mut out = PageBitmap::for_len(RAM);
     g.vm.take_dirty(0, &mut out).unwrap();
     assert_eq!(out.pages().collect::<Vec<_>>(), [3, 5]);
-    let mut again = PageBitmap::for_len(0x10000);
+    let mut again = PageBitmap::for_len(RAM);
     g.vm.take_dirty(0, &mut again).unwrap();
     assert_eq!(again.pages().count(), 0);
+}
+
+#[test]
+fn dirty_rings_tell_the_same_and_never_overflow() {
+    const PAGES: u32 = 3000;
+    // mov ecx, 3000; mov ebx, 0x100000; l: mov [ebx], al; add ebx, 4096; dec ecx; jnz l
+    let code = [
+        &[0x66, 0xb9][..],
+        &PAGES.to_le_bytes(),
+        &[0x66, 0xbb, 0, 0, 0x10, 0, 0x67, 0x88, 0x03, 0x66, 0x81, 0xc3, 0, 0x10, 0, 0],
+        &[0x66, 0x49, 0x75, 0xf2],
+    ]
+    .concat();
+    let Some(mut g) = guest_of(KvmEngine::with_dirty_rings(1024), &code) else { return };
+    let mut state = start(0);
+    let ds = state.segment_mut(SegReg::Ds);
+    (ds.limit, ds.attr) = (!0, 0x8093);
+    g.cpu.set_state(&state).unwrap();
+    g.vm.log_dirty(true).unwrap();
+    assert_eq!(g.run(), Exit::Stopped);
+    g.vm.memory().write(0x5000, &[1]).unwrap();
+    let mut out = PageBitmap::for_len(RAM);
+    g.vm.take_dirty(0, &mut out).unwrap();
+    let expected = std::iter::once(5).chain(256..256 + PAGES as usize);
+    assert!(out.pages().eq(expected), "{:?}", out.pages().count());
+    let mut again = PageBitmap::for_len(RAM);
+    g.vm.take_dirty(0, &mut again).unwrap();
+    assert_eq!(again.pages().count(), 0);
+    assert!(KvmEngine::with_dirty_rings(1000).is_err());
 }
 
 #[test]
