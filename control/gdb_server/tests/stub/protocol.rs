@@ -204,6 +204,46 @@ fn an_operators_pause_is_a_stop() {
     assert_ne!(DebugStop::Paused, DebugStop::Exit(0, engine::DebugExit::Step));
 }
 
+/// Two processors at the same breakpoint, as gdb handles it: stop, step over, go on.
+#[test]
+fn every_vcpu_that_reaches_a_breakpoint_is_told() {
+    for kind in kinds() {
+        let machine = machine(kind, 2);
+        let handle = machine.handle();
+        let server = gdb_server::serve("127.0.0.1:0".parse().unwrap(), handle.clone()).unwrap();
+        // The second does what the first does, with a stack of its own.
+        let state = handle.on_vcpu(0, |vcpu| vcpu.state().unwrap()).unwrap();
+        let second = move |vcpu: &mut dyn engine::Vcpu| {
+            let mut other = vcpu.state().unwrap();
+            (other.regs, other.segments, other.control) =
+                (state.regs, state.segments, state.control);
+            other.regs.rip = LOOP;
+            (other.regs.gpr[3], other.regs.gpr[4]) = (COUNTER, 0x13_0000);
+            other.mp = state.mp;
+            vcpu.set_state(&other).unwrap();
+        };
+        handle.on_vcpu(1, second).unwrap();
+        let mut gdb = Debugger::connect(server.address());
+        let breakpoint = format!("Z0,{LEAF:x},1");
+        assert_eq!(gdb.ask(&breakpoint), "OK");
+        let mut told = [0; 2];
+        for _ in 0..20 {
+            let stop = gdb.ask("vCont;c");
+            let (_, thread) = stop.split_once("thread:").unwrap();
+            let vcpu = if thread.starts_with("01;") { 0 } else { 1 };
+            told[vcpu] += 1;
+            assert_eq!(gdb.ask(&format!("Hg{}", vcpu + 1)), "OK");
+            assert_eq!(gdb.number("p10"), LEAF, "{kind:?}: {stop}");
+            assert_eq!(gdb.ask(&breakpoint.replace('Z', "z")), "OK");
+            assert!(gdb.ask(&format!("vCont;s:{}", vcpu + 1)).starts_with("T05"));
+            assert_eq!(gdb.number("p10"), LEAF + 4);
+            assert_eq!(gdb.ask(&breakpoint), "OK");
+        }
+        assert!(told.iter().all(|&n| n > 0), "{kind:?}: {told:?}");
+        drop((server, machine));
+    }
+}
+
 /// Packets such as a debugger sends, with numbers that it would not.
 fn packet() -> impl Strategy<Value = Vec<u8>> {
     let number = prop_oneof![
