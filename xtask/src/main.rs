@@ -9,6 +9,7 @@ mod checks;
 mod deps;
 mod size;
 mod steps;
+mod suites;
 mod supply;
 mod test;
 mod tree;

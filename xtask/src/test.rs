@@ -1,9 +1,9 @@
 //! The test command: every test of the workspace, in the order of what they cost.
 
 use crate::steps::Steps;
+use crate::suites::{self, Program};
 use crate::{checks, tree};
 use std::fs;
-use std::process::Command;
 
 /// What to run.
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ pub struct Options {
 /// Suites with a step of their own, after the unit tests, in this order.
 const SUITES: &[(&str, &str)] =
     &[("conformance", "conformance suite"), ("lockstep", "differential tests")];
+/// The crate whose tests boot guests.
+const BOOTS: &str = "testkit";
 
 /// Runs the tests.
 pub fn run(args: &[String]) -> Result<(), String> {
@@ -46,48 +48,42 @@ pub fn run(args: &[String]) -> Result<(), String> {
 /// Adds the tests to a chore.
 pub fn add(steps: &mut Steps, options: &Options) {
     host_notes(steps);
-    let mut units = cargo_test(options);
-    units.args(["--workspace", "--exclude", "testkit"]);
-    for (crate_name, _) in SUITES {
-        units.args(["--exclude", crate_name]);
+    let mut programs = Vec::new();
+    let built = steps.run("build of the tests", || {
+        programs = suites::build()?;
+        Ok(())
+    });
+    if !built {
+        return;
     }
-    steps.command("unit tests", &mut units);
-    for (crate_name, title) in SUITES {
-        steps.command(title, cargo_test(options).args(["-p", crate_name]));
+    let of = |package: &str| programs.iter().filter(|p| p.package == package).collect::<Vec<_>>();
+    let special = |p: &&Program| BOOTS == p.package || SUITES.iter().any(|(s, _)| *s == p.package);
+    let units: Vec<&Program> = programs.iter().filter(|p| !special(p)).collect();
+    steps.run("unit tests", || suites::run(&units, &[], options.long));
+    steps.command("documentation's examples", tree::cargo().args(["test", "--workspace", "--doc"]));
+    for (package, title) in SUITES {
+        steps.run(title, || suites::run(&of(package), &[], options.long));
     }
     if options.no_boot {
         steps.skip("fetching and guest boots", "not asked for");
         return;
     }
     if has_program("apt-get") {
-        let mut fetching = cargo_test(options);
-        fetching.args(["-p", "assets", "--test", "fetch", "--", "--include-ignored"]);
-        steps.command("fetching guests", &mut fetching);
+        let fetch: Vec<&Program> =
+            of("assets").into_iter().filter(|p| p.target == "fetch").collect();
+        steps.run("fetching guests", || suites::run(&fetch, &["--include-ignored"], options.long));
     } else {
         steps.skip("fetching guests", "this host has no apt-get");
     }
     // Guests are booted by the program that users run: the release build.
-    let built = steps.command(
-        "release build of sarang",
-        tree::cargo().args(["build", "--release", "--package", "cli"]),
-    );
-    if built {
+    let mut release = tree::cargo();
+    release.args(["build", "--release", "--package", "cli"]);
+    if steps.command("release build of sarang", &mut release) {
         // Two guests at a time: on two cores, more would only starve each other.
-        let mut boots = cargo_test(options);
-        boots.args(["-p", "testkit", "--", "--test-threads=2"]);
-        steps.command("guest boots", &mut boots);
+        steps.run("guest boots", || suites::run(&of(BOOTS), &["--test-threads=2"], options.long));
     } else {
         steps.skip("guest boots", "sarang was not built");
     }
-}
-
-fn cargo_test(options: &Options) -> Command {
-    let mut command = tree::cargo();
-    command.args(["test", "--no-fail-fast"]);
-    if options.long {
-        command.env("SARANG_LONG", "1");
-    }
-    command
 }
 
 /// Says what this host cannot run, so that a pass is not read for more than it is.
