@@ -182,16 +182,16 @@ pub fn defined(mode: Mode, case: &Case, out: &Outcome) -> Defined {
     let mut all = Undefined::default();
     let mut holes = Vec::new();
     let mut flags = FLAGS;
-    let mut fault = Fault::STRICT;
+    // Also where a jump into the middle of an instruction has found another.
+    let faulted = instruction_at(mode, case, out.rip);
+    let faulted = faulted.filter(|_| out.vector != u32::from(exception::BP));
+    let fault = faulted.map_or(Fault::STRICT, |insn| Fault::of(&insn));
     let mut string_registers = u64::MAX;
     let (mut offset, mut first) = (0, true);
     while offset < case.bytes().len() {
         let ip = case.rip(mode) + offset as u64;
         let insn = decode(&case.bytes()[offset..], mode, ip);
         let ended = out.vector != u32::from(exception::BP) && out.rip == ip;
-        if ended {
-            fault = Fault::of(&insn);
-        }
         let short_address = bytes_of(case, offset, &insn).contains(&0x67);
         if mode == Mode::Long && insn.is_string_instruction() && short_address {
             // Whether an iteration that does not happen clears the upper halves differs.
