@@ -4,6 +4,7 @@
 use crate::{
     case::{Case, Mode, Outcome},
     generate::{encode::decode, state},
+    layout,
 };
 use iced_x86::{
     Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, RflagsBits,
@@ -264,5 +265,7 @@ pub fn pushes_part(code: Code) -> bool {
 pub fn instruction_at(mode: Mode, case: &Case, rip: u64) -> Option<Instruction> {
     let offset = usize::try_from(rip.wrapping_sub(case.rip(mode))).ok()?;
     let bytes = case.bytes().get(offset..).filter(|bytes| !bytes.is_empty())?;
-    Some(decode(bytes, mode, rip))
+    // Its end may be what fills the rest of the page.
+    let bytes = [bytes, &[layout::FILL; 15]].concat();
+    Some(decode(&bytes, mode, rip))
 }
