@@ -25,7 +25,7 @@ Keys, on a terminal:
   Ctrl-A Ctrl-A  send Ctrl-A to the guest (Ctrl-A a does too)
 
 Everything else goes to the guest, Ctrl-C included. SIGTERM and SIGHUP press the guest's power
-button; a second one quits. A serial line has no window size: the default guest is told the
+button; a second one quits, and after SIGHUP so do 30 seconds. A serial line has no window size: the default guest is told the
 terminal's at start; in another guest use `stty rows R columns C`.";
 
 #[derive(Debug, Parser)]
@@ -101,7 +101,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "PACKAGE", conflicts_with = "image")]
     package: Option<String>,
 
-    /// Run the guest that is part of the program: no files, no network
+    /// Run the guest that is part of the program, which needs no files and no network; it
+    /// executes the commands after run= in --append, such as 'run=info;smp'
     #[arg(long, conflicts_with_all = ["kernel", "package", "image", "initrd"])]
     built_in: bool,
 

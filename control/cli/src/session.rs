@@ -6,7 +6,8 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use vm_spec::{Trace, VmSpec};
@@ -25,12 +26,15 @@ use crate::{
     vm::{Ended, Running},
 };
 
+/// How long a guest may take to power down when nobody is left to ask it again.
+const HANG_UP: Duration = Duration::from_secs(30);
+
 /// Runs the guest that the options describe until it ends.
 pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     let spec = options.to_spec().map_err(|e| Failure::usage(e.to_string()))?;
     let operator = Arc::new(Operator::default());
     let hears = operator.clone();
-    signals::listen(move || hears.signal())?;
+    signals::listen(move |hung_up| hears.signal(hung_up))?;
 
     // Before anything is fetched, because a refusal needs no guest.
     let choice = choose(options, &spec, matches!(spec.kernel, vm_spec::Kernel::BuiltIn(_)))?;
@@ -170,7 +174,7 @@ struct Operator {
 }
 
 impl Operator {
-    fn signal(&self) {
+    fn signal(&self, hung_up: bool) {
         CANCELLED.store(true, Relaxed);
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(machine) = &*machine else { return };
@@ -183,6 +187,14 @@ impl Operator {
         // A paused guest could not answer.
         let _ = machine.resume();
         let _ = machine.power_button();
+        if hung_up {
+            let machine = machine.clone();
+            // Without the thread the machine ends when the guest does, as after SIGTERM.
+            let _ = console::spawn("hang-up", move || {
+                thread::sleep(HANG_UP);
+                let _ = machine.quit();
+            });
+        }
     }
 
     /// From now on signals go to the machine; false if one has come before.
@@ -203,9 +215,9 @@ mod tests {
         let operator = Operator::default();
         let machine = Arc::new(Recorder::default());
         assert!(operator.take_charge_of(machine.clone()));
-        operator.signal();
+        operator.signal(false);
         assert_eq!(*machine.0.lock().unwrap(), ["resume", "power button"]);
-        operator.signal();
+        operator.signal(false);
         assert_eq!(machine.0.lock().unwrap().len(), 2, "then `quit`, which it records as gone");
         CANCELLED.store(false, Relaxed);
     }

@@ -9,20 +9,21 @@ use signal_hook::{
 
 use crate::{Failure, progress};
 
-/// Calls `on_signal` for each signal that asks this process to end, from now on.
+/// Calls `on_signal` for each signal that asks this process to end, from now on, and says
+/// whether the operator's terminal is gone, so that no other signal will come from there.
 ///
 /// With a raw terminal, Ctrl-C is a byte for the guest and no signal.
-pub fn listen(on_signal: impl FnMut() + Send + 'static) -> Result<(), Failure> {
+pub fn listen(on_signal: impl FnMut(bool) + Send + 'static) -> Result<(), Failure> {
     start(on_signal).map_err(|e| {
         Failure::host(format!("signals: {e}; lower the load of this host and try again"))
     })
 }
 
-fn start(mut on_signal: impl FnMut() + Send + 'static) -> io::Result<()> {
+fn start(mut on_signal: impl FnMut(bool) + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT, SIGQUIT])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
-        for _ in signals.forever() {
-            on_signal();
+        for signal in signals.forever() {
+            on_signal(signal == SIGHUP);
         }
     })?;
     Ok(())
@@ -30,5 +31,5 @@ fn start(mut on_signal: impl FnMut() + Send + 'static) -> io::Result<()> {
 
 /// While guests are fetched, these signals stop the fetch.
 pub fn cancel_on_interrupt() -> Result<(), Failure> {
-    listen(|| progress::CANCELLED.store(true, Relaxed))
+    listen(|_| progress::CANCELLED.store(true, Relaxed))
 }
