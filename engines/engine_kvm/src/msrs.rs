@@ -137,8 +137,12 @@ pub(crate) fn restore_tsc(fd: &VcpuFd, tsc: &Tsc) -> Result<(), Error> {
     Ok(())
 }
 
+/// Also where it is 0, which disarms what was armed before.
 pub(crate) fn restore_deadline(fd: &VcpuFd, tsc: &Tsc) -> Result<(), Error> {
-    if tsc.deadline == 0 { Ok(()) } else { write(fd, &[(IA32_TSC_DEADLINE, tsc.deadline)]) }
+    if tsc.deadline == 0 && read(fd, IA32_TSC_DEADLINE).unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    write(fd, &[(IA32_TSC_DEADLINE, tsc.deadline)])
 }
 
 /// MSRs of things that the machine does not have although the kernel would serve some of

@@ -74,6 +74,8 @@ impl KvmVcpu {
     pub(crate) fn restored(&mut self, state: &VcpuState) {
         self.mid_access = false;
         self.window = None;
+        // A guest with the paravirtual clock is told that it did not run; others need not be.
+        let _ = self.fd.kvmclock_ctrl();
         if self.id == 0
             && let Some(offset) = sys::tsc_offset(&self.fd)
         {
