@@ -23,8 +23,22 @@ const TSC_KHZ: u32 = 1_000_000;
 pub struct Translate {
     caps: Caps,
     stubs: StubCache,
-    /// Size of each vCPU's memory for translated code; none: everything is interpreted.
-    code_memory: Option<usize>,
+    translation: Option<Translation>,
+}
+
+/// How code is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// Bytes of memory for translated code, for each vCPU.
+    pub code_memory: usize,
+    /// A block is translated when it has run so often.
+    pub hot: u32,
+}
+
+impl Default for Translation {
+    fn default() -> Self {
+        Self { code_memory: 32 << 20, hot: 64 }
+    }
 }
 
 impl Translate {
@@ -40,14 +54,14 @@ impl Translate {
             tsc_scaling: true,
             cpuid: translate_features(&host_table()),
         };
-        Ok(Self { caps, stubs, code_memory: None })
+        Ok(Self { caps, stubs, translation: None })
     }
 
-    /// Hot code is translated, into so many bytes for each vCPU, where the host has what that
-    /// needs and the VM does not count instructions.
+    /// Hot code is translated, where the host has what that needs and the VM does not count
+    /// instructions.
     #[must_use]
-    pub fn with_code_memory(mut self, len: usize) -> Self {
-        self.code_memory = Some(len);
+    pub fn with_translation(mut self, translation: Translation) -> Self {
+        self.translation = Some(translation);
         self
     }
 }
@@ -67,7 +81,7 @@ impl Engine for Translate {
         if khz == 0 {
             return Err(Error::Unsupported("a TSC that stands still"));
         }
-        Ok(Arc::new(TranslateVm::new(config, khz, &self.stubs, self.code_memory)?))
+        Ok(Arc::new(TranslateVm::new(config, khz, &self.stubs, self.translation)?))
     }
 }
 

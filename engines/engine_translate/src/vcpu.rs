@@ -31,10 +31,10 @@ impl TranslateVcpu {
         cpu.trace = vm.trace;
         cpu.intercepts = vm.intercepts;
         let mut interp = Interp::new(vm.features, vm.stubs.clone());
-        if let Some(len) = vm.code_memory {
-            let translator = Translator::new(len, vm.features)
+        if let Some(how) = vm.translation {
+            let translator = Translator::new(how.code_memory, vm.features)
                 .map_err(|source| Error::Os { call: "mmap", source })?;
-            translator.into_iter().for_each(|t| interp.set_translator(t));
+            translator.into_iter().for_each(|t| interp.set_translator(t, how.hot));
         }
         Ok(Self { cpu, interp, counted: vm.counted, khz: vm.khz, last_tsc: None, wanted_tsc: None })
     }

@@ -1,6 +1,6 @@
 //! One guest.
 
-use crate::{TranslateVcpu, clock::VmClock};
+use crate::{TranslateVcpu, Translation, clock::VmClock};
 use emit::StubCache;
 use engine::{ClockSample, Error, Intercepts, Vcpu, Vm, VmConfig};
 use guest_mem::{Change, CodeWatch, Generation, GuestMem, PageBitmap, SlotId};
@@ -27,7 +27,7 @@ pub struct TranslateVm {
     pub(crate) trace: bool,
     pub(crate) counted: bool,
     pub(crate) khz: u32,
-    pub(crate) code_memory: Option<usize>,
+    pub(crate) translation: Option<Translation>,
     clock: VmClock,
     unsettled: Mutex<Vec<Unsettled>>,
     ids: Mutex<BTreeSet<u32>>,
@@ -62,7 +62,7 @@ impl TranslateVm {
         config: &VmConfig,
         khz: u32,
         stubs: &StubCache,
-        code_memory: Option<usize>,
+        translation: Option<Translation>,
     ) -> Result<Self, Error> {
         let mem = GuestMem::new(config.memory)?;
         let slots = Arc::<Slots>::default();
@@ -79,7 +79,7 @@ impl TranslateVm {
             trace: config.trace,
             counted: config.counted,
             khz,
-            code_memory: code_memory.filter(|_| !config.counted),
+            translation: translation.filter(|_| !config.counted),
             clock: VmClock::new(khz),
             unsettled: Mutex::default(),
             ids: Mutex::default(),

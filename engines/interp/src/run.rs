@@ -17,6 +17,8 @@ pub struct Interp {
     pub(crate) features: IsaFeatures,
     pub(crate) stubs: StubCache,
     pub(crate) translator: Option<Translator>,
+    /// Blocks are translated when they have run so often.
+    pub(crate) hot: u32,
     /// Linear addresses before which a debugger wants to stop.
     breakpoints: Vec<u64>,
     single_step: bool,
@@ -30,6 +32,7 @@ impl Interp {
             features,
             stubs,
             translator: None,
+            hot: 0,
             breakpoints: Vec::new(),
             single_step: false,
             retired: 0,

@@ -8,12 +8,11 @@ use semantics::{Ctx, Insn, Stop};
 use std::sync::Arc;
 use translator::{Code, Left, Source, Translator};
 
-/// A block that has run so often is translated.
-const HOT: u32 = 64;
-
 impl Interp {
-    /// Has hot blocks translated from now on, in runs that are not counted.
-    pub fn set_translator(&mut self, translator: Translator) {
+    /// From now on blocks are translated when they have run so often, in runs that are not
+    /// counted.
+    pub fn set_translator(&mut self, translator: Translator, hot: u32) {
+        self.hot = hot;
         self.cache.clear();
         self.cache.keep_for_translations();
         self.translator = Some(translator);
@@ -34,7 +33,7 @@ impl Interp {
     ) -> Option<Result<Left, Stop>> {
         match self.cache.heat(span)? {
             Heat::Never => return None,
-            Heat::Runs(runs) if *runs < HOT => {
+            Heat::Runs(runs) if *runs < self.hot => {
                 *runs += 1;
                 return None;
             }

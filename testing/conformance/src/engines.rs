@@ -3,7 +3,7 @@
 use cpu_model::{CpuModel, CpuidTable, Options, best_model, resolve};
 use engine::{Engine, Error};
 use engine_kvm::{HostKvm, KvmEngine};
-use engine_translate::Translate;
+use engine_translate::{Translate, Translation};
 
 /// What the software KVM does not execute at ring 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,14 @@ pub fn engines() -> Vec<UnderTest> {
     }
     match Translate::new() {
         Ok(engine) => engines.push(UnderTest { engine: Box::new(engine), software: false }),
+        Err(e) => println!("without translate: {e}"),
+    }
+    // Everything is translated at once, in little memory.
+    match Translate::new() {
+        Ok(engine) => {
+            let engine = engine.with_translation(Translation { code_memory: 1 << 20, hot: 0 });
+            engines.push(UnderTest { engine: Box::new(engine), software: false });
+        }
         Err(e) => println!("without translate: {e}"),
     }
     engines
