@@ -24,10 +24,7 @@ const CANDIDATES: &[u32] = &[
     IA32_XSS,
     IA32_DEBUGCTL,
     IA32_MCG_STATUS,
-    IA32_MC0_CTL,
-    IA32_MC0_CTL + 1,
-    IA32_MC0_CTL + 2,
-    IA32_MC0_CTL + 3,
+    IA32_MCG_CTL,
     IA32_MTRR_FIX64K_00000,
     IA32_MTRR_FIX16K_80000,
     IA32_MTRR_FIX16K_A0000,
@@ -38,6 +35,13 @@ const CANDIDATES: &[u32] = &[
     KVM_PV_EOI_EN,
     KVM_POLL_CONTROL,
 ];
+
+/// Machine-check banks: those of every engine, instead of the kernel's 32.
+const MC_BANKS: u32 = 10;
+/// With IA32_MCG_CTL, and nothing else that is optional.
+pub(crate) const MCG_CAP: u64 = 0x100 | MC_BANKS as u64;
+/// Four for each bank.
+const MC_REGISTERS: std::ops::Range<u32> = IA32_MC0_CTL..IA32_MC0_CTL + 4 * MC_BANKS;
 
 /// Base and mask of the eight variable-range MTRRs (SDM volume 3, 12.11.2.3).
 const VARIABLE_MTRRS: std::ops::Range<u32> = IA32_MTRR_PHYSBASE0..IA32_MTRR_PHYSBASE0 + 16;
@@ -50,6 +54,7 @@ fn reset_value(index: u32) -> u64 {
     match index {
         IA32_PAT => PAT_RESET,
         IA32_MISC_ENABLE => MISC_ENABLE_FAST_STRINGS,
+        IA32_MCG_CTL => !0,
         KVM_POLL_CONTROL => 1,
         _ => 0,
     }
@@ -83,7 +88,7 @@ fn write(fd: &VcpuFd, list: &[(u32, u64)]) -> Result<(), Error> {
 /// and given their reset values. Some can be read although the guest has not the feature.
 pub(crate) fn kept(fd: &VcpuFd) -> Vec<u32> {
     let mtrrs = VARIABLE_MTRRS.chain(FIXED_4K_MTRRS);
-    let all = CANDIDATES.iter().copied().chain(mtrrs);
+    let all = CANDIDATES.iter().copied().chain(mtrrs).chain(MC_REGISTERS);
     let works =
         |index: u32| read(fd, index).is_some() && write(fd, &[(index, reset_value(index))]).is_ok();
     all.filter(|index| works(*index)).collect()

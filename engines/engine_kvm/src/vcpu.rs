@@ -48,7 +48,7 @@ impl KvmVcpu {
         }
         let table = cpuid::to_kvm(&vm.cpuid.for_vcpu(id))?;
         fd.set_cpuid2(&table).map_err(os("KVM_SET_CPUID2"))?;
-        sys::set_mce(&fd);
+        sys::set_mce(&fd, msrs::MCG_CAP);
         if vm.tsc.khz() != vm.features.host_khz {
             fd.set_tsc_khz(vm.tsc.khz()).map_err(os("KVM_SET_TSC_KHZ"))?;
         }

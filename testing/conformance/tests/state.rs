@@ -35,6 +35,13 @@ fn rich() -> VcpuState {
     s.msrs.set(msr::SFMASK, 0x4_7700);
     s.msrs.set(msr::KERNEL_GS_BASE, 0xffff_8000_0000_2000);
     s.msrs.set(msr::IA32_SYSENTER_CS, 8);
+    // As Linux sets them.
+    s.msrs.set(msr::IA32_MC0_CTL, !0);
+    s.msrs.set(msr::IA32_MC0_CTL + 4 * 9, !0);
+    s.msrs.set(msr::IA32_MTRR_DEF_TYPE, 0xc06);
+    s.msrs.set(msr::IA32_MTRR_FIX64K_00000, 0x0606_0606_0606_0606);
+    s.msrs.set(msr::IA32_MTRR_PHYSBASE0, 0xc000_0000);
+    s.msrs.set(msr::IA32_MTRR_PHYSBASE0 + 1, 0x3fff_c000_0800);
     s.msrs.set(msr::IA32_PAT, 0x0007_0406_0007_0405);
     s
 }

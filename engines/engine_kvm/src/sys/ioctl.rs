@@ -153,10 +153,9 @@ pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
     (got == 0).then_some(offset)
 }
 
-/// One bank of machine-check registers and nothing optional, instead of the kernel's 32 (SDM
-/// volume 3, 16.3). Where the kernel does not take that, its own number stays.
-pub(crate) fn set_mce(vcpu: &VcpuFd) {
-    let capability = 1u64;
+/// Gives the vCPU IA32_MCG_CAP (SDM volume 3, 16.3.1.1). Where the kernel does not take it,
+/// its own stays.
+pub(crate) fn set_mce(vcpu: &VcpuFd, capability: u64) {
     // SAFETY: the ioctl reads eight bytes.
     unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_X86_SETUP_MCE, &capability) };
 }
