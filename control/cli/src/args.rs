@@ -182,6 +182,11 @@ impl RunOptions {
         self.package.as_deref().unwrap_or(assets::DEFAULT_KERNEL)
     }
 
+    /// Whether the operator asked for one kernel and no other.
+    pub fn names_package(&self) -> bool {
+        self.package.is_some()
+    }
+
     /// Whether the kernel was named as an image, which may turn out to be a disk.
     pub fn is_image(&self) -> bool {
         self.kernel.is_none() && self.image.is_some()

@@ -64,7 +64,7 @@ fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> 
     let guest = match fetched {
         Ok(guest) => guest,
         // Without a network there is still something to see.
-        Err(error @ assets::Error::Offline { .. }) => {
+        Err(error @ assets::Error::Offline { .. }) if !options.names_package() => {
             report::notice(&format!("{error}; booting the built-in guest instead"));
             return Ok(built_in(spec));
         }
