@@ -126,13 +126,15 @@ impl Guest {
         self.input = None;
     }
 
-    /// Waits for the shell of the default guest.
+    /// Waits for the shell of the default guest, and keeps the kernel's messages off its
+    /// console from then on.
     ///
     /// # Errors
     /// When it does not come up.
     pub fn shell(&mut self) -> Result<(), Error> {
         self.expect("\nsarang:", crate::BOOT)?;
-        self.expect("# ", crate::COMMAND).map(drop)
+        self.expect("# ", crate::COMMAND)?;
+        self.command("dmesg -n 1", crate::COMMAND).map(drop)
     }
 
     /// Runs a command in the guest's shell; its output, and its exit status.
