@@ -51,10 +51,10 @@ pub struct Properties {
     pub gpr_used: u16,
     pub gpr_written: u16,
     /// XMM or YMM registers that it reads or writes.
-    pub(crate) vector_used: u16,
-    pub(crate) vector_written: u16,
+    pub vector_used: u16,
+    pub vector_written: u16,
     /// The upper halves of YMM registers matter as operands.
-    pub(crate) wide: bool,
+    pub wide: bool,
     /// RFLAGS bits that it reads, of the status flags.
     pub flags_read: u64,
     /// RFLAGS bits that it writes, those that the manual leaves undefined included.
@@ -99,7 +99,7 @@ impl X87Control {
 
 impl Properties {
     /// The facts about `insn`, if it is on the allow-list and the host has it.
-    pub(crate) fn of(insn: &Instruction) -> Result<Self, Unsupported> {
+    pub fn of(insn: &Instruction) -> Result<Self, Unsupported> {
         let unit = unit(insn)?;
         if !host::executes(insn) {
             return Err(Unsupported::Host);

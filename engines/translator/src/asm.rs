@@ -206,6 +206,102 @@ impl Asm {
         self.modrm(0, &mem);
     }
 
+    fn registers(&mut self, opcode: u8, reg: u8, rm: u8, wide: bool) {
+        let rex = u8::from(wide) << 3 | reg >> 3 << 2 | rm >> 3;
+        if rex != 0 {
+            self.code.push(0x40 | rex);
+        }
+        self.bytes(&[opcode, 0xc0 | (reg & 7) << 3 | rm & 7]);
+    }
+
+    /// Changes the flags.
+    pub fn cmp(&mut self, a: u8, b: u8, wide: bool) {
+        self.registers(0x39, b, a, wide);
+    }
+
+    /// Changes the flags.
+    pub fn cmp_imm(&mut self, a: u8, value: i8, wide: bool) {
+        self.registers(0x83, 7, a, wide);
+        self.code.push(value as u8);
+    }
+
+    /// Changes the flags.
+    pub fn sar(&mut self, register: u8, count: u8, wide: bool) {
+        self.registers(0xc1, 7, register, wide);
+        self.code.push(count);
+    }
+
+    /// DIV (6) or IDIV (7) by a register.
+    pub fn group3(&mut self, operation: u8, register: u8, wide: bool) {
+        self.registers(0xf7, operation, register, wide);
+    }
+
+    pub fn ldmxcsr(&mut self, mem: Mem) {
+        self.rex(false, 2, &mem);
+        self.bytes(&[0x0f, 0xae]);
+        self.modrm(2, &mem);
+    }
+
+    pub fn stmxcsr(&mut self, mem: Mem) {
+        self.rex(false, 3, &mem);
+        self.bytes(&[0x0f, 0xae]);
+        self.modrm(3, &mem);
+    }
+
+    /// MOVUPS, sixteen bytes.
+    pub fn load_xmm(&mut self, to: u8, mem: Mem) {
+        self.rex(false, to, &mem);
+        self.bytes(&[0x0f, 0x10]);
+        self.modrm(to, &mem);
+    }
+
+    pub fn store_xmm(&mut self, mem: Mem, from: u8) {
+        self.rex(false, from, &mem);
+        self.bytes(&[0x0f, 0x11]);
+        self.modrm(from, &mem);
+    }
+
+    /// The prefix C4 without W; `wide` for 256 bits.
+    fn vex_vector(&mut self, map: u8, pp: u8, reg: u8, second: u8, mem: &Mem, wide: bool) {
+        self.vex(map, pp, reg, second, mem);
+        if let Some(last) = self.code.last_mut() {
+            *last = *last & 0x7f | u8::from(wide) << 2;
+        }
+    }
+
+    /// VMOVUPS of sixteen bytes; what is above becomes zero.
+    pub fn vload_xmm(&mut self, to: u8, mem: Mem) {
+        self.vex_vector(1, 0, to, 0, &mem, false);
+        self.code.push(0x10);
+        self.modrm(to, &mem);
+    }
+
+    pub fn vstore_xmm(&mut self, mem: Mem, from: u8) {
+        self.vex_vector(1, 0, from, 0, &mem, false);
+        self.code.push(0x11);
+        self.modrm(from, &mem);
+    }
+
+    /// VINSERTF128 of the upper half.
+    pub fn vload_upper(&mut self, to: u8, mem: Mem) {
+        self.vex_vector(3, 1, to, to, &mem, true);
+        self.code.push(0x18);
+        self.modrm(to, &mem);
+        self.code.push(1);
+    }
+
+    /// VEXTRACTF128 of the upper half.
+    pub fn vstore_upper(&mut self, mem: Mem, from: u8) {
+        self.vex_vector(3, 1, from, 0, &mem, true);
+        self.code.push(0x19);
+        self.modrm(from, &mem);
+        self.code.push(1);
+    }
+
+    pub fn vzeroupper(&mut self) {
+        self.bytes(&[0xc5, 0xf8, 0x77]);
+    }
+
     pub fn jmp_mem(&mut self, mem: Mem) {
         self.rex(false, 4, &mem);
         self.code.push(0xff);
@@ -315,6 +411,17 @@ mod tests {
         assert_eq!(text(|a| a.jmp_mem(Mem::at(5, 300))), "jmp qword ptr [rbp+12Ch];");
         assert_eq!(text(|a| a.pop_mem(Mem::at(5, 8))), "pop qword ptr [rbp+8h];");
         assert_eq!(text(|a| a.store_imm(Mem::at(5, 8), 7, false)), "mov dword ptr [rbp+8h],7h;");
+        assert_eq!(text(|a| a.ldmxcsr(Mem::at(5, 8))), "ldmxcsr [rbp+8h];");
+        assert_eq!(text(|a| a.stmxcsr(Mem::at(5, 8))), "stmxcsr [rbp+8h];");
+        assert_eq!(text(|a| a.load_xmm(9, Mem::at(1, 160))), "movups xmm9,[rcx+0A0h];");
+        assert_eq!(text(|a| a.store_xmm(Mem::at(1, 160), 3)), "movups [rcx+0A0h],xmm3;");
+        assert_eq!(text(|a| a.vload_xmm(9, Mem::at(1, 160))), "vmovups xmm9,[rcx+0A0h];");
+        assert_eq!(text(|a| a.vstore_xmm(Mem::at(1, 160), 3)), "vmovups [rcx+0A0h],xmm3;");
+        let upper = Mem::at(1, 576);
+        let insert = "vinsertf128 ymm9,ymm9,[rcx+240h],1h;";
+        assert_eq!(text(|a| a.vload_upper(9, upper)), insert);
+        assert_eq!(text(|a| a.vstore_upper(upper, 9)), "vextractf128 [rcx+240h],ymm9,1h;");
+        assert_eq!(text(|a| a.vzeroupper()), "vzeroupper;");
         let skipped = text(|a| a.unless_rcx_zero(|a| a.jmp(0)));
         assert_eq!(skipped, "jrcxz 7h;jmp 0h;");
     }

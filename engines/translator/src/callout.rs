@@ -1,9 +1,12 @@
 //! One instruction executed by its handler, in the middle of translated code.
 
 use crate::{native::Env, state::State, tlb};
-use semantics::Stop;
+use semantics::{Cpu, Stop};
 use vcpu_state::SegReg;
-use x86_defs::rflags;
+use x86_defs::{
+    cr::{cr0, cr4, xcr0},
+    rflags, xsave,
+};
 
 /// True to leave translated code: then the guest's registers are the vCPU's.
 pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
@@ -18,10 +21,9 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let (tag, plane) = (env.ctx.cpu.mmu.tag, env.ctx.cpu.mmu.plane());
     env.ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
     let result = (insn.handler)(env.ctx, insn);
-    if result == Err(Stop::Branch) {
-        return true;
-    }
-    if let Err(stop) = result {
+    if let Err(stop) = result
+        && stop != Stop::Branch
+    {
         if stop != Stop::Halt {
             let start = u64::from(insn.end).wrapping_sub(u64::from(insn.len));
             env.ctx.cpu.rip = base.wrapping_add(start);
@@ -29,14 +31,15 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
         env.stop = Some(stop);
         return true;
     }
+    if missed {
+        tlb::refresh(state, &env.ctx.cpu.mmu);
+        tlb::enter(state, &env.ctx.cpu.mmu, state.missed);
+    }
     let mmu = &env.ctx.cpu.mmu;
-    if flow || env.ctx.cpu.leave || mmu.tag != tag || mmu.plane() != plane {
+    if flow || result.is_err() || env.ctx.cpu.leave || mmu.tag != tag || mmu.plane() != plane {
         return true;
     }
     give(state, env);
-    if missed {
-        tlb::enter(state, &env.ctx.cpu.mmu, state.missed);
-    }
     false
 }
 
@@ -47,11 +50,14 @@ pub fn take(state: &State, env: &mut Env<'_, '_>) {
         gpr.copy_from_slice(&state.gpr);
     }
     cpu.flags.set_bits(state.flags);
+    if state.bad_fp == 0 {
+        cpu.fpu.set_u32(xsave::MXCSR, state.mxcsr);
+    }
 }
 
 /// The vCPU's registers go to translated code.
-pub fn give(state: &mut State, env: &Env<'_, '_>) {
-    let cpu = &*env.ctx.cpu;
+pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
+    let cpu = &mut *env.ctx.cpu;
     if let Some(gpr) = cpu.gpr.get(..16) {
         state.gpr.copy_from_slice(gpr);
     }
@@ -59,5 +65,27 @@ pub fn give(state: &mut State, env: &Env<'_, '_>) {
     state.flags = cpu.flags.bits() & rflags::STATUS | rflags::FIXED;
     state.fs = cpu.segment(SegReg::Fs).base;
     state.gs = cpu.segment(SegReg::Gs).base;
+    state.fpu = cpu.fpu.area.as_mut_ptr() as u64;
+    let mxcsr = cpu.fpu.mxcsr();
+    let (sse, avx) = (usable(cpu, false), usable(cpu, true));
+    state.bad_sse = (!sse).into();
+    state.bad_avx = (!avx).into();
+    // Unmasked exceptions are the handlers' matter.
+    let masked = mxcsr & MASKS == MASKS && mxcsr >> 16 == 0;
+    state.mxcsr = if masked { mxcsr } else { xsave::MXCSR_RESET };
+    state.bad_fp = (!masked).into();
     tlb::refresh(state, &cpu.mmu);
+}
+
+/// MXCSR's exception masks (SDM volume 1, 10.2.3).
+const MASKS: u32 = 0x3f << 7;
+
+/// SSE, or AVX, instructions raise neither #UD nor #NM in 64-bit mode.
+fn usable(cpu: &Cpu, avx: bool) -> bool {
+    const NEEDED: u64 = xcr0::SSE | xcr0::AVX;
+    let enabled = match avx {
+        true => cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & NEEDED == NEEDED,
+        false => cpu.cr0 & cr0::EM == 0 && cpu.cr4 & cr4::OSFXSR != 0,
+    };
+    enabled && cpu.cr0 & cr0::TS == 0
 }

@@ -1,8 +1,10 @@
 //! One block: its instructions, its exits, and what lies out of line.
 
 mod copy;
+mod divide;
 mod flow;
 mod stack;
+mod vector;
 
 use crate::{
     asm::{Asm, Mem, Patch},

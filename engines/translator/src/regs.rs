@@ -32,6 +32,7 @@ const HOME: [Option<u8>; 16] = [
     None,
 ];
 
+pub const HOST_RSP: u8 = 4;
 pub const GUEST_RCX: u8 = 9;
 pub const GUEST_RSP: u8 = 15;
 pub const GUEST_RBP: u8 = 14;

@@ -79,6 +79,18 @@ pub struct State {
     /// Linear address that missed the TLB.
     pub missed: u64,
     pub temp: u64,
+    /// Address of the guest's XSAVE area, where its vector registers are.
+    pub fpu: u64,
+    /// Masks of the low bits of an address.
+    pub below_16: u64,
+    pub below_32: u64,
+    /// Not zero if such instructions have to go to their handlers.
+    pub bad_sse: u64,
+    pub bad_avx: u64,
+    pub bad_fp: u64,
+    /// Is the processor's while translated code runs.
+    pub mxcsr: u32,
+    pub host_mxcsr: u32,
     /// Block and instruction of the callout.
     pub site: u32,
     /// The callout is because of `missed`.

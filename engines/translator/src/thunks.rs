@@ -81,11 +81,14 @@ fn store(asm: &mut Asm) {
     }
     asm.bytes(&[0x9c]); // pushfq
     asm.pop_mem(field!(flags));
+    asm.stmxcsr(field!(mxcsr));
+    asm.ldmxcsr(field!(host_mxcsr));
 }
 
 fn load(asm: &mut Asm) {
     asm.push_mem(field!(flags));
     asm.bytes(&[0x9d]); // popfq
+    asm.ldmxcsr(field!(mxcsr));
     for (guest, host) in homes() {
         asm.load(host, gpr(guest));
     }

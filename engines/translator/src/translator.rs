@@ -99,6 +99,8 @@ impl Translator {
         state.index_mask = tlb::INDEX_MASK;
         state.jump_mask = JUMPS as u64 - 1;
         state.half = 1 << 47;
+        state.host_mxcsr = x86_defs::xsave::MXCSR_RESET;
+        (state.below_16, state.below_32) = (15, 31);
         state.jumps.fill(Jump::NONE);
         tlb::clear(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
@@ -244,7 +246,7 @@ impl Translator {
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
         let mut env = Env { ctx, table: &self.table, stop: None };
-        callout::give(state, &env);
+        callout::give(state, &mut env);
         let how = native::enter(&self.memory, self.thunks.enter, at, state, &mut env);
         if how != LEFT {
             return Some(env.stop.map_or(Ok(Left::Boundary), Err));

@@ -52,7 +52,13 @@ struct Pair {
 fn pair(user: bool) -> Option<Pair> {
     let new = || if user { Machine::long_user() } else { Machine::long() };
     let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
-    Some(Pair { handlers: new(), native: new(), translator, stubs: StubCache::new().unwrap() })
+    let pair =
+        Pair { handlers: new(), native: new(), translator, stubs: StubCache::new().unwrap() };
+    let mut rng = Rng(5);
+    let bytes: Vec<u8> = (0..0x1_0000).map(|_| rng.next() as u8).collect();
+    pair.handlers.mem.write(DATA, &bytes).unwrap();
+    pair.native.mem.write(DATA, &bytes).unwrap();
+    Some(pair)
 }
 
 /// What one run does: the outcome, and where RIP is.
@@ -96,6 +102,16 @@ impl Pair {
             if n == 4 {
                 *gpr = DATA + 0x8000 + 8 * rng.below(16);
             }
+        }
+        for n in 0..16 {
+            let mut wide = || match rng.below(3) {
+                0 => 0,
+                1 => u128::from(rng.next() as u8) << 8 * rng.below(16),
+                _ => u128::from(rng.next()) << 64 | u128::from(rng.next()),
+            };
+            let (low, high) = (wide(), wide());
+            state.fpu.set_xmm(n, low);
+            state.fpu.set_ymm_hi(n, high);
         }
         state.regs.rip = CODE;
         state.regs.rflags = 2 | rng.next() & 0x8d5;
@@ -274,6 +290,62 @@ fn calls_and_jumps() {
         pair.run(&mut rng, &bytes, 0);
     }
     pair.compare_memory();
+}
+
+fn vector(mnemonic: Mnemonic) -> bool {
+    let text = format!("{mnemonic:?}");
+    use Mnemonic::*;
+    let divides = matches!(mnemonic, Div | Idiv);
+    divides
+        || ["P", "Vp", "Mov", "Vmov", "Add", "Vadd", "Mul", "Vmul", "Cvt", "Vcvt", "Sub", "Ucom"]
+            .iter()
+            .any(|start| text.starts_with(start))
+            && !matches!(
+                mnemonic,
+                Push | Pop | Pushf | Popf | Pushfq | Popfq | Pause | Popcnt | Mov
+            )
+}
+
+#[test]
+fn vectors_and_divisions() {
+    for user in [false, true] {
+        let Some(mut pair) = pair(user) else { return };
+        for machine in [&mut pair.handlers, &mut pair.native] {
+            let mut state = machine.cpu.save_state(0, 0);
+            state.control.cr4 |= x86_defs::cr::cr4::OSXSAVE;
+            state.control.xcr0 = 7;
+            machine.cpu.load_state(&state);
+        }
+        let mut rng = Rng(0x1234_5678 + u64::from(user));
+        for _ in 0..3_000 {
+            let bytes: Vec<u8> =
+                (0..1 + rng.below(4)).flat_map(|_| random_vector(&mut rng)).collect();
+            pair.run(&mut rng, &bytes, 0x8d5);
+        }
+        pair.compare_memory();
+    }
+}
+
+fn random_vector(rng: &mut Rng) -> Vec<u8> {
+    loop {
+        let mut bytes = Vec::new();
+        match rng.below(5) {
+            0 => {
+                bytes.extend([0xc4, (rng.next() as u8 & 0xe0) | (1 + rng.below(3)) as u8]);
+                bytes.push(rng.next() as u8);
+            }
+            1 => bytes.extend([0xc5, rng.next() as u8]),
+            2 => bytes.extend([0x48 | rng.below(8) as u8, 0xf7]),
+            3 => bytes.extend([[0x66, 0xf2, 0xf3][rng.below(3) as usize], 0x0f]),
+            _ => bytes.extend([0x66, 0x40 | rng.below(16) as u8, 0x0f]),
+        }
+        bytes.extend((0..10).map(|_| rng.next() as u8));
+        let insn = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
+        if !insn.is_invalid() && vector(insn.mnemonic()) {
+            bytes.truncate(insn.len());
+            return bytes;
+        }
+    }
 }
 
 /// A loop over linked blocks, and its end by a request.

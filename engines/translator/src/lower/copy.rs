@@ -141,12 +141,12 @@ fn writes(access: OpAccess) -> bool {
 }
 
 /// Operands that stand in for those of the guest.
-struct Plan {
-    insn: Instruction,
+pub(super) struct Plan {
+    pub insn: Instruction,
     /// Guest register, scratch register, and whether it is written.
-    temps: Vec<(u8, u8, bool)>,
+    pub temps: Vec<(u8, u8, bool)>,
     /// Memory: whether it is written, and its size.
-    memory: Option<(bool, usize)>,
+    pub memory: Option<(bool, usize)>,
 }
 
 impl Lowerer<'_> {
@@ -166,7 +166,9 @@ impl Lowerer<'_> {
             _ if insn.is_jcc_short_or_near() => self.jcc(insn),
             _ if listed(mnemonic) => self.copy(insn),
             _ if conditional(mnemonic) => self.copy(insn),
-            _ => Err(Untranslated),
+            Div => self.div(insn),
+            Idiv => self.idiv(insn),
+            _ => self.vector(insn),
         }
     }
 
@@ -229,7 +231,7 @@ fn has_memory(insn: &Instruction) -> bool {
 }
 
 impl Plan {
-    fn register(
+    pub fn register(
         &mut self,
         insn: &Instruction,
         n: u32,
@@ -277,6 +279,12 @@ impl Plan {
             return Err(Untranslated);
         }
         self.memory = Some((write, size));
+        self.to_host_address();
+        Ok(())
+    }
+
+    /// The memory operand is where the TLB says.
+    pub fn to_host_address(&mut self) {
         let to = &mut self.insn;
         to.set_segment_prefix(Register::None);
         to.set_memory_base(regs::name(SA, 8));
@@ -284,6 +292,5 @@ impl Plan {
         to.set_memory_index_scale(1);
         to.set_memory_displacement64(0);
         to.set_memory_displ_size(0);
-        Ok(())
     }
 }
