@@ -50,20 +50,21 @@ pub struct Mmu {
 
 /// Remembers pages, with some false positives.
 #[derive(Debug)]
-struct PageFilter(Box<[u64; 64]>);
+struct PageFilter(Box<[u64; WORDS]>);
+
+const WORDS: usize = 1024;
 
 impl Default for PageFilter {
     fn default() -> Self {
-        Self(Box::new([0; 64]))
+        Self(Box::new([0; WORDS]))
     }
 }
 
 impl PageFilter {
     fn at(linear: u64) -> (usize, u64) {
         let page = linear / guest_mem::PAGE;
-        // Page numbers that differ by powers of two are common.
-        let hash = (page ^ page >> 12 ^ page >> 24) as usize;
-        (hash / 64 % 64, 1 << (hash % 64))
+        let hash = (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
+        (hash / 64 % WORDS, 1 << (hash % 64))
     }
 
     fn insert(&mut self, linear: u64) {

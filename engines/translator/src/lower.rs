@@ -244,11 +244,14 @@ impl<'t> Lowerer<'t> {
 
     /// Encodes an instruction whose operands are the host's.
     fn encode(&mut self, insn: &Instruction) -> Done {
-        self.encoder.encode(insn, BASE).map_err(|_| Untranslated)?;
+        let result = self.encoder.encode(insn, BASE);
         let mut buffer = self.encoder.take_buffer();
-        self.asm.bytes(&buffer);
+        // What cannot be encoded leaves its beginning there.
+        if result.is_ok() {
+            self.asm.bytes(&buffer);
+        }
         buffer.clear();
         self.encoder.set_buffer(buffer);
-        Ok(())
+        result.map(drop).map_err(|_| Untranslated)
     }
 }

@@ -11,7 +11,7 @@ pub const TLB: usize = 1024;
 /// Rights for which the TLB has entries; see `soft_mmu::Privilege`.
 pub const PLANES: usize = 3;
 /// Entries of the table of jump targets.
-pub const JUMPS: usize = 4096;
+pub const JUMPS: usize = 1 << 16;
 /// Exits of all blocks together.
 pub const CELLS: usize = 1 << 18;
 const PAGE: u64 = 4096;

@@ -19,6 +19,8 @@ pub struct Translated {
     pub exits: Vec<Exit>,
     /// Cells that refer to this block.
     pub incoming: Vec<u32>,
+    /// Entries of the table of jumps that may go to this block.
+    pub jumps: Vec<u32>,
     pub alive: bool,
 }
 

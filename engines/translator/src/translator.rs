@@ -22,6 +22,9 @@ const BLOCK_ROOM: usize = 64 << 10;
 /// Blocks at most: a site has the number in 32 bits.
 const BLOCKS: usize = 1 << (31 - SITE_BITS);
 
+/// Entries of the table of jumps for one block.
+const MOST_JUMPS: usize = 256;
+
 /// A translated block. Stale ones are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Code {
@@ -145,6 +148,7 @@ impl Translator {
             flow: insns.last().is_some_and(is_flow),
             exits: lowered.exits,
             incoming: Vec::new(),
+            jumps: Vec::new(),
             alive: true,
         });
         Some(Code { epoch: self.epoch, number })
@@ -171,17 +175,20 @@ impl Translator {
 
     /// The blocks are not to be run any more.
     pub fn remove(&mut self, codes: &[Code]) {
-        let (mut any, epoch) = (false, self.epoch);
+        let epoch = self.epoch;
         for code in codes.iter().filter(|c| c.epoch == epoch) {
             let Some(block) = self.table.blocks.get_mut(code.number as usize) else { continue };
             block.alive = false;
+            let entry = self.memory.address(block.entry) as u64;
+            for jump in std::mem::take(&mut block.jumps) {
+                let jump = &mut self.state.jumps[jump as usize % JUMPS];
+                if jump.host == entry {
+                    *jump = Jump::NONE;
+                }
+            }
             for cell in std::mem::take(&mut block.incoming) {
                 self.unlink(cell);
             }
-            any = true;
-        }
-        if any {
-            self.state.jumps.fill(Jump::NONE);
         }
     }
 
@@ -225,7 +232,18 @@ impl Translator {
             host,
             page: rip & !(PAGE - 1),
         };
-        self.state.jumps[hash(space, rip)] = jump;
+        let index = hash(space, rip);
+        self.state.jumps[index] = jump;
+        if let Some(block) = self.table.blocks.get_mut(code.number as usize)
+            && !block.jumps.contains(&(index as u32))
+        {
+            // More than a few are rare; what is not noted must not outlive the block.
+            if block.jumps.len() < MOST_JUMPS {
+                block.jumps.push(index as u32);
+            } else {
+                self.state.jumps[index] = Jump::NONE;
+            }
+        }
     }
 
     /// Runs from the present RIP, where `code` is the block; `None` if it cannot be run.

@@ -106,7 +106,7 @@ impl Pair {
         for n in 0..16 {
             let mut wide = || match rng.below(3) {
                 0 => 0,
-                1 => u128::from(rng.next() as u8) << 8 * rng.below(16),
+                1 => u128::from(rng.next() as u8) << (8 * rng.below(16)),
                 _ => u128::from(rng.next()) << 64 | u128::from(rng.next()),
             };
             let (low, high) = (wide(), wide());
@@ -202,6 +202,8 @@ fn copied(mnemonic: Mnemonic) -> bool {
             | Leave
             | Xchg
             | Xadd
+            | Cmpxchg8b
+            | Cmpxchg16b
             | Cmpxchg
             | Cmove
             | Cmovb

@@ -3,7 +3,7 @@
 use super::{Done, Lowerer, Untranslated};
 use crate::{
     regs::{self, GUEST_RCX, SA, SB, SC},
-    state::gpr,
+    state::{field, gpr},
 };
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
@@ -166,6 +166,7 @@ impl Lowerer<'_> {
             _ if insn.is_jcc_short_or_near() => self.jcc(insn),
             _ if listed(mnemonic) => self.copy(insn),
             _ if conditional(mnemonic) => self.copy(insn),
+            Cmpxchg8b | Cmpxchg16b => self.cmpxchg_wide(insn),
             Div => self.div(insn),
             Idiv => self.idiv(insn),
             _ => self.vector(insn),
@@ -193,6 +194,20 @@ impl Lowerer<'_> {
             self.asm.store(gpr(*guest), *scratch);
         }
         Ok(())
+    }
+
+    /// CMPXCHG8B and CMPXCHG16B: RCX is an operand.
+    fn cmpxchg_wide(&mut self, insn: &Instruction) -> Done {
+        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+        plan.use_host_address();
+        self.address(insn)?;
+        let size = insn.memory_size().size();
+        if size == 16 {
+            self.handler_unless_zero(|asm| asm.pext(SC, SA, field!(below_16)));
+        }
+        self.probe(true, size);
+        self.asm.mov(SC, GUEST_RCX, true);
+        self.encode(&plan.insn)
     }
 
     fn plan(&mut self, insn: &Instruction) -> Result<Plan, Untranslated> {
@@ -239,6 +254,11 @@ impl Plan {
         free: &mut Vec<u8>,
     ) -> Result<(), Untranslated> {
         let register = insn.op_register(n);
+        if matches!(register, Register::AH | Register::BH | Register::DH) {
+            // They are where the guest has them. With operands that need a REX prefix there is
+            // no encoding, which the encoder finds.
+            return Ok(());
+        }
         let guest = regs::number(register).ok_or(Untranslated)?;
         let known = self.temps.iter_mut().find(|(g, ..)| *g == guest);
         let host = match (regs::home(guest), known) {
@@ -279,12 +299,12 @@ impl Plan {
             return Err(Untranslated);
         }
         self.memory = Some((write, size));
-        self.to_host_address();
+        self.use_host_address();
         Ok(())
     }
 
     /// The memory operand is where the TLB says.
-    pub fn to_host_address(&mut self) {
+    pub fn use_host_address(&mut self) {
         let to = &mut self.insn;
         to.set_segment_prefix(Register::None);
         to.set_memory_base(regs::name(SA, 8));

@@ -56,9 +56,9 @@ impl Lowerer<'_> {
             return Err(Untranslated);
         }
         let plan = vector_plan(insn, &properties)?;
-        self.to_handler_unless_zero(|asm| asm.load(SC, bad));
+        self.handler_unless_zero(|asm| asm.load(SC, bad));
         if properties.simd_fp {
-            self.to_handler_unless_zero(|asm| asm.load(SC, field!(bad_fp)));
+            self.handler_unless_zero(|asm| asm.load(SC, field!(bad_fp)));
         }
         if let Some(memory) = properties.memory {
             self.address(insn)?;
@@ -69,7 +69,7 @@ impl Lowerer<'_> {
                 _ => return Err(Untranslated),
             };
             if let Some(below) = below {
-                self.to_handler_unless_zero(|asm| asm.pext(SC, SA, below));
+                self.handler_unless_zero(|asm| asm.pext(SC, SA, below));
             }
             self.probe(memory.write, memory.size.into());
         }
@@ -87,7 +87,7 @@ impl Lowerer<'_> {
     }
 
     /// The handler executes the instruction if what `f` leaves in [`SC`] is not zero.
-    fn to_handler_unless_zero(&mut self, f: impl FnOnce(&mut Asm)) {
+    pub(super) fn handler_unless_zero(&mut self, f: impl FnOnce(&mut Asm)) {
         f(&mut self.asm);
         let mut patch = None;
         self.asm.unless_rcx_zero(|asm| patch = Some(asm.jmp_forward()));
@@ -138,7 +138,7 @@ fn vector_plan(insn: &Instruction, properties: &Properties) -> Result<Plan, Untr
                     return Err(Untranslated);
                 }
             }
-            OpKind::Memory if properties.memory.is_some() => plan.to_host_address(),
+            OpKind::Memory if properties.memory.is_some() => plan.use_host_address(),
             OpKind::Immediate8 => {}
             _ => return Err(Untranslated),
         }
