@@ -3,7 +3,9 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
-use vm_spec::{Kernel, SpecError, Trace, VmSpec, parse_cpus, parse_memory, parse_timeout};
+use vm_spec::{
+    Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_cpus, parse_memory, parse_timeout,
+};
 
 use crate::{Failure, status};
 
@@ -110,6 +112,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
     memory: String,
 
+    /// Memory for each CPU's translated code under engine translate, such as 32M; 0 interprets
+    /// everything. Experimental
+    #[arg(long, value_name = "SIZE", default_value = "0", allow_hyphen_values = true)]
+    code_cache: String,
+
     /// Number of virtual CPUs
     #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true)]
     cpus: String,
@@ -164,6 +171,7 @@ impl RunOptions {
             cpus: parse_cpus(&self.cpus)?,
             cpu_model: self.cpu_model.clone(),
             memory: parse_memory(&self.memory)?,
+            code_cache: parse_code_cache(&self.code_cache)?,
             kernel,
             initrd: self.initrd.clone(),
             append: self.append.clone(),
@@ -285,6 +293,8 @@ mod tests {
             ("--cpus 4096", "--cpus"),
             ("--cpus -1", "--cpus"),
             ("--memory 1M", "--memory"),
+            ("--code-cache 1k", "--code-cache"),
+            ("--code-cache 2G", "--code-cache"),
             ("--memory -5G", "--memory"),
             ("--engine qemu", "--engine"),
             ("--console teletype", "--console"),

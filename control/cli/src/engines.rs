@@ -2,9 +2,9 @@
 
 use std::env;
 
-use engine_kvm::{HostKvm, KvmEngine, probe};
-use engine_translate::Translate;
-use vm_spec::EngineChoice;
+use engine_kvm::{HostKvm, probe};
+use machine::engines::{Kind, open_for};
+use vm_spec::{EngineChoice, VmSpec};
 
 use crate::Failure;
 
@@ -68,18 +68,14 @@ pub fn choose(
     }
 }
 
-/// Opens the engine that was decided for.
-pub fn open(engine: Engine) -> Result<Box<dyn engine::Engine>, Failure> {
-    match engine {
-        Engine::Kvm => match KvmEngine::open() {
-            Ok(engine) => Ok(Box::new(engine)),
-            Err(e) => Err(Failure::host(format!("engine kvm: {e}; use --engine translate"))),
-        },
-        Engine::Translate => match Translate::new() {
-            Ok(engine) => Ok(Box::new(engine)),
-            Err(e) => Err(Failure::host(format!("engine translate: {e}"))),
-        },
-    }
+/// Opens the engine that was decided for, as the VM wants it.
+pub fn open(engine: Engine, spec: &VmSpec) -> Result<Box<dyn engine::Engine>, Failure> {
+    let (kind, advice) = match engine {
+        Engine::Kvm => (Kind::Kvm, "; use --engine translate"),
+        Engine::Translate => (Kind::Translate, ""),
+    };
+    open_for(kind, spec)
+        .map_err(|e| Failure::host(format!("engine {}: {e}{advice}", engine.name())))
 }
 
 /// Whether the environment forces a software KVM, as `--force-kvm` does.

@@ -36,7 +36,7 @@ impl Running {
         trace: Option<Box<dyn Write + Send>>,
     ) -> Result<Self, Failure> {
         let names = Names::of(spec, &files);
-        let engine = engines::open(engine)?;
+        let engine = engines::open(engine, spec)?;
         let parts = Parts {
             kernel: files.kernel,
             initrd: files.initrd,

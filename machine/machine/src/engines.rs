@@ -2,7 +2,8 @@
 
 use engine::{Engine, Error};
 use engine_kvm::KvmEngine;
-use engine_translate::Translate;
+use engine_translate::{Translate, Translation};
+use vm_spec::VmSpec;
 
 /// Which engine executes the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,4 +18,15 @@ pub fn open(kind: Kind) -> Result<Box<dyn Engine>, Error> {
         Kind::Kvm => Box::new(KvmEngine::open()?),
         Kind::Translate => Box::new(Translate::new()?),
     })
+}
+
+/// Opens an engine as a VM wants it.
+pub fn open_for(kind: Kind, spec: &VmSpec) -> Result<Box<dyn Engine>, Error> {
+    match (kind, usize::try_from(spec.code_cache)) {
+        (Kind::Translate, Ok(code_memory @ 1..)) => {
+            let translation = Translation { code_memory, ..Translation::default() };
+            Ok(Box::new(Translate::new()?.with_translation(translation)))
+        }
+        _ => open(kind),
+    }
 }

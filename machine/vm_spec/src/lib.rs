@@ -20,10 +20,11 @@ pub use console::Console;
 pub use error::SpecError;
 pub use gdb::GdbAddress;
 pub use limits::{
-    COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN,
+    CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, MEMORY_DEFAULT,
+    MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN,
 };
 pub use trace::{Trace, TraceKind};
-pub use units::{format_memory, parse_cpus, parse_memory, parse_timeout};
+pub use units::{format_memory, parse_code_cache, parse_cpus, parse_memory, parse_timeout};
 
 /// The version of [`VmSpec`]'s shape that this build writes and reads.
 pub const VERSION: u32 = 1;
@@ -107,6 +108,9 @@ pub struct VmSpec {
     pub cpu_model: Option<String>,
     /// Guest RAM in bytes, a multiple of [`MEMORY_GRANULE`].
     pub memory: u64,
+    /// Bytes of memory for each vCPU's translated code under engine `translate`; 0 interprets
+    /// everything.
+    pub code_cache: u64,
     pub kernel: Kernel,
     pub initrd: Option<PathBuf>,
     /// Text for the end of the kernel's command line.
@@ -128,6 +132,7 @@ impl Default for VmSpec {
             cpus: CPUS_MIN,
             cpu_model: None,
             memory: MEMORY_DEFAULT,
+            code_cache: 0,
             kernel: Kernel::Default,
             initrd: None,
             append: String::new(),
@@ -160,6 +165,7 @@ impl VmSpec {
         }
         limits::check_cpus(self.cpus)?;
         limits::check_memory(self.memory)?;
+        limits::check_code_cache(self.code_cache)?;
         limits::check_timeout(self.timeout_ms)?;
         self.check_kernel()?;
         self.check_cpu_model()?;
@@ -230,6 +236,7 @@ mod tests {
             cpus: 4,
             cpu_model: Some("x86-64-v3".into()),
             memory: 1 << 30,
+            code_cache: 32 << 20,
             kernel: Kernel::File("/boot/vmlinuz".into()),
             initrd: Some("/boot/initrd".into()),
             append: "panic=-1".into(),

@@ -6,8 +6,21 @@ use crate::{SpecError, limits};
 /// may be followed by `iB`. Decimal units (`MB`) and bare numbers are refused rather than
 /// guessed at.
 pub fn parse_memory(text: &str) -> Result<u64, SpecError> {
+    let bytes = parse_size("--memory", text)?;
+    limits::check_memory(bytes)?;
+    Ok(bytes)
+}
+
+/// Parses the size of the memory for translated code, and checks its range; `0` is none.
+pub fn parse_code_cache(text: &str) -> Result<u64, SpecError> {
+    let bytes = if text == "0" { 0 } else { parse_size("--code-cache", text)? };
+    limits::check_code_cache(bytes)?;
+    Ok(bytes)
+}
+
+fn parse_size(option: &str, text: &str) -> Result<u64, SpecError> {
     let refuse = |reason: &str| {
-        Err(SpecError::new("--memory", text, reason, "give a size such as 512M, 2G or 1GiB"))
+        Err(SpecError::new(option, text, reason, "give a size such as 512M, 2G or 1GiB"))
     };
     let Some((number, unit)) = split(text) else { return refuse("this is not a size") };
     let shift = match unit.to_ascii_lowercase().as_str() {
@@ -22,7 +35,6 @@ pub fn parse_memory(text: &str) -> Result<u64, SpecError> {
     let Some(bytes) = number.checked_mul(1 << shift) else {
         return refuse("this is more than a machine can address");
     };
-    limits::check_memory(bytes)?;
     Ok(bytes)
 }
 
