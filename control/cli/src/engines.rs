@@ -45,7 +45,7 @@ pub struct Choice {
 }
 
 /// Decides for an engine. `forced` says that the operator wants even a software KVM;
-/// `built_in`, that the guest is one of ours, which such a KVM can run.
+/// `built_in`, that the guest is one of ours, which asks less of it than a stock kernel.
 pub fn choose(
     wanted: EngineChoice,
     kvm: HostKvm,
