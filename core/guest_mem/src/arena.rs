@@ -253,10 +253,11 @@ impl Arena {
         let Some(p) = self.fits(at, 16).filter(|p| p.align_offset(16) == 0) else { return 0 };
         let (mut low, mut high) = (old as u64, (old >> 64) as u64);
         // SAFETY: sixteen aligned, writable bytes at `p`. RBX is swapped in and out because
-        // the compiler reserves it.
+        // the compiler reserves it; every other operand has a register by name, since one
+        // that the compiler chooses may be RBX all the same.
         unsafe {
-            asm!("xchg {new_low}, rbx", "lock cmpxchg16b [{p}]", "mov rbx, {new_low}",
-                new_low = inout(reg) new as u64 => _, p = in(reg) p,
+            asm!("xchg rsi, rbx", "lock cmpxchg16b [rdi]", "mov rbx, rsi",
+                inout("rsi") new as u64 => _, in("rdi") p,
                 inout("rax") low, inout("rdx") high, in("rcx") (new >> 64) as u64,
                 options(nostack));
         }
