@@ -12,6 +12,7 @@ mod callout;
 mod lower;
 mod native;
 mod probe;
+mod region;
 mod regs;
 mod state;
 mod table;

@@ -35,12 +35,13 @@ pub(crate) fn enter(
 ) -> u32 {
     state.env = std::ptr::from_mut(env) as u64;
     state.callout = called_out as *const () as u64;
-    let rbp = std::ptr::from_mut(state).cast::<u8>().wrapping_add(BIAS);
+    let rsp = std::ptr::from_mut(state).cast::<u8>().wrapping_add(BIAS);
     let target = memory.address(at);
     // SAFETY: at `enter` is code of this signature, made by `thunks::build`: it preserves what
     // the ABI wants preserved and keeps the stack aligned for the call back. Between, only code
-    // of `lower` and `thunks` runs. That code accesses the host's stack by balanced pushes and
-    // pops; fields of `state`, whose address is in RBP and never changes; and guest memory at
+    // of `lower` and `thunks` runs. That code accesses the thread's stack in `thunks` only, and
+    // there by balanced pushes and pops; its own stack, which lies below `state`; fields of
+    // `state`, whose address RSP has again after each push and pop; and guest memory at
     // addresses that a TLB entry of `state` vouches for: `tlb` enters pages of the arena only,
     // which stay mapped as long as the vCPU. It cannot fault otherwise: what it copies from the
     // guest is on an allow-list of instructions that raise nothing with valid operands. `state`
@@ -49,32 +50,22 @@ pub(crate) fn enter(
     unsafe {
         let run: extern "sysv64" fn(*mut u8, *const u8) -> u32 =
             std::mem::transmute(memory.address(enter));
-        run(rbp, target)
+        run(rsp, target)
     }
 }
 
 /// Called by translated code: executes the instruction of `State::site`. The result is 0 to go
 /// on with the next one.
-extern "sysv64" fn called_out(rbp: *mut u8) -> u32 {
+extern "sysv64" fn called_out(rsp: *mut u8) -> u32 {
     // SAFETY: translated code passes the address that `enter` gave it, of a state that `enter`
     // borrows exclusively, and does not access it before this returns. The environment is the
     // one that `enter` borrows; its lifetimes outlast the call.
     let (state, env) = unsafe {
-        let state = &mut *rbp.wrapping_sub(BIAS).cast::<State>();
+        let state = &mut *rsp.wrapping_sub(BIAS).cast::<State>();
         let env = &mut *(state.env as Opaque);
         (state, env)
     };
     u32::from(callout::execute(state, env))
-}
-
-/// A state in zeroed memory, all of whose fields may be zero.
-pub(crate) fn zeroed_state() -> Box<State> {
-    let mut state = Box::<State>::new_uninit();
-    // SAFETY: the fields are integers, for which zero is a value.
-    unsafe {
-        state.as_mut_ptr().write_bytes(0, 1);
-        state.assume_init()
-    }
 }
 
 /// Writes code where no translated code is that could run meanwhile.

@@ -1,7 +1,7 @@
 //! The inline check of the TLB.
 
 use crate::{
-    asm::{Asm, Mem, RBP},
+    asm::{Asm, Mem, RSP},
     regs::{SA, SB, SC},
     state::{TlbEntry, field, tlb_field},
 };
@@ -20,7 +20,7 @@ pub fn probe(asm: &mut Asm, plane: usize, write: bool, len: usize, miss: impl Fn
     asm.load(SB, tlb_field(plane, SB, offset_of!(TlbEntry, delta)));
     // Vectors have 64 bytes at most.
     asm.lea(SC, Mem::indexed(SC, SA, 0, len as i32 - 1), true);
-    asm.shrx(SC, SC, RBP);
+    asm.shrx(SC, SC, RSP);
     asm.unless_rcx_zero(miss);
 }
 

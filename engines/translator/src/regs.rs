@@ -17,13 +17,13 @@ const HOME: [Option<u8>; 16] = [
     Some(9),
     Some(2),
     Some(3),
-    // RSP and RBP are the host's own.
+    // RSP points to the state.
     Some(15),
-    Some(14),
+    Some(5),
     Some(6),
     Some(7),
     Some(8),
-    None,
+    Some(14),
     None,
     None,
     Some(12),
@@ -35,7 +35,7 @@ const HOME: [Option<u8>; 16] = [
 pub const HOST_RSP: u8 = 4;
 pub const GUEST_RCX: u8 = 9;
 pub const GUEST_RSP: u8 = 15;
-pub const GUEST_RBP: u8 = 14;
+pub const GUEST_RBP: u8 = 5;
 
 pub fn home(guest: u8) -> Option<u8> {
     HOME[usize::from(guest & 15)]

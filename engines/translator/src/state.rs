@@ -1,11 +1,11 @@
 //! What translated code works on, reachable from one host register.
 
-use crate::asm::{Mem, RBP};
+use crate::asm::{Mem, RSP};
 use std::mem::offset_of;
 
-/// RBP points so far into [`State`]. With the state's alignment, RBP modulo 64 is 12: RBP serves
+/// RSP points so far into [`State`]. With the state's alignment, RSP modulo 64 is 12: it serves
 /// as the shift count of a page.
-pub const BIAS: usize = 64 + 12;
+pub const BIAS: usize = 12;
 /// Entries in each plane of the TLB.
 pub const TLB: usize = 1024;
 /// Rights for which the TLB has entries; see `soft_mmu::Privilege`.
@@ -57,6 +57,8 @@ impl Jump {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct State {
+    /// Where what is pushed begins.
+    pub pushed: [u64; 2],
     /// The guest's general registers, while they are not in the host's.
     pub gpr: [u64; 16],
     pub rip: u64,
@@ -98,6 +100,10 @@ pub struct State {
     /// Which exit was taken.
     pub exit: u32,
     pub callout: u64,
+    /// Where the callout returns to in translated code.
+    pub resume: u64,
+    /// The thread's own stack pointer.
+    pub host_rsp: u64,
     /// What the callout needs; an address.
     pub env: u64,
     pub filled: crate::tlb::Filled,
@@ -111,7 +117,7 @@ pub struct State {
 macro_rules! field {
     ($name:ident) => {
         $crate::asm::Mem::at(
-            $crate::asm::RBP,
+            $crate::asm::RSP,
             std::mem::offset_of!($crate::state::State, $name) as i32 - $crate::state::BIAS as i32,
         )
     };
@@ -119,20 +125,20 @@ macro_rules! field {
 pub(crate) use field;
 
 pub fn gpr(number: u8) -> Mem {
-    Mem::at(RBP, offset_of!(State, gpr) as i32 + 8 * i32::from(number & 15) - BIAS as i32)
+    Mem::at(RSP, offset_of!(State, gpr) as i32 + 8 * i32::from(number & 15) - BIAS as i32)
 }
 
 pub fn cell(number: u32) -> Mem {
-    Mem::at(RBP, offset_of!(State, cells) as i32 + 8 * number as i32 - BIAS as i32)
+    Mem::at(RSP, offset_of!(State, cells) as i32 + 8 * number as i32 - BIAS as i32)
 }
 
 /// Field at `at` of the TLB entry whose index, times eight, is in a register.
 pub fn tlb_field(plane: usize, index: u8, at: usize) -> Mem {
     let table = offset_of!(State, tlb) + plane * size_of::<[TlbEntry; TLB]>() + at;
-    Mem::indexed(RBP, index, 2, table as i32 - BIAS as i32)
+    Mem::indexed(RSP, index, 2, table as i32 - BIAS as i32)
 }
 
 pub fn jump_field(index: u8, at: usize) -> Mem {
     let table = offset_of!(State, jumps) + at;
-    Mem::indexed(RBP, index, 2, table as i32 - BIAS as i32)
+    Mem::indexed(RSP, index, 2, table as i32 - BIAS as i32)
 }

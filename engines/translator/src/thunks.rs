@@ -7,7 +7,7 @@ use crate::{
 };
 use std::mem::offset_of;
 
-/// RDI: the value for RBP; RSI: where to go. Returns what ended it in EAX.
+/// RDI: the value for RSP; RSI: where to go. Returns what ended it in EAX.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Thunks {
     pub enter: usize,
@@ -36,7 +36,8 @@ pub fn build(asm: &mut Asm) -> Thunks {
     SAVED.iter().for_each(|r| asm.push(*r));
     // With the return address, the stack is now eight bytes off its alignment of 16.
     asm.push(RAX);
-    asm.mov(RBP, RDI, true);
+    asm.store(Mem { base: Some(RDI), ..field!(host_rsp) }, RSP);
+    asm.mov(RSP, RDI, true);
     asm.mov(SA, 6, true);
     load(asm);
     asm.jmp_reg(SA);
@@ -45,28 +46,31 @@ pub fn build(asm: &mut Asm) -> Thunks {
     store(asm);
     asm.bytes(&[0x31, 0xc0]); // xor eax, eax
     let leave_with_eax = asm.here();
+    asm.load(RSP, field!(host_rsp));
     asm.pop(SC);
     SAVED.iter().rev().for_each(|r| asm.pop(*r));
     asm.bytes(&[0xc3]);
 
     let miss = asm.here();
-    asm.store(field!(missed), SA);
-    asm.store_imm(field!(miss), 1, false);
+    // Above the return address of the call to here.
+    let above = |mem: Mem| Mem { disp: mem.disp + 8, ..mem };
+    asm.store(above(field!(missed)), SA);
+    asm.store_imm(above(field!(miss)), 1, false);
     let callout = asm.here();
-    store(asm);
-    // The return address of the call to here is on the stack.
-    asm.push(RAX);
-    asm.mov(RDI, RBP, true);
-    asm.call_mem(field!(callout));
     asm.pop(SC);
+    asm.store(field!(resume), SC);
+    store(asm);
+    // The callee preserves RBX.
+    asm.mov(RBX, RSP, true);
+    asm.mov(RDI, RSP, true);
+    asm.load(RSP, field!(host_rsp));
+    asm.call_mem(Mem { base: Some(RBX), ..field!(callout) });
+    asm.mov(RSP, RBX, true);
     asm.bytes(&[0x85, 0xc0]); // test eax, eax
-    let stay = asm.here();
-    asm.unless(4, |asm| {
-        asm.pop(SC);
-        asm.jmp(leave_with_eax);
-    });
-    debug_assert!(asm.here() > stay);
+    asm.unless(4, |asm| asm.jmp(leave_with_eax));
     load(asm);
+    // A return, which the processor has predicted since the call.
+    asm.push_mem(field!(resume));
     asm.bytes(&[0xc3]);
 
     let jump = asm.here();

@@ -5,7 +5,8 @@ use crate::{
     callout,
     lower::{BASE, Lowerer, SITE_BITS, is_flow},
     native::{self, Env},
-    state::{BIAS, CELLS, JUMPS, Jump, State},
+    region::Region,
+    state::{BIAS, CELLS, JUMPS, Jump},
     table::{Table, Translated},
     thunks::{self, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
@@ -67,7 +68,7 @@ pub struct Source<'s> {
 pub struct Translator {
     memory: CodeMemory,
     thunks: Thunks,
-    state: Box<State>,
+    state: Region,
     table: Table,
     features: IsaFeatures,
     /// Where the next block goes.
@@ -98,7 +99,7 @@ impl Translator {
         let thunks = thunks::build(&mut asm);
         native::write(&memory, 0, &asm.code);
         let first = asm.here().next_multiple_of(64);
-        let mut state = native::zeroed_state();
+        let mut state = Region::new()?;
         state.index_mask = tlb::INDEX_MASK;
         state.jump_mask = JUMPS as u64 - 1;
         state.half = 1 << 47;
