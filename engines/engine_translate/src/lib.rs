@@ -57,8 +57,7 @@ impl Translate {
         Ok(Self { caps, stubs, translation: None })
     }
 
-    /// Hot code is translated, where the host has what that needs and the VM does not count
-    /// instructions.
+    /// Hot code is translated, where the host has what that needs.
     #[must_use]
     pub fn with_translation(mut self, translation: Translation) -> Self {
         self.translation = Some(translation);

@@ -1,5 +1,6 @@
 //! Small guests with known answers.
 
+mod counted;
 mod events;
 mod integer;
 mod support;

@@ -34,6 +34,7 @@ impl TranslateVcpu {
         if let Some(how) = vm.translation {
             let translator = Translator::new(how.code_memory, vm.features)
                 .map_err(|source| Error::Os { call: "mmap", source })?;
+            let translator = translator.map(|t| if vm.counted { t.counting() } else { t });
             translator.into_iter().for_each(|t| interp.set_translator(t, how.hot));
         }
         Ok(Self { cpu, interp, counted: vm.counted, khz: vm.khz, last_tsc: None, wanted_tsc: None })
@@ -115,8 +116,7 @@ impl Vcpu for TranslateVcpu {
     }
 
     fn retired(&self) -> Option<u64> {
-        // Translated code does not count.
-        (!self.interp.translates()).then(|| self.interp.retired())
+        self.interp.counts().then(|| self.interp.retired())
     }
 }
 

@@ -79,7 +79,7 @@ impl TranslateVm {
             trace: config.trace,
             counted: config.counted,
             khz,
-            translation: translation.filter(|_| !config.counted),
+            translation,
             clock: VmClock::new(khz),
             unsettled: Mutex::default(),
             ids: Mutex::default(),

@@ -6,7 +6,7 @@ use engine::{BreakpointKind, DebugExit, Exit, GuestDebug};
 use iced_x86::Mnemonic;
 use semantics::{Ctx, Insn, Stop, event, features::IsaFeatures};
 use std::sync::atomic::Ordering::Relaxed;
-use translator::Translator;
+use translator::{Left, Translator};
 use vcpu_state::{Exception, MpState, Shadow};
 use x86_defs::{PAGE_SIZE, dr, exception, rflags};
 
@@ -22,7 +22,7 @@ pub struct Interp {
     /// Linear addresses before which a debugger wants to stop.
     breakpoints: Vec<u64>,
     single_step: bool,
-    retired: u64,
+    pub(crate) retired: u64,
 }
 
 impl Interp {
@@ -102,17 +102,23 @@ impl Interp {
 
     /// Block after block, until one has to be left.
     fn blocks(&mut self, ctx: &mut Ctx<'_>, end: u64) -> Result<(), Stop> {
-        let translating = end == u64::MAX && self.translator.is_some();
+        let mut translating = self.translator.is_some();
         let mut left = None;
         let mut span = self.locate(ctx)?;
         loop {
             if translating
                 && ctx.cpu.mode.is64()
-                && let Some(result) = self.translated(ctx, span, left.take())
+                && let Some(result) =
+                    self.translated(ctx, span, left.take(), end.saturating_sub(self.retired))
             {
                 left = Some(result?);
+                // The rest is interpreted: it is shorter than one block.
+                translating = left != Some(Left::Short);
                 if ctx.cpu.leave || ctx.cpu.slot.flags.load(Relaxed) != 0 {
                     self.count_reps(ctx);
+                    return Ok(());
+                }
+                if self.retired >= end {
                     return Ok(());
                 }
                 span = self.locate(ctx)?;
@@ -155,6 +161,13 @@ impl Interp {
             if ctx.cpu.leave || ctx.cpu.slot.flags.load(Relaxed) != 0 {
                 self.count_reps(ctx);
                 return Ok(());
+            }
+            if end != u64::MAX {
+                self.retired += std::mem::take(&mut ctx.cpu.rep_retired);
+                // Fetching what follows may fault, which is for the next run.
+                if self.retired >= end {
+                    return Ok(());
+                }
             }
             let Some(branch) = branch else {
                 span = self.locate(ctx)?;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use translator::{Code, Left, Source, Translator};
 
 impl Interp {
-    /// From now on blocks are translated when they have run so often, in runs that are not
-    /// counted.
+    /// From now on blocks are translated when they have run so often. Runs with a budget need a
+    /// translator that counts.
     pub fn set_translator(&mut self, translator: Translator, hot: u32) {
         self.hot = hot;
         self.cache.clear();
@@ -18,18 +18,21 @@ impl Interp {
         self.translator = Some(translator);
     }
 
-    pub fn translates(&self) -> bool {
-        self.translator.is_some()
+    /// What retires is counted.
+    pub fn counts(&self) -> bool {
+        self.translator.as_ref().is_none_or(Translator::counts)
     }
 
-    /// Runs the block that `locate` has found, and what follows, as translated code. `None` if
-    /// it is to be interpreted. `before` is how translated code has come here.
+    /// Runs the block that `locate` has found, and what follows, as translated code, which
+    /// retires at most `left` instructions where they are counted. `None` if it is to be
+    /// interpreted. `before` is how translated code has come here.
     #[inline]
     pub(crate) fn translated(
         &mut self,
         ctx: &mut Ctx<'_>,
         span: Span,
         before: Option<Left>,
+        left: u64,
     ) -> Option<Result<Left, Stop>> {
         match self.cache.heat(span)? {
             Heat::Never => return None,
@@ -39,7 +42,7 @@ impl Interp {
             }
             Heat::Runs(_) | Heat::Translated(_) => {}
         }
-        self.enter(ctx, span, before)
+        self.enter(ctx, span, before, left)
     }
 
     fn enter(
@@ -47,6 +50,7 @@ impl Interp {
         ctx: &mut Ctx<'_>,
         span: Span,
         before: Option<Left>,
+        left: u64,
     ) -> Option<Result<Left, Stop>> {
         let plane = ctx.cpu.mmu.plane()?;
         let translator = self.translator.as_mut()?;
@@ -65,9 +69,15 @@ impl Interp {
         match before {
             Some(Left::Exit(link)) => translator.link(link, code),
             Some(Left::Jump) => translator.set_jump(ctx, code),
-            Some(Left::Boundary) | None => {}
+            Some(Left::Boundary | Left::Short) | None => {}
         }
-        translator.run(ctx, code)
+        if !translator.counts() {
+            return translator.run(ctx, code);
+        }
+        translator.set_budget(left);
+        let result = translator.run(ctx, code);
+        self.retired += translator.take_retired();
+        result
     }
 
     /// Translates the block at RIP. What was written to it since it was decoded is seen here or

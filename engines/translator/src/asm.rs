@@ -35,6 +35,11 @@ impl Mem {
 #[derive(Clone, Copy, Debug)]
 pub struct Patch(usize);
 
+/// Where a short jump, whose distance is to be filled in, ends.
+#[must_use]
+#[derive(Debug)]
+pub struct Short(usize);
+
 /// Code that will execute at offset `origin` of the code memory.
 #[derive(Debug)]
 pub struct Asm {
@@ -363,11 +368,23 @@ impl Asm {
 
     fn skip(&mut self, opcode: u8, f: impl FnOnce(&mut Self)) {
         self.bytes(&[opcode, 0]);
-        let start = self.code.len();
+        let start = Short(self.code.len());
         f(self);
-        let len = self.code.len() - start;
+        self.land(start);
+    }
+
+    /// A short jump, if the condition (0 to 15) holds, to where it will [`Self::land`].
+    pub fn branch(&mut self, condition: u8) -> Short {
+        self.bytes(&[0x70 | condition & 15, 0]);
+        Short(self.code.len())
+    }
+
+    pub fn land(&mut self, from: Short) {
+        let len = self.code.len() - from.0;
         debug_assert!(len < 128, "a short jump reaches over it");
-        self.code[start - 1] = len as u8;
+        if let Some(distance) = self.code.get_mut(from.0 - 1) {
+            *distance = len as u8;
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One instruction executed by its handler, in the middle of translated code.
 
-use crate::{native::Env, state::State, tlb};
+use crate::{native::Env, state::State, table::Site, tlb};
 use semantics::{Cpu, Stop};
 use vcpu_state::SegReg;
 use x86_defs::{
@@ -11,12 +11,16 @@ use x86_defs::{
 /// True to leave translated code: then the guest's registers are the vCPU's.
 pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let missed = std::mem::take(&mut state.miss) != 0;
-    let Some((start, insn, flow)) = env.table.site(state.site) else {
+    let Some(Site { start, insn, flow, index, count }) = env.table.site(state.site) else {
         // Cannot be: sites are made with their block. Going on would be worse.
         env.stop = Some(Stop::Shutdown);
         return true;
     };
     take(state, env);
+    if state.counted {
+        // Of a REP the first iteration is the instruction itself.
+        env.ctx.cpu.rep_budget = state.budget.saturating_sub(u64::from(count) - 1).max(1);
+    }
     let base = state.page.wrapping_add(u64::from(start));
     let (tag, plane) = (env.ctx.cpu.mmu.tag, env.ctx.cpu.mmu.plane());
     env.ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
@@ -28,6 +32,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
             let start = u64::from(insn.end).wrapping_sub(u64::from(insn.len));
             env.ctx.cpu.rip = base.wrapping_add(start);
         }
+        settle(state, env, index + u32::from(stop == Stop::Halt));
         env.stop = Some(stop);
         return true;
     }
@@ -37,10 +42,21 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     }
     let mmu = &env.ctx.cpu.mmu;
     if flow || result.is_err() || env.ctx.cpu.leave || mmu.tag != tag || mmu.plane() != plane {
+        settle(state, env, index + 1);
         return true;
     }
+    settle(state, env, 0);
     give(state, env);
     false
+}
+
+/// Of the block, so many instructions are retired that were not counted yet, and what
+/// [`Cpu::rep_retired`] says.
+fn settle(state: &mut State, env: &mut Env<'_, '_>, retired: u32) {
+    if state.counted {
+        let retired = std::mem::take(&mut env.ctx.cpu.rep_retired) + u64::from(retired);
+        state.budget = state.budget.saturating_sub(retired);
+    }
 }
 
 /// The guest's registers go to the vCPU.

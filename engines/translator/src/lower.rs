@@ -1,6 +1,7 @@
 //! One block: its instructions, its exits, and what lies out of line.
 
 mod copy;
+mod count;
 mod divide;
 mod flow;
 mod stack;
@@ -11,7 +12,7 @@ use crate::{
     probe,
     regs::{self, SA, SB, SC},
     state::{field, gpr},
-    thunks::{EXIT_POLL, Thunks},
+    thunks::{EXIT_BUDGET, EXIT_POLL, Thunks},
 };
 pub use flow::is_flow;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
@@ -51,6 +52,8 @@ pub struct Lowerer<'t> {
     encoder: Encoder,
     factory: InstructionInfoFactory,
     plane: usize,
+    /// Retired instructions are counted.
+    counted: bool,
     /// Number of the block.
     id: u32,
     /// Instruction under way.
@@ -74,6 +77,7 @@ impl<'t> Lowerer<'t> {
             encoder: Encoder::new(64),
             factory: InstructionInfoFactory::new(),
             plane,
+            counted: false,
             id,
             index: 0,
             first_cell,
@@ -96,6 +100,7 @@ impl<'t> Lowerer<'t> {
         let mut poll = None;
         self.asm.unless_rcx_zero(|asm| poll = Some(asm.jmp_forward()));
         let unpolled = self.asm.here();
+        let short = self.want_budget(insns.len());
         let (mut callouts, mut open) = (0, true);
         for (index, insn) in insns.iter().enumerate() {
             self.index = index;
@@ -119,6 +124,10 @@ impl<'t> Lowerer<'t> {
         if let Some(poll) = poll {
             self.asm.patch(poll);
             self.leave_at(start, EXIT_POLL);
+        }
+        if let Some(short) = short {
+            self.asm.patch(short);
+            self.leave_at(start, EXIT_BUDGET);
         }
         self.out_of_line();
         Lowered { code: self.asm.code, exits: self.exits, unpolled, callouts }

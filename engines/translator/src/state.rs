@@ -99,6 +99,9 @@ pub struct State {
     pub miss: u32,
     /// Which exit was taken.
     pub exit: u32,
+    /// Instructions that may yet be retired, where they are counted; see `lower::count`.
+    pub budget: u64,
+    pub counted: bool,
     pub callout: u64,
     /// Where the callout returns to in translated code.
     pub resume: u64,

@@ -31,13 +31,27 @@ pub struct Table {
     pub cells: Vec<(u32, u16)>,
 }
 
+/// Where a callout is.
+#[derive(Debug)]
+pub struct Site<'t> {
+    /// Offset in its page of the block.
+    pub start: u16,
+    pub insn: &'t Insn,
+    /// The instruction may set RIP.
+    pub flow: bool,
+    /// Number of the instruction, and how many the block has.
+    pub index: u32,
+    pub count: u32,
+}
+
 impl Table {
-    /// Offset in its page of a callout's block, the instruction, and whether it may set RIP.
-    pub fn site(&self, site: u32) -> Option<(u16, &Insn, bool)> {
+    pub fn site(&self, site: u32) -> Option<Site<'_>> {
         let block = self.blocks.get((site >> SITE_BITS) as usize)?;
-        let index = (site & ((1 << SITE_BITS) - 1)) as usize;
-        let flow = block.flow && index + 1 == block.insns.len();
-        Some((block.start, block.insns.get(index)?, flow))
+        let index = site & ((1 << SITE_BITS) - 1);
+        let insn = block.insns.get(index as usize)?;
+        let count = block.insns.len() as u32;
+        let flow = block.flow && index + 1 == count;
+        Some(Site { start: block.start, insn, flow, index, count })
     }
 
     pub fn exit(&self, cell: u32) -> Option<(u32, &Exit)> {

@@ -27,6 +27,8 @@ pub const LEFT: u32 = 0;
 pub const EXIT_JUMP: u32 = u32::MAX;
 /// The value of `exit` if the word of requests was not zero.
 pub const EXIT_POLL: u32 = u32::MAX - 1;
+/// The value of `exit` if the block is longer than what may yet be retired.
+pub const EXIT_BUDGET: u32 = u32::MAX - 2;
 
 /// What a function of the System V ABI preserves.
 const SAVED: [u8; 6] = [RBX, RBP, 12, 13, 14, 15];

@@ -8,7 +8,7 @@ use crate::{
     region::Region,
     state::{BIAS, CELLS, JUMPS, Jump},
     table::{Table, Translated},
-    thunks::{self, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
+    thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
 };
 use emit::CodeMemory;
@@ -23,6 +23,8 @@ const BLOCK_ROOM: usize = 64 << 10;
 /// Blocks at most: a site has the number in 32 bits.
 const BLOCKS: usize = 1 << (31 - SITE_BITS);
 
+/// What a budget is at most; code asks for its upper bits only.
+const BUDGET: u64 = 1 << 46;
 /// Entries of the table of jumps for one block.
 const MOST_JUMPS: usize = 256;
 
@@ -49,6 +51,8 @@ pub enum Left {
     Jump,
     /// Something is to be looked at first, as after any instruction that sets `Cpu::leave`.
     Boundary,
+    /// The block at RIP is longer than the budget.
+    Short,
 }
 
 /// What is to be translated.
@@ -75,6 +79,8 @@ pub struct Translator {
     next: usize,
     first: usize,
     epoch: u32,
+    /// The last budget.
+    given: u64,
 }
 
 /// The host has what translated code needs.
@@ -109,7 +115,30 @@ impl Translator {
         tlb::clear(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
         let table = Table::default();
-        Ok(Some(Self { memory, thunks, state, table, features, next: first, first, epoch: 0 }))
+        let (next, epoch, given) = (first, 0, 0);
+        Ok(Some(Self { memory, thunks, state, table, features, next, first, epoch, given }))
+    }
+
+    /// Counts retired instructions: runs take [`Self::set_budget`].
+    #[must_use]
+    pub fn counting(mut self) -> Self {
+        self.state.counted = true;
+        self
+    }
+
+    pub fn counts(&self) -> bool {
+        self.state.counted
+    }
+
+    /// The next run retires so many instructions at most.
+    pub fn set_budget(&mut self, budget: u64) {
+        self.state.budget = budget.min(BUDGET);
+        self.given = self.state.budget;
+    }
+
+    /// How many were retired since.
+    pub fn take_retired(&mut self) -> u64 {
+        std::mem::take(&mut self.given).saturating_sub(self.state.budget)
     }
 
     /// Translates a block of 64-bit code; `None` if that would not pay.
@@ -124,6 +153,7 @@ impl Translator {
         let number = self.table.blocks.len() as u32;
         let first_cell = self.table.cells.len() as u32;
         let lowerer = Lowerer::new(self.next, &self.thunks, source.plane, number, first_cell);
+        let lowerer = lowerer.counted(self.state.counted);
         let features = self.features;
         let start = i64::from(source.start);
         let lowered = lowerer.run(start, &insns, |insn| features.allow(insn));
@@ -275,6 +305,7 @@ impl Translator {
         Some(Ok(match state.exit {
             EXIT_JUMP => Left::Jump,
             EXIT_POLL => Left::Boundary,
+            EXIT_BUDGET => Left::Short,
             cell => Left::Exit(Link { epoch: self.epoch, cell }),
         }))
     }

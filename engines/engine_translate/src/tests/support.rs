@@ -120,7 +120,10 @@ pub fn vm() -> Arc<dyn Vm> {
 }
 
 pub fn vm_with(intercepts: Intercepts) -> Arc<dyn Vm> {
-    let engine = Translate::new().unwrap();
+    vm_of(&Translate::new().unwrap(), intercepts)
+}
+
+pub fn vm_of(engine: &Translate, intercepts: Intercepts) -> Arc<dyn Vm> {
     // Room to map what is mapped anew beside the old.
     let config = VmConfig { intercepts, counted: true, memory: 0x40_0000, ..VmConfig::default() };
     let vm = engine.create_vm(&config).unwrap();
@@ -139,7 +142,11 @@ pub fn vm_with(intercepts: Intercepts) -> Arc<dyn Vm> {
 
 impl Guest {
     pub fn new(state: &VcpuState, code: &[u8]) -> Self {
-        let vm = vm();
+        Self::of(&Translate::new().unwrap(), state, code)
+    }
+
+    pub fn of(engine: &Translate, state: &VcpuState, code: &[u8]) -> Self {
+        let vm = vm_of(engine, Intercepts::default());
         vm.memory().write(CODE, code).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
         vcpu.set_state(state).unwrap();

@@ -21,11 +21,18 @@ impl Lowerer<'_> {
     pub(super) fn exit(&mut self, offset: i64) {
         if !(0..PAGE).contains(&offset) {
             self.page_relative(SA, offset);
-            return self.asm.jmp(self.thunks.jump);
+            return self.jump();
         }
+        self.retire();
         let number = self.first_cell + self.exits.len() as u32;
         self.exits.push(Exit { cell: number, offset, stub: 0 });
         self.asm.jmp_mem(cell(number));
+    }
+
+    /// Control goes to the linear address in [`SA`].
+    fn jump(&mut self) {
+        self.retire();
+        self.asm.jmp(self.thunks.jump);
     }
 
     /// Of a relative branch, from the page.
@@ -46,7 +53,7 @@ impl Lowerer<'_> {
             }
             Code::Jmp_rm64 => {
                 self.indirect_target(insn)?;
-                self.asm.jmp(self.thunks.jump);
+                self.jump();
             }
             _ => return Err(Untranslated),
         }
@@ -59,20 +66,9 @@ impl Lowerer<'_> {
         if condition > 15 {
             return Err(Untranslated);
         }
-        let (mut taken, thunk) = (None, self.thunks.jump);
-        let number = self.first_cell + self.exits.len() as u32;
-        let near = (0..PAGE).contains(&target);
-        self.asm.unless(condition ^ 1, |asm| {
-            if near {
-                taken = Some(Exit { cell: number, offset: target, stub: 0 });
-                asm.jmp_mem(cell(number));
-            } else {
-                asm.load(SA, field!(page));
-                asm.lea(SA, Mem::at(SA, target as i32), true);
-                asm.jmp(thunk);
-            }
-        });
-        self.exits.extend(taken);
+        let around = self.asm.branch(condition ^ 1);
+        self.exit(target);
+        self.asm.land(around);
         Ok(())
     }
 
@@ -123,7 +119,7 @@ impl Lowerer<'_> {
             Some(target) => self.exit(target),
             None => {
                 self.asm.load(SA, field!(temp));
-                self.asm.jmp(self.thunks.jump);
+                self.jump();
             }
         }
         Ok(())
@@ -140,7 +136,7 @@ impl Lowerer<'_> {
         self.asm.load(SA, probe::host());
         self.canonical();
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
-        self.asm.jmp(self.thunks.jump);
+        self.jump();
         Ok(())
     }
 }
