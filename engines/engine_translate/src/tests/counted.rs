@@ -74,11 +74,20 @@ fn guest(engine: &Translate) -> Guest {
     guest
 }
 
+#[derive(PartialEq)]
+struct All {
+    state: VcpuState,
+    retired: Option<u64>,
+    out: Vec<(u16, u32)>,
+    memory: [u8; 0x8000],
+}
+
 /// Everything but the time, which is asked for once at each end of a run.
-fn state(guest: &mut Guest) -> (VcpuState, Option<u64>, Vec<(u16, u32)>, [u8; 0x8000]) {
+fn state(guest: &mut Guest) -> All {
     let mut state = guest.vcpu.state().unwrap();
     state.tsc.value = 0;
-    (state, guest.vcpu.retired(), guest.host.out.clone(), guest.read(DATA))
+    let (retired, out) = (guest.vcpu.retired(), guest.host.out.clone());
+    All { state, retired, out, memory: guest.read(DATA) }
 }
 
 #[test]
