@@ -22,7 +22,7 @@ Examples:
 const KEYS: &str = "\
 Keys, on a terminal:
   Ctrl-A x       quit at once
-  Ctrl-A c       monitor prompt: info, pause, resume, reset, powerdown, nmi, quit; again: back
+  Ctrl-A c       monitor prompt: info, stats, pause, resume, reset, powerdown, nmi, quit; again: back
   Ctrl-A h       help
   Ctrl-A Ctrl-A  send Ctrl-A to the guest (Ctrl-A a does too)
 
@@ -141,6 +141,15 @@ pub struct RunOptions {
     #[arg(long, value_name = "EVENTS[:FILE]")]
     trace: Option<String>,
 
+    /// Print what was counted when the run ends: exits, translated code, callouts, for each CPU
+    #[arg(long)]
+    pub stats: bool,
+
+    /// Write /tmp/perf-PID.map, by which `perf report` names translated guest code by its
+    /// address. Under engine translate
+    #[arg(long)]
+    perf_map: bool,
+
     /// Let --engine kvm use a software KVM, which cannot run a stock kernel
     #[arg(long)]
     pub force_kvm: bool,
@@ -172,6 +181,7 @@ impl RunOptions {
             cpu_model: self.cpu_model.clone(),
             memory: parse_memory(&self.memory)?,
             code_cache: parse_code_cache(&self.code_cache)?,
+            perf_map: self.perf_map,
             kernel,
             initrd: self.initrd.clone(),
             append: self.append.clone(),
@@ -272,7 +282,7 @@ mod tests {
         let spec = options(
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
-             --trace exits:t",
+             --trace exits:t --perf-map --stats",
         )
         .unwrap()
         .to_spec()
@@ -283,7 +293,7 @@ mod tests {
         assert_eq!((spec.memory, spec.cpus), (1 << 30, 2));
         assert_eq!(spec.cpu_model.as_deref(), Some("host"));
         assert_eq!(spec.timeout_ms, Some(30_000));
-        assert!(spec.trace.exits && spec.gdb.is_some());
+        assert!(spec.trace.exits && spec.gdb.is_some() && spec.perf_map);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub struct Activity {
 /// What an operator may do to a machine, from any thread.
 pub trait Control: Send + Sync {
     fn info(&self) -> Result<String, Gone>;
+    fn stats(&self) -> Result<String, Gone>;
     fn pause(&self) -> Result<(), Gone>;
     fn resume(&self) -> Result<(), Gone>;
     fn reset(&self) -> Result<(), Gone>;
@@ -36,6 +37,7 @@ Ctrl-A Ctrl-A  send Ctrl-A to the guest
 
 const HELP: &str = "\
 info       what the machine is and does
+stats      what was counted so far, for each CPU
 pause      stop all CPUs
 resume     let them run again
 reset      press the reset button
@@ -60,13 +62,15 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         Ok(()) => Answer::Text(text.into()),
         Err(Gone) => Answer::Text("the machine has ended\n".into()),
     };
+    let shown = |text: Result<String, Gone>| match text {
+        Ok(text) => Answer::Text(text),
+        Err(gone) => done(Err(gone), ""),
+    };
     match line.trim() {
         "" | "console" | "c" => Answer::Leave,
         "help" | "h" | "?" => Answer::Text(HELP.into()),
-        "info" | "i" => match control.info() {
-            Ok(text) => Answer::Text(text),
-            Err(gone) => done(Err(gone), ""),
-        },
+        "info" | "i" => shown(control.info()),
+        "stats" => shown(control.stats()),
         "pause" | "stop" => done(control.pause(), "paused\n"),
         "resume" | "cont" => done(control.resume(), "running\n"),
         "reset" => done(control.reset(), "reset\n"),
@@ -151,6 +155,9 @@ pub mod tests {
         fn info(&self) -> Result<String, Gone> {
             Ok("state running\n".into())
         }
+        fn stats(&self) -> Result<String, Gone> {
+            Ok("exits 3\n".into())
+        }
         fn pause(&self) -> Result<(), Gone> {
             self.add("pause")
         }
@@ -182,6 +189,7 @@ pub mod tests {
         }
         assert_eq!(*machine.0.lock().unwrap(), ["pause", "resume", "reset", "power button", "nmi"]);
         assert_eq!(execute("info", &machine), Answer::Text("state running\n".into()));
+        assert_eq!(execute("stats", &machine), Answer::Text("exits 3\n".into()));
         assert_eq!(execute("quit", &machine), Answer::Text("the machine has ended\n".into()));
         assert_eq!(execute("", &machine), Answer::Leave);
         assert!(matches!(execute("help", &machine), Answer::Text(t) if t == HELP));

@@ -62,7 +62,13 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     };
     console.drain();
     terminal::restore();
-    Ok(explain(ended, &spec))
+    let status = explain(ended, &spec);
+    if options.stats
+        && let Some(table) = running.final_stats()
+    {
+        report::lines(&table);
+    }
+    Ok(status)
 }
 
 /// Ends the machine when its kernel's last words are that it panicked; tells if so.

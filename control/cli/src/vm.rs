@@ -75,6 +75,13 @@ impl Running {
         let _ = self.control.resume();
     }
 
+    /// What was counted, as a table, once it has ended.
+    pub fn final_stats(&self) -> Option<String> {
+        // Of one that a deadline ends, the end comes soon.
+        let _ = self.machine.wait(None);
+        self.machine.final_stats().map(|stats| stats.to_string())
+    }
+
     /// How it ended; `None` if the deadline passes first, and then it is ended.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Ended> {
         let ended = self.machine.wait(deadline);
@@ -99,6 +106,10 @@ fn gone<T>(result: Result<T, machine::Gone>) -> Result<T, Gone> {
 impl Control for Handle {
     fn info(&self) -> Result<String, Gone> {
         gone(Handle::info(self)).map(|info| info.to_string())
+    }
+
+    fn stats(&self) -> Result<String, Gone> {
+        gone(Handle::stats(self)).map(|stats| stats.to_string())
     }
 
     fn pause(&self) -> Result<(), Gone> {

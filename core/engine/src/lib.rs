@@ -22,9 +22,11 @@
 
 mod debug;
 mod host;
+pub mod stats;
 
 pub use debug::{Breakpoint, BreakpointKind, DebugExit, GuestDebug};
 pub use host::{Cause, CpuView, Flow, GeneralProtection, Pending, Trace, Trap, VcpuHost};
+pub use stats::Stats;
 
 use cpu_model::CpuidTable;
 use guest_mem::{Change, Generation, GuestMem, PageBitmap, SlotId};
@@ -198,6 +200,11 @@ pub trait Vcpu: Send {
     /// Instructions retired since creation, where the engine counts them.
     fn retired(&self) -> Option<u64> {
         None
+    }
+
+    /// What was counted since creation.
+    fn stats(&self) -> Stats {
+        Stats::default()
     }
 }
 

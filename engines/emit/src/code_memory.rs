@@ -1,13 +1,13 @@
 //! Memory for generated code, never writable and executable through one address.
 //!
-//! One memfd is mapped twice: a view to write and a view to execute, both made once, before any
-//! system-call filter that denies PROT_EXEC. This needs no privilege.
+//! Shared anonymous memory is mapped twice: a view to write and a view to execute, both made
+//! once, before any system-call filter that denies PROT_EXEC. This needs no privilege. Being
+//! anonymous it is what `perf` takes generated code for; of a memfd it would ask symbols.
 
 #![expect(unsafe_code, reason = "maps executable memory and writes code into it")]
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 /// What unused code bytes hold: INT3, so that a stray jump stops at once.
@@ -30,19 +30,12 @@ unsafe impl Sync for CodeMemory {}
 impl CodeMemory {
     /// Reserves `len` bytes (a multiple of the page size); pages are allocated when first used.
     pub fn new(len: usize) -> io::Result<Self> {
-        let fd = memfd()?;
-        let file_len =
-            libc::off_t::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: an ordinary system call on a descriptor that we own.
-        if unsafe { libc::ftruncate(fd.as_raw_fd(), file_len) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let write = map(&fd, len, libc::PROT_READ | libc::PROT_WRITE)?;
-        match map(&fd, len, libc::PROT_READ | libc::PROT_EXEC) {
-            Ok(execute) => Ok(Self { write, execute, len }),
+        let execute = map(len)?;
+        match map_again(execute, len) {
+            Ok(write) => Ok(Self { write, execute, len }),
             Err(error) => {
                 // SAFETY: the mapping was made above with this length and is used nowhere.
-                unsafe { libc::munmap(write.as_ptr().cast(), len) };
+                unsafe { libc::munmap(execute.as_ptr().cast(), len) };
                 Err(error)
             }
         }
@@ -89,25 +82,33 @@ impl Drop for CodeMemory {
     }
 }
 
-fn memfd() -> io::Result<OwnedFd> {
-    // MFD_EXEC (Linux 6.3) keeps working where vm.memfd_noexec makes the other way the default;
-    // older kernels refuse the flag.
-    for flags in [libc::MFD_CLOEXEC | libc::MFD_EXEC, libc::MFD_CLOEXEC] {
-        // SAFETY: the name is a terminated string.
-        let fd: c_int = unsafe { libc::memfd_create(c"sarang-code".as_ptr(), flags) };
-        if fd >= 0 {
-            // SAFETY: a new descriptor that nobody else owns.
-            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-    }
-    Err(io::Error::last_os_error())
+/// New memory to read and execute.
+fn map(len: usize) -> io::Result<NonNull<u8>> {
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    // Pages count when they are used: of a large cache most never are.
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+    address(at)
 }
 
-fn map(fd: &OwnedFd, len: usize, protection: c_int) -> io::Result<NonNull<u8>> {
-    // SAFETY: a new shared mapping at an address of the kernel's choice.
-    let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-    };
+/// The same memory at a second address, to read and write.
+fn map_again(first: NonNull<u8>, len: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: with an old length of zero, a shared mapping stays where it is and gets a second
+    // one elsewhere (mremap(2)).
+    let at = unsafe { libc::mremap(first.as_ptr().cast(), 0, len, libc::MREMAP_MAYMOVE) };
+    let second = address(at)?;
+    // SAFETY: the mapping just made, which nobody uses yet.
+    if unsafe { libc::mprotect(at, len, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+        let error = io::Error::last_os_error();
+        // SAFETY: as above.
+        unsafe { libc::munmap(at, len) };
+        return Err(error);
+    }
+    Ok(second)
+}
+
+fn address(at: *mut libc::c_void) -> io::Result<NonNull<u8>> {
     if at == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

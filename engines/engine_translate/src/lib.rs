@@ -33,11 +33,13 @@ pub struct Translation {
     pub code_memory: usize,
     /// A block is translated when it has run so often.
     pub hot: u32,
+    /// Tell `perf report` what it is: see [`translator::PerfMap`].
+    pub perf_map: bool,
 }
 
 impl Default for Translation {
     fn default() -> Self {
-        Self { code_memory: 32 << 20, hot: 64 }
+        Self { code_memory: 32 << 20, hot: 64, perf_map: false }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One vCPU.
 
 use crate::TranslateVm;
-use engine::{BreakpointKind, Error, Exit, GuestDebug, Kick, Vcpu, VcpuHost};
+use engine::{BreakpointKind, Error, Exit, GuestDebug, Kick, Stats, Vcpu, VcpuHost};
 use interp::Interp;
 use semantics::{
     Cpu, Ctx,
@@ -35,7 +35,12 @@ impl TranslateVcpu {
             let translator = Translator::new(how.code_memory, vm.features)
                 .map_err(|source| Error::Os { call: "mmap", source })?;
             let translator = translator.map(|t| if vm.counted { t.counting() } else { t });
-            translator.into_iter().for_each(|t| interp.set_translator(t, how.hot));
+            if let Some(mut translator) = translator {
+                if let Some(map) = &vm.perf_map {
+                    translator.set_perf_map(map.clone());
+                }
+                interp.set_translator(translator, how.hot);
+            }
         }
         Ok(Self { cpu, interp, counted: vm.counted, khz: vm.khz, last_tsc: None, wanted_tsc: None })
     }
@@ -117,6 +122,12 @@ impl Vcpu for TranslateVcpu {
 
     fn retired(&self) -> Option<u64> {
         self.interp.counts().then(|| self.interp.retired())
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        self.interp.report(&self.cpu, &mut stats);
+        stats
     }
 }
 

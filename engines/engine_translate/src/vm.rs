@@ -13,6 +13,7 @@ use std::{
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
+use translator::PerfMap;
 
 /// A layout that vCPUs may not all have seen.
 type Unsettled = (Generation, Vec<(Arc<Slot>, u64)>);
@@ -28,6 +29,7 @@ pub struct TranslateVm {
     pub(crate) counted: bool,
     pub(crate) khz: u32,
     pub(crate) translation: Option<Translation>,
+    pub(crate) perf_map: Option<Arc<PerfMap>>,
     clock: VmClock,
     unsettled: Mutex<Vec<Unsettled>>,
     ids: Mutex<BTreeSet<u32>>,
@@ -64,6 +66,10 @@ impl TranslateVm {
         stubs: &StubCache,
         translation: Option<Translation>,
     ) -> Result<Self, Error> {
+        let perf_map = match translation {
+            Some(Translation { perf_map: true, .. }) => Some(Arc::new(create_perf_map()?)),
+            _ => None,
+        };
         let mem = GuestMem::new(config.memory)?;
         let slots = Arc::<Slots>::default();
         let watch: Arc<dyn CodeWatch> =
@@ -80,6 +86,7 @@ impl TranslateVm {
             counted: config.counted,
             khz,
             translation,
+            perf_map,
             clock: VmClock::new(khz),
             unsettled: Mutex::default(),
             ids: Mutex::default(),
@@ -95,6 +102,10 @@ impl TranslateVm {
             }
         }
     }
+}
+
+fn create_perf_map() -> Result<PerfMap, Error> {
+    PerfMap::create().map_err(|source| Error::Os { call: "creating the map for perf", source })
 }
 
 impl Vm for TranslateVm {

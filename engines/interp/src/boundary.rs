@@ -16,6 +16,7 @@ pub enum Next {
 
 impl Interp {
     pub(crate) fn boundary(&mut self, ctx: &mut Ctx<'_>) -> Next {
+        self.counters.boundaries += 1;
         let cpu = &mut *ctx.cpu;
         cpu.leave = false;
         let flags = cpu.slot.flags.load(Acquire);
@@ -28,6 +29,7 @@ impl Interp {
             }
         }
         for range in std::mem::take(&mut cpu.stale_code) {
+            self.counters.stale += 1;
             self.cache.invalidate(&range);
         }
         if let Some(next) = self.debug_traps(ctx) {
@@ -46,6 +48,7 @@ impl Interp {
         }
         if ctx.cpu.events.nmi_pending && self.takes_nmi(ctx) {
             ctx.cpu.events.nmi_pending = false;
+            self.counters.nmis += 1;
             return self.after(ctx, event::nmi);
         }
         match ctx.cpu.mp {
@@ -104,7 +107,10 @@ impl Interp {
                     return None;
                 }
                 match ctx.call(|host| host.ack(Pending::Interrupt)) {
-                    Some(vector) => Some(self.after(ctx, |ctx| event::interrupt(ctx, vector))),
+                    Some(vector) => {
+                        self.counters.interrupts += 1;
+                        Some(self.after(ctx, |ctx| event::interrupt(ctx, vector)))
+                    }
                     None => Some(Next::Again),
                 }
             }

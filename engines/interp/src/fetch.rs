@@ -54,6 +54,7 @@ impl Interp {
         {
             return Ok(span);
         }
+        self.counters.searches += 1;
         let page = ctx.fetch_page(linear)?;
         let Some(ram) = page.ram else { return self.uncached(ctx, linear, room) };
         let mode = ctx.cpu.mode.key();
@@ -64,6 +65,7 @@ impl Interp {
             self.cache.set_jump(linear, tag, span);
             return Ok(span);
         }
+        self.counters.decoded += 1;
         self.mark(ctx, page.gpa);
         let at = (linear % PAGE) as usize;
         let mut window = [0; WINDOW];

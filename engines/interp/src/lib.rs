@@ -7,6 +7,7 @@
 
 mod boundary;
 mod cache;
+mod counters;
 mod fetch;
 mod run;
 mod translated;

@@ -1,10 +1,10 @@
 //! The run loop.
 
-use crate::{Cache, boundary::Next, cache::Span, fetch::linear_ip};
+use crate::{Cache, boundary::Next, cache::Span, counters::Counters, fetch::linear_ip};
 use emit::StubCache;
-use engine::{BreakpointKind, DebugExit, Exit, GuestDebug};
+use engine::{BreakpointKind, DebugExit, Exit, GuestDebug, Stats};
 use iced_x86::Mnemonic;
-use semantics::{Ctx, Insn, Stop, event, features::IsaFeatures};
+use semantics::{Cpu, Ctx, Insn, Stop, event, features::IsaFeatures};
 use std::sync::atomic::Ordering::Relaxed;
 use translator::{Left, Translator};
 use vcpu_state::{Exception, MpState, Shadow};
@@ -23,6 +23,7 @@ pub struct Interp {
     breakpoints: Vec<u64>,
     single_step: bool,
     pub(crate) retired: u64,
+    pub(crate) counters: Counters,
 }
 
 impl Interp {
@@ -36,12 +37,21 @@ impl Interp {
             breakpoints: Vec::new(),
             single_step: false,
             retired: 0,
+            counters: Counters::default(),
         }
     }
 
     /// Instructions retired, where an iteration of a REP counts as one.
     pub fn retired(&self) -> u64 {
         self.retired
+    }
+
+    /// What was counted, with that of the vCPU that it runs.
+    pub fn report(&self, cpu: &Cpu, stats: &mut Stats) {
+        if let Some(translator) = &self.translator {
+            translator.report(stats);
+        }
+        self.counters.report(stats, cpu.mmu.walks());
     }
 
     /// Sets what a debugger watches for; data breakpoints are the MMU's.
@@ -242,13 +252,18 @@ impl Interp {
         Ok(None)
     }
 
+    fn raise(&mut self, ctx: &mut Ctx<'_>) -> Result<(), Stop> {
+        self.counters.exception(ctx.cpu.raised.vector);
+        event::raise(ctx)
+    }
+
     /// What a stop means for the vCPU.
     pub(crate) fn stopped(&mut self, ctx: &mut Ctx<'_>, stop: Stop) -> Option<Exit> {
         self.count_reps(ctx);
         match stop {
             Stop::Fault => match self.intercepted(ctx) {
                 Some(next) => next,
-                None => match event::raise(ctx) {
+                None => match self.raise(ctx) {
                     Ok(()) => None,
                     Err(Stop::Unhandled) => Some(Exit::Unhandled(ctx.cpu.unhandled)),
                     Err(_) => Some(Exit::Shutdown),

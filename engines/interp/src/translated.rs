@@ -5,7 +5,7 @@ use crate::{
     cache::{Heat, Span},
 };
 use semantics::{Ctx, Insn, Stop};
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 use translator::{Code, Left, Source, Translator};
 
 impl Interp {
@@ -83,7 +83,10 @@ impl Interp {
     /// Translates the block at RIP. What was written to it since it was decoded is seen here or
     /// not: the request to forget the block is on its way in either case.
     fn translate(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
+        let since = Instant::now();
         let code = self.make(ctx, span, plane);
+        let ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.counters.translation_ns = self.counters.translation_ns.saturating_add(ns);
         let Some(code) = code else {
             *self.cache.heat(span)? = Heat::Never;
             return None;
@@ -105,7 +108,7 @@ impl Interp {
         let mut insns = self.decode(ctx, &bytes);
         insns.truncate(usize::from(span.count));
         let insns: Arc<[Insn]> = insns.into();
-        let source = Source { insns: &insns, bytes: &bytes, start, plane };
+        let source = Source { insns: &insns, bytes: &bytes, linear: ctx.cpu.rip, start, plane };
         self.translator.as_mut()?.translate(&source)
     }
 }

@@ -144,6 +144,11 @@ impl Mmu {
         self.tlb.generation()
     }
 
+    /// See [`Tlb::walks`].
+    pub fn walks(&self) -> u64 {
+        self.tlb.walks()
+    }
+
     /// See [`Tlb::plane`].
     #[inline]
     pub fn plane(&self) -> Option<usize> {

@@ -73,6 +73,7 @@ pub struct Tlb {
     rounds: u64,
     /// Counts what may make an entry, as known elsewhere, wrong.
     generation: u64,
+    walks: u64,
     pcid: u16,
     /// Where large pages were entered, by hash of the 2 MiB region.
     large: Filter,
@@ -127,6 +128,7 @@ impl Tlb {
             last_context: 0,
             rounds: 0,
             generation: 1,
+            walks: 0,
             pcid: 0,
             large: Filter::new(21),
             huge: Filter::new(30),
@@ -198,6 +200,11 @@ impl Tlb {
         self.generation
     }
 
+    /// How often page tables were walked.
+    pub fn walks(&self) -> u64 {
+        self.walks
+    }
+
     /// The plane of the current rights; `None` while each access must be looked at.
     #[inline]
     pub fn plane(&self) -> Option<usize> {
@@ -218,6 +225,7 @@ impl Tlb {
         if let Some(place) = self.known(gva, access, privilege) {
             return Ok(place);
         }
+        self.walks += 1;
         let found = walk(phys, paging, gva, access, privilege)?;
         let write = access == Access::Write;
         let page = phys.page(found.gpa);

@@ -1,6 +1,6 @@
 //! One instruction executed by its handler, in the middle of translated code.
 
-use crate::{native::Env, state::State, table::Site, tlb};
+use crate::{counters::Cause, native::Env, state::State, table::Site, tlb};
 use semantics::{Cpu, Stop};
 use vcpu_state::SegReg;
 use x86_defs::{
@@ -16,6 +16,11 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
         env.stop = Some(Stop::Shutdown);
         return true;
     };
+    if missed {
+        env.counters.tlb_misses += 1;
+    } else {
+        env.counters.callout(env.table.mnemonic(state.site));
+    }
     take(state, env);
     if state.counted {
         // Of a REP the first iteration is the instruction itself.
@@ -33,21 +38,29 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
             env.ctx.cpu.rip = base.wrapping_add(start);
         }
         settle(state, env, index + u32::from(stop == Stop::Halt));
+        env.counters.exit(if stop == Stop::Fault { Cause::Fault } else { Cause::Stop });
         env.stop = Some(stop);
         return true;
     }
     if missed {
-        tlb::refresh(state, &env.ctx.cpu.mmu);
-        tlb::enter(state, &env.ctx.cpu.mmu, state.missed);
+        tlb::refresh(state, &env.ctx.cpu.mmu, env.counters);
+        tlb::enter(state, &env.ctx.cpu.mmu, state.missed, env.counters);
     }
     let mmu = &env.ctx.cpu.mmu;
-    if flow || result.is_err() || env.ctx.cpu.leave || mmu.tag != tag || mmu.plane() != plane {
-        settle(state, env, index + 1);
-        return true;
-    }
-    settle(state, env, 0);
-    give(state, env);
-    false
+    let cause = if flow || result.is_err() {
+        Cause::Flow
+    } else if mmu.tag != tag || mmu.plane() != plane {
+        Cause::Space
+    } else if env.ctx.cpu.leave {
+        Cause::Asked
+    } else {
+        settle(state, env, 0);
+        give(state, env);
+        return false;
+    };
+    env.counters.exit(cause);
+    settle(state, env, index + 1);
+    true
 }
 
 /// Of the block, so many instructions are retired that were not counted yet, and what
@@ -90,7 +103,7 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     let masked = mxcsr & MASKS == MASKS && mxcsr >> 16 == 0;
     state.mxcsr = if masked { mxcsr } else { xsave::MXCSR_RESET };
     state.bad_fp = (!masked).into();
-    tlb::refresh(state, &cpu.mmu);
+    tlb::refresh(state, &cpu.mmu, env.counters);
 }
 
 /// MXCSR's exception masks (SDM volume 1, 10.2.3).

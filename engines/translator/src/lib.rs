@@ -9,8 +9,10 @@
 
 mod asm;
 mod callout;
+mod counters;
 mod lower;
 mod native;
+mod perf_map;
 mod probe;
 mod region;
 mod regs;
@@ -20,6 +22,7 @@ mod thunks;
 mod tlb;
 mod translator;
 
+pub use perf_map::PerfMap;
 pub use translator::{Code, Left, Link, Source, Translator};
 
 #[cfg(test)]

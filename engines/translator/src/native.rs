@@ -3,6 +3,7 @@
 
 use crate::{
     callout,
+    counters::Counters,
     state::{BIAS, State},
     table::Table,
 };
@@ -13,6 +14,7 @@ use semantics::{Ctx, Stop};
 pub struct Env<'e, 'c> {
     pub ctx: &'e mut Ctx<'c>,
     pub table: &'e Table,
+    pub counters: &'e mut Counters,
     /// Why an instruction did not complete.
     pub stop: Option<Stop>,
 }

@@ -1,5 +1,6 @@
 //! The translated blocks.
 
+use iced_x86::Mnemonic;
 use semantics::Insn;
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use crate::lower::{Exit, SITE_BITS};
 #[derive(Debug)]
 pub struct Translated {
     pub insns: Arc<[Insn]>,
+    /// Of each instruction.
+    pub mnemonics: Box<[Mnemonic]>,
     /// Offset in its page.
     pub start: u16,
     pub plane: usize,
@@ -52,6 +55,13 @@ impl Table {
         let count = block.insns.len() as u32;
         let flow = block.flow && index + 1 == count;
         Some(Site { start: block.start, insn, flow, index, count })
+    }
+
+    /// What the instruction of a callout is called.
+    pub fn mnemonic(&self, site: u32) -> Mnemonic {
+        let block = self.blocks.get((site >> SITE_BITS) as usize);
+        let index = (site & ((1 << SITE_BITS) - 1)) as usize;
+        block.and_then(|b| b.mnemonics.get(index).copied()).unwrap_or(Mnemonic::INVALID)
     }
 
     pub fn exit(&self, cell: u32) -> Option<(u32, &Exit)> {

@@ -3,7 +3,10 @@
 //! It knows no address spaces: whenever the vCPU's TLB forgets anything or turns to another
 //! address space, all of this one goes. `State::temp` and its like are not concerned.
 
-use crate::state::{PLANES, State, TLB, TlbEntry};
+use crate::{
+    counters::Counters,
+    state::{PLANES, State, TLB, TlbEntry},
+};
 use semantics::mem::Mmu;
 
 const PAGE: u64 = 4096;
@@ -37,11 +40,12 @@ pub fn clear(state: &mut State) {
 }
 
 /// Before translated code runs on.
-pub fn refresh(state: &mut State, mmu: &Mmu) {
+pub fn refresh(state: &mut State, mmu: &Mmu, counters: &mut Counters) {
     let generation = mmu.tlb_generation();
     if state.filled.generation == generation {
         return;
     }
+    counters.tlb_clears += 1;
     for (plane, groups) in state.tlb.iter_mut().zip(&mut state.filled.groups) {
         while *groups != 0 {
             let first = groups.trailing_zeros() as usize * GROUP;
@@ -55,7 +59,7 @@ pub fn refresh(state: &mut State, mmu: &Mmu) {
 }
 
 /// Takes over what the vCPU's TLB knows of a page.
-pub fn enter(state: &mut State, mmu: &Mmu, linear: u64) {
+pub fn enter(state: &mut State, mmu: &Mmu, linear: u64, counters: &mut Counters) {
     let Some(plane) = mmu.plane() else { return };
     let (read, write) = (mmu.known(linear, false), mmu.known(linear, true));
     let Some(host) = read.or(write) else { return };
@@ -70,6 +74,7 @@ pub fn enter(state: &mut State, mmu: &Mmu, linear: u64) {
     if let (Some(entries), Some(groups)) =
         (state.tlb.get_mut(plane), state.filled.groups.get_mut(plane))
     {
+        counters.tlb_fills[plane % PLANES] += 1;
         entries[index] = entry;
         *groups |= 1 << (index / GROUP);
     }

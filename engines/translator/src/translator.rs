@@ -3,8 +3,10 @@
 use crate::{
     asm::Asm,
     callout,
+    counters::{Cause, Counters},
     lower::{BASE, Lowerer, SITE_BITS, is_flow},
     native::{self, Env},
+    perf_map::PerfMap,
     region::Region,
     state::{BIAS, CELLS, JUMPS, Jump},
     table::{Table, Translated},
@@ -12,9 +14,14 @@ use crate::{
     tlb,
 };
 use emit::CodeMemory;
+use engine::Stats;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use semantics::{Ctx, Insn, Stop, features::IsaFeatures};
-use std::{io, sync::Arc, sync::atomic::AtomicU32};
+use std::{
+    io,
+    sync::{Arc, atomic::AtomicU32},
+    time::Instant,
+};
 use x86_defs::is_canonical_48;
 
 const PAGE: u64 = 4096;
@@ -61,6 +68,8 @@ pub struct Source<'s> {
     pub insns: &'s Arc<[Insn]>,
     /// What they were decoded from.
     pub bytes: &'s [u8],
+    /// Where it is now; it may be elsewhere, too.
+    pub linear: u64,
     /// Offset in the page, which holds all of them.
     pub start: u16,
     /// The TLB's plane for the rights with which it runs.
@@ -81,6 +90,8 @@ pub struct Translator {
     epoch: u32,
     /// The last budget.
     given: u64,
+    counters: Counters,
+    perf_map: Option<Arc<PerfMap>>,
 }
 
 /// The host has what translated code needs.
@@ -115,8 +126,19 @@ impl Translator {
         tlb::clear(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
         let table = Table::default();
-        let (next, epoch, given) = (first, 0, 0);
-        Ok(Some(Self { memory, thunks, state, table, features, next, first, epoch, given }))
+        Ok(Some(Self {
+            memory,
+            thunks,
+            state,
+            table,
+            features,
+            next: first,
+            first,
+            epoch: 0,
+            given: 0,
+            counters: Counters::default(),
+            perf_map: None,
+        }))
     }
 
     /// Counts retired instructions: runs take [`Self::set_budget`].
@@ -141,6 +163,19 @@ impl Translator {
         std::mem::take(&mut self.given).saturating_sub(self.state.budget)
     }
 
+    /// Names what is translated from now on.
+    pub fn set_perf_map(&mut self, map: Arc<PerfMap>) {
+        let first = self.memory.address(0);
+        map.add(first, self.first, format_args!("translator_thunks"));
+        self.perf_map = Some(map);
+    }
+
+    /// What was counted.
+    pub fn report(&self, stats: &mut Stats) {
+        let blocks = self.table.blocks.iter().filter(|b| b.alive).count();
+        self.counters.report(stats, self.next, self.memory.len(), blocks);
+    }
+
     /// Translates a block of 64-bit code; `None` if that would not pay.
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
         let full = self.next + BLOCK_ROOM > self.memory.len()
@@ -159,6 +194,7 @@ impl Translator {
         let lowered = lowerer.run(start, &insns, |insn| features.allow(insn));
         let copied = insns.len() - lowered.callouts.min(insns.len());
         if lowered.callouts > 2 && copied < 4 * lowered.callouts || copied == 0 {
+            self.counters.refused += 1;
             return None;
         }
         let entry = self.next;
@@ -166,12 +202,14 @@ impl Translator {
             return None;
         }
         self.next = (entry + lowered.code.len()).next_multiple_of(16);
+        self.made(source, &insns, lowered.callouts, entry, lowered.code.len());
         for (n, exit) in lowered.exits.iter().enumerate() {
             self.table.cells.push((number, n as u16));
             self.state.cells[exit.cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
         }
         self.table.blocks.push(Translated {
             insns: source.insns.clone(),
+            mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
             start: source.start,
             plane: source.plane,
             entry,
@@ -185,13 +223,37 @@ impl Translator {
         Some(Code { epoch: self.epoch, number })
     }
 
+    /// Counts a new block, and names it.
+    fn made(
+        &mut self,
+        source: &Source<'_>,
+        insns: &[Instruction],
+        callouts: usize,
+        entry: usize,
+        len: usize,
+    ) {
+        let counters = &mut self.counters;
+        counters.blocks += 1;
+        counters.insns += insns.len() as u64;
+        counters.untranslated += callouts as u64;
+        counters.guest_bytes += insns.iter().map(|i| i.len() as u64).sum::<u64>();
+        counters.host_bytes += len as u64;
+        if let Some(map) = &self.perf_map {
+            let whose = if source.plane == 2 { "user" } else { "kernel" };
+            let at = self.memory.address(entry);
+            map.add(at, len, format_args!("guest_{whose}_{:x}", source.linear));
+        }
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
+        let (since, blocks) = (Instant::now(), self.table.blocks.len());
         self.table = Table::default();
         self.state.jumps.fill(Jump::NONE);
         self.next = self.first;
         self.epoch = self.epoch.wrapping_add(1);
         emit::serialize();
+        self.counters.evicted(blocks, since);
     }
 
     fn block(&self, code: Code) -> Option<&Translated> {
@@ -209,6 +271,7 @@ impl Translator {
         let epoch = self.epoch;
         for code in codes.iter().filter(|c| c.epoch == epoch) {
             let Some(block) = self.table.blocks.get_mut(code.number as usize) else { continue };
+            self.counters.removed += u64::from(block.alive);
             block.alive = false;
             let entry = self.memory.address(block.entry) as u64;
             for jump in std::mem::take(&mut block.jumps) {
@@ -246,6 +309,7 @@ impl Translator {
         self.state.cells[link.cell as usize % CELLS] = self.memory.address(at) as u64;
         if let Some(to) = self.table.blocks.get_mut(code.number as usize) {
             to.incoming.push(link.cell);
+            self.counters.links += 1;
         }
     }
 
@@ -265,6 +329,7 @@ impl Translator {
         };
         let index = hash(space, rip);
         self.state.jumps[index] = jump;
+        self.counters.jumps += 1;
         if let Some(block) = self.table.blocks.get_mut(code.number as usize)
             && !block.jumps.contains(&(index as u32))
         {
@@ -294,7 +359,9 @@ impl Translator {
         state.space = space;
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
-        let mut env = Env { ctx, table: &self.table, stop: None };
+        let counters = &mut self.counters;
+        counters.entries += 1;
+        let mut env = Env { ctx, table: &self.table, counters, stop: None };
         callout::give(state, &mut env);
         let how = native::enter(&self.memory, self.thunks.enter, at, state, &mut env);
         if how != LEFT {
@@ -302,12 +369,14 @@ impl Translator {
         }
         callout::take(state, &mut env);
         env.ctx.cpu.rip = state.rip;
-        Some(Ok(match state.exit {
-            EXIT_JUMP => Left::Jump,
-            EXIT_POLL => Left::Boundary,
-            EXIT_BUDGET => Left::Short,
-            cell => Left::Exit(Link { epoch: self.epoch, cell }),
-        }))
+        let (left, cause) = match state.exit {
+            EXIT_JUMP => (Left::Jump, Cause::Jump),
+            EXIT_POLL => (Left::Boundary, Cause::Poll),
+            EXIT_BUDGET => (Left::Short, Cause::Budget),
+            cell => (Left::Exit(Link { epoch: self.epoch, cell }), Cause::Unlinked),
+        };
+        self.counters.exit(cause);
+        Some(Ok(left))
     }
 }
 

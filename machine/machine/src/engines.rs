@@ -24,7 +24,8 @@ pub fn open(kind: Kind) -> Result<Box<dyn Engine>, Error> {
 pub fn open_for(kind: Kind, spec: &VmSpec) -> Result<Box<dyn Engine>, Error> {
     match (kind, usize::try_from(spec.code_cache)) {
         (Kind::Translate, Ok(code_memory @ 1..)) => {
-            let translation = Translation { code_memory, ..Translation::default() };
+            let translation =
+                Translation { code_memory, perf_map: spec.perf_map, ..Translation::default() };
             Ok(Box::new(Translate::new()?.with_translation(translation)))
         }
         _ => open(kind),

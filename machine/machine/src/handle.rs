@@ -3,6 +3,7 @@
 use crate::{
     info::Info,
     owner::{DebugStop, Request},
+    stats::MachineStats,
 };
 use engine::Vcpu;
 use guest_mem::GuestMem;
@@ -85,6 +86,11 @@ impl Handle {
 
     pub fn info(&self) -> Result<Info, Gone> {
         self.ask(Request::Info)
+    }
+
+    /// What was counted so far.
+    pub fn stats(&self) -> Result<MachineStats, Gone> {
+        self.ask(Request::Stats)
     }
 
     pub fn vcpus(&self) -> usize {

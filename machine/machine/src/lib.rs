@@ -24,6 +24,7 @@ pub mod map;
 mod owner;
 mod power;
 mod saved;
+mod stats;
 mod timers;
 mod trace;
 mod vcpu;
@@ -35,6 +36,7 @@ pub use image::Image;
 pub use info::{Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
 pub use saved::tsc_khz;
+pub use stats::MachineStats;
 pub use trace::Tracer;
 
 use byte_stream::Input;
@@ -138,6 +140,11 @@ impl Machine {
     /// How it ended; `None` if the deadline passes first.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Ended> {
         self.end.wait(deadline)
+    }
+
+    /// What was counted until the end; `None` while it runs.
+    pub fn final_stats(&self) -> Option<MachineStats> {
+        self.end.stats()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     board::Board,
     dump,
     info::{Info, State},
+    stats::{MachineStats, add_exits},
     vcpu::{VcpuThread, Why},
 };
 use device::PowerEvent;
@@ -68,6 +69,7 @@ pub(crate) enum Request {
     Nmi,
     Quit,
     Info(Sender<Info>),
+    Stats(Sender<MachineStats>),
     /// Not while the machine runs.
     OnVcpu(u32, Work),
     Debugger(Option<Tell>),
@@ -85,6 +87,7 @@ impl fmt::Debug for Request {
 #[derive(Debug, Default)]
 pub(crate) struct End {
     ended: Mutex<Option<Ended>>,
+    stats: Mutex<Option<MachineStats>>,
     changed: Condvar,
 }
 
@@ -93,6 +96,14 @@ impl End {
         let mut slot = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         slot.get_or_insert(ended);
         self.changed.notify_all();
+    }
+
+    pub(crate) fn stats(&self) -> Option<MachineStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_stats(&self, stats: MachineStats) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
     }
 
     /// `None` if the deadline passes first.
@@ -146,6 +157,7 @@ impl Owner {
             if let Some(ended) = self.act(request) {
                 self.stop_all();
                 self.board.clock.pause();
+                self.end.set_stats(self.stats());
                 // Threads end first: who waits may rely on nothing running any more.
                 self.vcpus.clear();
                 let board = self.board;
@@ -182,6 +194,11 @@ impl Owner {
             Request::PowerButton => self.board.power_button(),
             Request::Nmi => self.board.nmi(&self.vcpus),
             Request::Info(to) => drop(to.send(self.info())),
+            Request::Stats(to) => {
+                self.stop_all();
+                drop(to.send(self.stats()));
+                self.rerun();
+            }
             Request::OnVcpu(id, work) => self.on_vcpu(id, work),
             Request::Debugger(tell) => self.debugger = tell,
             Request::Save(to) => {
@@ -365,6 +382,18 @@ impl Owner {
         let info = self.board.info(state, vcpus);
         self.rerun();
         info
+    }
+
+    /// All vCPUs are parked.
+    fn stats(&self) -> MachineStats {
+        let vcpus = self.vcpus.iter().map(|v| {
+            v.with(|vcpu, host| {
+                let mut stats = vcpu.stats();
+                add_exits(&mut stats, &host.exits, vcpu.retired());
+                stats
+            })
+        });
+        MachineStats { vcpus: vcpus.map(Option::unwrap_or_default).collect() }
     }
 
     fn save(&mut self) -> Result<Vec<Part>, String> {

@@ -111,6 +111,8 @@ pub struct VmSpec {
     /// Bytes of memory for each vCPU's translated code under engine `translate`; 0 interprets
     /// everything.
     pub code_cache: u64,
+    /// Tell `perf report` which guest code translated code is, in `/tmp/perf-PID.map`.
+    pub perf_map: bool,
     pub kernel: Kernel,
     pub initrd: Option<PathBuf>,
     /// Text for the end of the kernel's command line.
@@ -133,6 +135,7 @@ impl Default for VmSpec {
             cpu_model: None,
             memory: MEMORY_DEFAULT,
             code_cache: 0,
+            perf_map: false,
             kernel: Kernel::Default,
             initrd: None,
             append: String::new(),
@@ -237,6 +240,7 @@ mod tests {
             cpu_model: Some("x86-64-v3".into()),
             memory: 1 << 30,
             code_cache: 32 << 20,
+            perf_map: true,
             kernel: Kernel::File("/boot/vmlinuz".into()),
             initrd: Some("/boot/initrd".into()),
             append: "panic=-1".into(),

@@ -83,7 +83,8 @@ pub fn engines() -> Vec<UnderTest> {
     // Everything is translated at once, in little memory.
     match Translate::new() {
         Ok(engine) => {
-            let engine = engine.with_translation(Translation { code_memory: 1 << 20, hot: 0 });
+            let how = Translation { code_memory: 1 << 20, hot: 0, ..Translation::default() };
+            let engine = engine.with_translation(how);
             engines.push(UnderTest { engine: Box::new(engine), software: false });
         }
         Err(e) => println!("without translate: {e}"),
