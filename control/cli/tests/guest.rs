@@ -77,6 +77,32 @@ fn scratch(name: &str) -> PathBuf {
 }
 
 #[test]
+fn what_was_counted_is_told_at_the_end() {
+    let args = ["--append", "run=info;smp", "--cpus", "2", "--code-cache", "4M"];
+    let without = run(&args);
+    assert!(!String::from_utf8_lossy(&without.stderr).contains("exits by cause"));
+    let child = sarang(&args).args(["--stats", "--perf-map", "--timeout", LIMIT]).spawn().unwrap();
+    let map = format!("/tmp/perf-{}.map", child.id());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let row = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(name));
+        let numbers = line.unwrap_or_else(|| panic!("no {name:?} in {said}")).split_whitespace();
+        numbers.map(|n| n.parse().unwrap()).collect::<Vec<u64>>()
+    };
+    let exits = row("  port accesses");
+    assert!(exits.len() == 3 && exits[0] == exits[1] + exits[2] && exits[1] > 0, "{exits:?}");
+    let text = fs::read_to_string(&map).unwrap();
+    fs::remove_file(&map).unwrap();
+    if !std::is_x86_feature_detected!("bmi2") {
+        return;
+    }
+    let blocks = row("  blocks translated")[0];
+    let names = text.lines().filter(|l| l.contains(" guest_")).count() as u64;
+    assert_eq!(names, blocks, "{text}");
+}
+
+#[test]
 fn ends_and_their_statuses() {
     for (args, status, words) in [
         (&["--append", "run=echo hello"][..], 0, ""),
