@@ -1,4 +1,4 @@
-/* Driver: gbench [-c] [-t ms] [-r reps] [-l] [name|group ...]
+/* Driver: gbench [-c] [-t ms] [-r reps] [-l] [latency] [name|group ...]
  * -c times by CPU time instead of CLOCK_MONOTONIC (for a busy machine);
  * -t is the shortest timed loop, -r how often it runs (the best counts).
  * As /init (pid 1) it mounts what it needs, reads "gbench.args=a,b,c" from the
@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -78,6 +79,29 @@ static void one(const struct bench *b)
     fflush(stdout);
     _exit(0);
 }
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+/* How long after its time a sleeper runs: the timer's interrupt and the way to user mode. */
+static void latency(void)
+{
+    enum { COUNT_OF_SLEEPS = 400, SLEEP_NS = 500000 };
+    static uint64_t late[COUNT_OF_SLEEPS];
+    prctl(PR_SET_TIMERSLACK, 1);
+    for (int i = 0; i < COUNT_OF_SLEEPS; i++) {
+        struct timespec until; clock_gettime(CLOCK_MONOTONIC, &until);
+        uint64_t at = until.tv_sec * 1000000000ull + until.tv_nsec + SLEEP_NS;
+        until.tv_sec = at / 1000000000ull; until.tv_nsec = at % 1000000000ull;
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, 0);
+        late[i] = now_ns() - at;
+    }
+    qsort(late, COUNT_OF_SLEEPS, sizeof *late, by_value);
+    printf("LATENCY timer median %llu p99 %llu ns\n", (unsigned long long)late[COUNT_OF_SLEEPS / 2],
+           (unsigned long long)late[COUNT_OF_SLEEPS * 99 / 100]);
+    fflush(stdout);
+}
 static int run(int argc, char **argv)
 {
     int any = 0;
@@ -87,6 +111,7 @@ static int run(int argc, char **argv)
         else if (!strcmp(argv[i], "-c")) clk = CLOCK_PROCESS_CPUTIME_ID;
         else if (!strcmp(argv[i], "-l")) { for (size_t k = 0; k < COUNT; k++) puts(all[k].name); return 0; }
         else if (!strcmp(argv[i], "none")) any = 1;
+        else if (!strcmp(argv[i], "latency")) { latency(); any = 1; }
         else {
             int hit = 0;
             for (size_t k = 0; k < COUNT; k++)

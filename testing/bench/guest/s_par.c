@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static uint64_t shared_ctr, parn;
@@ -48,6 +49,28 @@ uint64_t s_par2(uint64_t n)           /* two threads, each n units of interprete
     pthread_t t = start(work, &sum);
     work(&sum); pthread_join(t, 0);
     return sum;
+}
+uint64_t s_par1(uint64_t n)           /* the same with one thread: what two can be held against */
+{
+    uint64_t sum = 0;
+    parn = n;
+    work(&sum);
+    return sum;
+}
+uint64_t s_proc2(uint64_t n)          /* two processes, each n units of interpreter work */
+{
+    uint64_t sum = 0; int ends[2], st;
+    parn = n;
+    if (pipe(ends)) die("pipe");
+    pid_t p = fork();
+    if (p < 0) die("fork");
+    if (!p) { work(&sum); _exit(write(ends[1], &sum, sizeof sum) != sizeof sum); }
+    uint64_t other = 0;
+    work(&sum);
+    if (read(ends[0], &other, sizeof other) != sizeof other) die("proc2");
+    if (waitpid(p, &st, 0) != p || st) die("wait");
+    close(ends[0]); close(ends[1]);
+    return sum * 31 + other;
 }
 static int fut;
 static uint64_t pongs;

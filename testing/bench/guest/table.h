@@ -42,4 +42,6 @@
  X(jit,      sys, NS_OP, 32, s_jit_setup, s_jit, 20) \
  X(atomic1,  sys, NS_OP, 1000, 0, s_atomic1, 5) \
  X(atomic2,  sys, NS_OP, 1000, 0, s_atomic2, 5) \
- X(par2,     sys, NS_OP, 24000, 0, s_par2, 2)
+ X(par1,     sys, NS_OP, 24000, 0, s_par1, 2) \
+ X(par2,     sys, NS_OP, 24000, 0, s_par2, 2) \
+ X(proc2,    sys, NS_OP, 24000, 0, s_proc2, 2)

@@ -1,8 +1,9 @@
-//! Boot time to `/init` and to a shell, and memory beyond guest RAM.
+//! Boot time to `/init` and to a shell, memory beyond guest RAM, and a guest at rest.
 
 use crate::contender::{Contender, Setup};
 use crate::memory::{self, Usage};
 use crate::options::Options;
+use crate::rest;
 use crate::session::Session;
 use crate::stats;
 use serde::Serialize;
@@ -27,20 +28,28 @@ pub struct Boot {
     pub shell_seconds: Option<f64>,
     /// At the shell's prompt, else at the end of `/init`; the largest of all rounds.
     pub memory: Usage,
+    /// Processor time at the shell's prompt, in percent of one processor; median.
+    pub idle_percent: Option<f64>,
+    /// How late a timer is, in microseconds; medians of each boot's median and 99th percentile.
+    pub late_median_us: Option<f64>,
+    pub late_p99_us: Option<f64>,
     pub faults: Vec<String>,
 }
 
 /// Boots interleaved, each contender once a round.
 pub fn measure(options: &Options, setup: &Setup, contenders: &[Contender]) -> Vec<Boot> {
     let initrd = &setup.files.initrd;
-    let mut results: Vec<(Contender, Times)> = contenders
-        .iter()
-        .filter(|c| **c != Contender::Native)
-        .map(|c| (*c, Times::default()))
-        .collect();
+    let mut results: Vec<(Contender, Times)> =
+        contenders.iter().map(|c| (*c, Times::default())).collect();
     for round in 1..=options.rounds {
         for (contender, times) in &mut results {
             eprintln!("bench: boot {round} of {}: {}", options.rounds, contender.name());
+            if contender.powers_off() {
+                times.latency(options, setup, *contender);
+            }
+            if *contender == Contender::Native {
+                continue;
+            }
             times.init(options, setup, *contender);
             if let Some(initrd) = initrd {
                 times.shell(options, setup, *contender, initrd);
@@ -58,10 +67,23 @@ struct Times {
     init: Vec<f64>,
     shell: Vec<f64>,
     memory: Usage,
+    idle: Vec<f64>,
+    late_median: Vec<f64>,
+    late_p99: Vec<f64>,
     faults: Vec<String>,
 }
 
 impl Times {
+    fn latency(&mut self, options: &Options, setup: &Setup, contender: Contender) {
+        match rest::latency(options, setup, contender) {
+            Ok(latency) => {
+                self.late_median.push(latency.median_us);
+                self.late_p99.push(latency.p99_us);
+            }
+            Err(why) => self.faults.push(format!("{}, latency: {why}", contender.name())),
+        }
+    }
+
     fn init(&mut self, options: &Options, setup: &Setup, contender: Contender) {
         let run = || -> Result<(f64, Usage), String> {
             let mut command = contender.command(setup, "none")?;
@@ -70,7 +92,9 @@ impl Times {
             session.wait_for("GBENCH-DONE", at)?;
             let memory = memory::usage(session.pid());
             let seconds = (time - session.started()).as_secs_f64();
-            session.finish()?;
+            if contender.powers_off() {
+                session.finish()?;
+            }
             Ok((seconds, memory))
         };
         match run() {
@@ -83,15 +107,18 @@ impl Times {
     }
 
     fn shell(&mut self, options: &Options, setup: &Setup, contender: Contender, initrd: &Path) {
-        let run = || -> Result<(f64, Usage), String> {
+        let run = || -> Result<(f64, Usage, f64), String> {
             let mut command = contender.boot(setup, initrd, "quiet")?;
             let mut session = Session::start(&mut command, options.timeout.min(LONGEST_BOOT))?;
             let (time, _) = session.wait_for(PROMPT, 0)?;
-            Ok(((time - session.started()).as_secs_f64(), memory::usage(session.pid())))
+            let (seconds, pid) = ((time - session.started()).as_secs_f64(), session.pid());
+            let idle = rest::idle(pid);
+            Ok((seconds, memory::usage(pid), idle))
         };
         match run() {
-            Ok((seconds, memory)) => {
+            Ok((seconds, memory, idle)) => {
                 self.shell.push(seconds);
+                self.idle.push(idle);
                 self.keep(memory);
             }
             Err(why) => self.faults.push(format!("{}, to the shell: {why}", contender.name())),
@@ -111,6 +138,9 @@ impl Times {
             init_seconds: stats::median(&self.init),
             shell_seconds: stats::median(&self.shell),
             memory: self.memory,
+            idle_percent: stats::median(&self.idle),
+            late_median_us: stats::median(&self.late_median),
+            late_p99_us: stats::median(&self.late_p99),
             faults: self.faults,
         }
     }

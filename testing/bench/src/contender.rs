@@ -12,6 +12,8 @@ pub enum Contender {
     Native,
     /// `qemu-system-x86_64` with its translator.
     Qemu,
+    /// The same on its smallest machine, which boots faster: for boot times only.
+    QemuMicrovm,
     /// User-Mode Linux: its own kernel, native user code.
     Uml,
     /// This project.
@@ -19,11 +21,13 @@ pub enum Contender {
 }
 
 /// What all contenders are given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Setup {
     pub built: Built,
     pub files: Files,
     pub memory_mib: u32,
+    /// vCPUs.
+    pub cpus: u32,
     pub engine: String,
     pub sarang: PathBuf,
 }
@@ -36,9 +40,15 @@ impl Setup {
             built,
             files,
             memory_mib: options.memory_mib,
+            cpus: 1,
             engine: options.engine.clone(),
             sarang: options.sarang.clone().unwrap_or_else(default),
         }
+    }
+
+    /// The same guest with so many vCPUs.
+    pub fn with_cpus(&self, cpus: u32) -> Self {
+        Self { cpus, ..self.clone() }
     }
 
     fn kernel(&self) -> Result<&Path, String> {
@@ -49,13 +59,20 @@ impl Setup {
 
 impl Contender {
     /// In the order in which a round runs them.
-    pub const ALL: [Self; 4] = [Self::Native, Self::Qemu, Self::Uml, Self::Sarang];
+    pub const ALL: [Self; 5] =
+        [Self::Native, Self::Qemu, Self::QemuMicrovm, Self::Uml, Self::Sarang];
+
+    /// It ends when its guest has powered off. A machine without ACPI halts, and is killed.
+    pub fn powers_off(self) -> bool {
+        self != Self::QemuMicrovm
+    }
 
     /// The name on the command line and in the tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
             Self::Qemu => "qemu",
+            Self::QemuMicrovm => "qemu-microvm",
             Self::Uml => "uml",
             Self::Sarang => "sarang",
         }
@@ -64,14 +81,16 @@ impl Contender {
     /// The contender of this name.
     pub fn named(name: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|c| c.name() == name);
-        found.ok_or_else(|| format!("no contender `{name}` (native, qemu, uml, sarang)"))
+        found.ok_or_else(|| {
+            format!("no contender `{name}` (native, qemu, qemu-microvm, uml, sarang)")
+        })
     }
 
     /// Its version, or why it cannot take part.
     pub fn present(self, setup: &Setup) -> Result<String, String> {
         match self {
             Self::Native => Ok(first_line(Command::new("cc").arg("--version"))?),
-            Self::Qemu => {
+            Self::Qemu | Self::QemuMicrovm => {
                 setup.kernel()?;
                 first_line(Command::new("qemu-system-x86_64").arg("--version"))
                     .map_err(|e| format!("{e} (apt-get install qemu-system-x86)"))
@@ -102,12 +121,17 @@ impl Contender {
         let memory = setup.memory_mib;
         match self {
             Self::Native => Err("the host itself boots no guest".to_owned()),
-            Self::Qemu => {
+            Self::Qemu | Self::QemuMicrovm => {
+                let machine = match self {
+                    Self::QemuMicrovm => "microvm,acpi=off,pit=on,pic=on,rtc=on",
+                    _ => "pc",
+                };
                 let mut qemu = Command::new("qemu-system-x86_64");
                 // RAM as a memfd, so that /proc tells it from the program's own memory.
                 qemu.arg("-object").arg(format!("memory-backend-memfd,id=ram,size={memory}M"));
-                qemu.args(["-machine", "pc,memory-backend=ram", "-m"]).arg(format!("{memory}M"));
-                qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "1"]);
+                qemu.arg("-machine").arg(format!("{machine},memory-backend=ram"));
+                qemu.arg("-m").arg(format!("{memory}M")).arg("-smp").arg(setup.cpus.to_string());
+                qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
                 qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
                 qemu.arg("-kernel").arg(setup.kernel()?).arg("-initrd").arg(initrd);
                 qemu.arg("-append").arg(format!("console=ttyS0 {append}"));
@@ -123,15 +147,8 @@ impl Contender {
             }
             Self::Sarang => {
                 let mut sarang = Command::new(&setup.sarang);
-                sarang.args([
-                    "run",
-                    "--engine",
-                    &setup.engine,
-                    "--cpus",
-                    "1",
-                    "--console",
-                    "stdio",
-                ]);
+                sarang.args(["run", "--engine", &setup.engine, "--console", "stdio"]);
+                sarang.arg("--cpus").arg(setup.cpus.to_string());
                 sarang.arg("--memory").arg(format!("{memory}M"));
                 sarang.arg("--kernel").arg(setup.kernel()?).arg("--initrd").arg(initrd);
                 sarang.arg("--append").arg(format!("console=ttyS0 {append}"));

@@ -12,8 +12,10 @@ mod host;
 mod members;
 mod memory;
 mod options;
+mod pair;
 mod parse;
 mod report;
+mod rest;
 mod session;
 mod stats;
 mod suite;
@@ -58,13 +60,18 @@ fn run(options: &Options) -> Result<bool, String> {
         return Err("no contender is left".to_owned());
     }
     let names: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
-    let suite = if options.members.is_empty() {
-        suite::Outcome::default()
-    } else {
-        suite::measure(options, &setup, &names)
-    };
     let boots = if options.boot { boot::measure(options, &setup, &names) } else { Vec::new() };
-    let report = report::Report::new(options, &setup, contenders, absent, suite, boots);
+    contenders.retain(|(contender, _)| *contender != Contender::QemuMicrovm);
+    let names: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
+    let mut suite = match options.members.as_slice() {
+        [] => suite::Outcome::default(),
+        members => suite::measure(options, members, &setup, &names),
+    };
+    let mut pairs = Vec::new();
+    if options.smp {
+        pairs = pair::measure(options, &setup, &names, &mut suite.faults);
+    }
+    let report = report::Report::new(options, &setup, contenders, absent, suite, boots, pairs);
     let good = report.faults.is_empty();
     let markdown = report.markdown();
     println!("{markdown}");

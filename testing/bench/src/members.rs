@@ -30,7 +30,21 @@ pub const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     // Shown one by one: their mean would say nothing.
-    ("other", &["chase-ram", "clock", "futex", "smc", "jit", "atomic1", "atomic2", "par2"]),
+    (
+        "other",
+        &[
+            "chase-ram",
+            "clock",
+            "futex",
+            "smc",
+            "jit",
+            "atomic1",
+            "atomic2",
+            "par1",
+            "par2",
+            "proc2",
+        ],
+    ),
 ];
 
 /// Whether the members of a group have a common mean.

@@ -10,10 +10,12 @@ pub const USAGE: &str = "\
 usage: cargo xtask bench [OPTIONS]
 
   --members LIST     members or groups, comma separated, or none [all]
-  --contenders LIST  of native,sarang,qemu,uml [all that are here]
+  --contenders LIST  of native,sarang,qemu,qemu-microvm,uml [all that are here]
   --rounds N         rounds, each of which runs every contender once [5]
   --ms N             shortest timed loop of a member, in milliseconds [50]
-  --boot             also measure boot time and memory beyond guest RAM
+  --boot             also measure boot time, memory beyond guest RAM, an idle guest's
+                     processor time and the lateness of timers
+  --smp              also measure what a second vCPU gives
   --kernel FILE      the guest's bzImage [that of the default guest]
   --initrd FILE      the initrd that --boot takes to its shell [the default guest's]
   --memory MIB       guest RAM [512]
@@ -31,6 +33,7 @@ pub struct Options {
     pub rounds: usize,
     pub ms: u32,
     pub boot: bool,
+    pub smp: bool,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     pub memory_mib: u32,
@@ -51,6 +54,7 @@ impl Options {
             rounds: 5,
             ms: 50,
             boot: false,
+            smp: false,
             kernel: None,
             initrd: None,
             memory_mib: 512,
@@ -62,12 +66,14 @@ impl Options {
         };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
-            if arg == "--boot" {
-                options.boot = true;
-                continue;
+            match arg.as_str() {
+                "--boot" => options.boot = true,
+                "--smp" => options.smp = true,
+                _ => {
+                    let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
+                    options.set(arg, value)?;
+                }
             }
-            let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
-            options.set(arg, value)?;
         }
         if options.rounds == 0 || options.ms == 0 || options.memory_mib < 128 {
             return Err("--rounds and --ms are at least 1, --memory at least 128".to_owned());

@@ -5,6 +5,7 @@ use crate::contender::{Contender, Setup};
 use crate::host::Host;
 use crate::members;
 use crate::options::Options;
+use crate::pair::Pair;
 use crate::stats;
 use crate::suite::Outcome;
 use serde::Serialize;
@@ -42,6 +43,7 @@ pub struct Report {
     means: BTreeMap<&'static str, BTreeMap<&'static str, f64>>,
     clock_error: BTreeMap<&'static str, f64>,
     boots: Vec<Boot>,
+    pairs: Vec<Pair>,
     /// Wrong checksums, failed runs, clocks that disagree.
     pub faults: Vec<String>,
     #[serde(skip)]
@@ -57,6 +59,7 @@ impl Report {
         absent: Vec<(&'static str, String)>,
         suite: Outcome,
         boots: Vec<Boot>,
+        pairs: Vec<Pair>,
     ) -> Self {
         let order: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
         let rows = rows(options, &suite, &order);
@@ -75,6 +78,7 @@ impl Report {
             rows,
             clock_error: suite.clock_error.into_iter().map(|(c, e)| (c.name(), e)).collect(),
             boots,
+            pairs,
             faults,
             order,
         }
@@ -103,6 +107,7 @@ impl Report {
         let _ = writeln!(out, "{}\n", versions.join("; "));
         self.suite_table(&mut out);
         self.boot_table(&mut out);
+        self.pair_table(&mut out);
         for (name, why) in &self.absent {
             let _ = writeln!(out, "{name} is left out: {why}\n");
         }
@@ -120,23 +125,46 @@ impl Report {
         }
         let peers: Vec<&str> =
             self.order.iter().filter(|c| **c != Contender::Native).map(|c| c.name()).collect();
+        // How much faster than the peer that this is measured against.
+        let rival = ["sarang", "qemu"].iter().all(|name| peers.contains(name));
+        let mut heads = peers.clone();
+        heads.extend(rival.then_some("faster than qemu"));
+        let cells = |ratios: Option<&BTreeMap<&'static str, f64>>, bold| {
+            let of = |name: &str| ratios.and_then(|r| r.get(name)).copied();
+            let faster = of("qemu").zip(of("sarang")).map(|(qemu, sarang)| qemu / sarang);
+            let mut cells: Vec<String> =
+                peers.iter().map(|p| number(of(p).as_ref(), bold)).collect();
+            cells.extend(rival.then(|| number(faster.as_ref(), bold)));
+            cells.join(" | ")
+        };
         let _ = writeln!(out, "Time relative to native (smaller is better), medians:\n");
-        let _ = writeln!(out, "| member | native | {} |", peers.join(" | "));
-        let _ = writeln!(out, "|---|---:|{}", "---:|".repeat(peers.len()));
+        let _ = writeln!(out, "| member | native | {} |", heads.join(" | "));
+        let _ = writeln!(out, "|---|---:|{}", "---:|".repeat(heads.len()));
         for (group, _) in members::GROUPS {
             let rows: Vec<&Row> = self.rows.iter().filter(|r| r.group == *group).collect();
             if rows.is_empty() {
                 continue;
             }
-            let mean = |peer: &&str| number(self.means.get(group).and_then(|m| m.get(*peer)), true);
-            let cells: Vec<String> = peers.iter().map(mean).collect();
-            let _ = writeln!(out, "| **{group}** | | {} |", cells.join(" | "));
+            let _ = writeln!(out, "| **{group}** | | {} |", cells(self.means.get(group), true));
             for row in rows {
-                let cells: Vec<String> =
-                    peers.iter().map(|p| number(row.ratios.get(p), false)).collect();
                 let native = row.native.map_or("-".to_owned(), |v| format!("{v:.2} {}", row.unit));
-                let _ = writeln!(out, "| {} | {native} | {} |", row.member, cells.join(" | "));
+                let cells = cells(Some(&row.ratios), false);
+                let _ = writeln!(out, "| {} | {native} | {cells} |", row.member);
             }
+        }
+        let _ = writeln!(out);
+    }
+
+    fn pair_table(&self, out: &mut String) {
+        if self.pairs.is_empty() {
+            return;
+        }
+        let _ = writeln!(out, "Throughput of two vCPUs relative to one (of two CPUs, natively):\n");
+        let _ = writeln!(out, "| | two threads | two processes |\n|---|---:|---:|");
+        for pair in &self.pairs {
+            let gain = |g: Option<f64>| g.map_or("-".to_owned(), |g| format!("{g:.2}x"));
+            let (threads, processes) = (gain(pair.threads), gain(pair.processes));
+            let _ = writeln!(out, "| {} | {threads} | {processes} |", pair.name);
         }
         let _ = writeln!(out);
     }
@@ -145,31 +173,35 @@ impl Report {
         if self.boots.is_empty() {
             return;
         }
-        let _ =
-            writeln!(out, "Boot (wall time, medians) and memory beyond guest RAM (the largest):\n");
-        let _ = writeln!(out, "| | to /init | to the shell | PSS | RSS | of it allowed |");
-        let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|");
+        let _ = writeln!(
+            out,
+            "Boot (wall time, medians), memory beyond guest RAM (the largest), a guest at its \
+             prompt (percent of one CPU), how late timers are:\n"
+        );
+        let _ = writeln!(
+            out,
+            "| | to /init | to the shell | PSS | RSS | at rest | timer, median | p99 |"
+        );
+        let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|---:|---:|");
         for boot in &self.boots {
             let seconds = |s: Option<f64>| s.map_or("-".to_owned(), |s| format!("{s:.2} s"));
+            let micros = |us: Option<f64>| us.map_or("-".to_owned(), |us| format!("{us:.0} us"));
             let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
-            let allowed = 24.0 + 0.005 * f64::from(self.guest_memory_mib);
-            let limit = if boot.contender == Contender::Sarang {
-                format!("{allowed:.1} MiB")
-            } else {
-                String::new()
-            };
             // Its RAM is a deleted file, not a memfd, and is mapped by each of its processes.
-            let (pss, rss) = if boot.contender == Contender::Uml {
+            let (pss, rss) = if matches!(boot.contender, Contender::Uml | Contender::Native) {
                 ("-".to_owned(), "-".to_owned())
             } else {
                 (mib(boot.memory.pss_kib), mib(boot.memory.rss_kib))
             };
+            let rest = boot.idle_percent.map_or("-".to_owned(), |p| format!("{p:.1} %"));
             let _ = writeln!(
                 out,
-                "| {} | {} | {} | {pss} | {rss} | {limit} |",
+                "| {} | {} | {} | {pss} | {rss} | {rest} | {} | {} |",
                 boot.name,
                 seconds(boot.init_seconds),
-                seconds(boot.shell_seconds)
+                seconds(boot.shell_seconds),
+                micros(boot.late_median_us),
+                micros(boot.late_p99_us)
             );
         }
         let _ = writeln!(out);

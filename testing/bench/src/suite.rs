@@ -25,12 +25,17 @@ pub struct Outcome {
 }
 
 /// Runs all rounds, interleaved.
-pub fn measure(options: &Options, setup: &Setup, contenders: &[Contender]) -> Outcome {
+pub fn measure(
+    options: &Options,
+    members: &[&'static str],
+    setup: &Setup,
+    contenders: &[Contender],
+) -> Outcome {
     let mut outcome = Outcome::default();
     for round in 1..=options.rounds {
         for &contender in contenders {
             eprintln!("bench: round {round} of {}: {}", options.rounds, contender.name());
-            let samples = match once(options, setup, contender, &mut outcome) {
+            let samples = match once(options, members, setup, contender, &mut outcome) {
                 Ok(samples) => samples,
                 Err(why) => {
                     outcome.faults.push(format!("{}, round {round}: {why}", contender.name()));
@@ -40,17 +45,18 @@ pub fn measure(options: &Options, setup: &Setup, contenders: &[Contender]) -> Ou
             outcome.rounds.entry(contender).or_default().push(samples);
         }
     }
-    check_sums(options, &mut outcome);
+    check_sums(members, &mut outcome);
     outcome
 }
 
 fn once(
     options: &Options,
+    members: &[&'static str],
     setup: &Setup,
     contender: Contender,
     outcome: &mut Outcome,
 ) -> Result<Samples, String> {
-    let args = format!("-t,{},-r,1,{}", options.ms, options.members.join(","));
+    let args = format!("-t,{},-r,1,{}", options.ms, members.join(","));
     let mut command = contender.command(setup, &args)?;
     let mut session = Session::start(&mut command, options.timeout)?;
     let text = if contender == Contender::Native {
@@ -68,8 +74,7 @@ fn once(
     };
     let (samples, failures) = parse::samples(&text);
     outcome.faults.extend(failures.into_iter().map(|f| format!("{}: {f}", contender.name())));
-    let missing: Vec<&str> =
-        options.members.iter().copied().filter(|m| !samples.contains_key(m)).collect();
+    let missing: Vec<&str> = members.iter().copied().filter(|m| !samples.contains_key(m)).collect();
     if !missing.is_empty() {
         outcome.faults.push(format!("{}: no result of {}", contender.name(), missing.join(", ")));
     }
@@ -88,7 +93,7 @@ fn clock_error(text: &str, wall: f64) -> Result<f64, String> {
 }
 
 /// Every checksum equals the native one of the first round.
-fn check_sums(options: &Options, outcome: &mut Outcome) {
+fn check_sums(members: &[&'static str], outcome: &mut Outcome) {
     let native = outcome.rounds.get(&Contender::Native).and_then(|rounds| rounds.first());
     let Some(native) = native.cloned() else {
         outcome.faults.push("checksums are not checked: native did not run".to_owned());
@@ -96,7 +101,7 @@ fn check_sums(options: &Options, outcome: &mut Outcome) {
     };
     let mut faults = Vec::new();
     for (contender, rounds) in &outcome.rounds {
-        for member in &options.members {
+        for member in members {
             let Some(want) = native.get(member) else { continue };
             let wrong =
                 rounds.iter().filter_map(|r| r.get(member)).find(|s| s.checksum != want.checksum);
@@ -148,10 +153,6 @@ mod tests {
         Samples::from([("fib", Sample { ns, shown: ns, unit: "ns/op", checksum })])
     }
 
-    fn options() -> Options {
-        Options::parse(&["--members".to_owned(), "fib".to_owned()]).unwrap()
-    }
-
     #[test]
     fn ratios_are_taken_within_a_round() {
         let mut outcome = Outcome::default();
@@ -160,7 +161,7 @@ mod tests {
             .insert(Contender::Native, vec![round(1.0, 7), round(10.0, 7), round(1.0, 7)]);
         outcome.rounds.insert(Contender::Qemu, vec![round(5.0, 7), round(50.0, 7), round(9.0, 7)]);
         assert_eq!(outcome.ratio(Contender::Qemu, "fib"), Some(5.0));
-        check_sums(&options(), &mut outcome);
+        check_sums(&["fib"], &mut outcome);
         assert!(outcome.faults.is_empty());
     }
 
@@ -169,7 +170,7 @@ mod tests {
         let mut outcome = Outcome::default();
         outcome.rounds.insert(Contender::Native, vec![round(1.0, 7), round(1.0, 7)]);
         outcome.rounds.insert(Contender::Sarang, vec![round(1.0, 7), round(0.1, 8)]);
-        check_sums(&options(), &mut outcome);
+        check_sums(&["fib"], &mut outcome);
         assert_eq!(outcome.faults.len(), 1, "{:?}", outcome.faults);
     }
 
