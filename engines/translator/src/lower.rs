@@ -9,7 +9,7 @@ mod vector;
 
 use crate::{
     asm::{Asm, Mem, Patch},
-    probe,
+    probe::{self, Place},
     regs::{self, SA, SB, SC},
     state::{field, gpr},
     thunks::{EXIT_BUDGET, EXIT_POLL, Thunks},
@@ -46,6 +46,22 @@ pub struct Lowered {
     pub callouts: usize,
 }
 
+/// A jump to what lies out of line.
+#[derive(Debug)]
+struct Miss {
+    index: usize,
+    patch: Patch,
+    why: Why,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    /// The handler has to execute the instruction.
+    Handler,
+    /// The TLB does not know the page.
+    Tlb(Place),
+}
+
 pub struct Lowerer<'t> {
     asm: Asm,
     thunks: &'t Thunks,
@@ -60,8 +76,7 @@ pub struct Lowerer<'t> {
     index: usize,
     first_cell: u32,
     exits: Vec<Exit>,
-    /// Misses: instruction, the jump to resolve, and whether it is the TLB's.
-    misses: Vec<(usize, Patch, bool)>,
+    misses: Vec<Miss>,
     /// Where each instruction's successor begins.
     ends: Vec<usize>,
 }
@@ -145,10 +160,18 @@ impl<'t> Lowerer<'t> {
     }
 
     fn out_of_line(&mut self) {
-        for (index, patch, miss) in std::mem::take(&mut self.misses) {
+        for Miss { index, patch, why } in std::mem::take(&mut self.misses) {
             self.asm.patch(patch);
             self.site(index);
-            self.asm.call(if miss { self.thunks.miss } else { self.thunks.callout });
+            match why {
+                Why::Handler => self.asm.call(self.thunks.callout),
+                Why::Tlb(place) => {
+                    if place.base != SA || place.disp != 0 {
+                        self.asm.lea(SA, place.linear(), true);
+                    }
+                    self.asm.call(self.thunks.miss);
+                }
+            }
             let back = self.ends.get(index).copied().unwrap_or(self.thunks.leave);
             self.asm.jmp(back);
         }
@@ -173,11 +196,32 @@ impl<'t> Lowerer<'t> {
         self.asm.lea(to, Mem::at(to, offset as i32), true);
     }
 
+    /// The handler executes the instruction if control gets to `patch`.
+    fn handler_from(&mut self, patch: Option<Patch>) {
+        let index = self.index;
+        self.misses.extend(patch.map(|patch| Miss { index, patch, why: Why::Handler }));
+    }
+
     /// Checks the TLB for the address in [`SA`].
     fn probe(&mut self, write: bool, len: usize) {
+        self.probe_at(Place::SA, write, len);
+    }
+
+    /// Checks the TLB; the operand is [`Place::host`] of the result. [`SA`] may be lost.
+    fn probe_at(&mut self, place: Place, write: bool, len: usize) -> Place {
+        let place = match place.disp {
+            0 => place,
+            _ => {
+                self.asm.lea(SA, place.linear(), true);
+                Place::SA
+            }
+        };
         let mut patch = None;
-        probe::probe(&mut self.asm, self.plane, write, len, |a| patch = Some(a.jmp_forward()));
-        self.misses.extend(patch.map(|p| (self.index, p, true)));
+        let miss = |asm: &mut Asm| patch = Some(asm.jmp_forward());
+        probe::probe(&mut self.asm, self.plane, write, place.base, len, miss);
+        let (index, why) = (self.index, Why::Tlb(place));
+        self.misses.extend(patch.map(|patch| Miss { index, patch, why }));
+        place
     }
 
     /// A guest register's value in its own host register or in `scratch`.
@@ -195,6 +239,21 @@ impl<'t> Lowerer<'t> {
             Some(host) => self.asm.mov(host, from, true),
             None => self.asm.store(gpr(guest), from),
         }
+    }
+
+    /// The linear address of the memory operand: as it is, or in [`SA`]; [`SB`] is lost.
+    fn place(&mut self, insn: &Instruction) -> Result<Place, Untranslated> {
+        let plain = insn.memory_index() == Register::None
+            && insn.memory_base().is_gpr64()
+            && !matches!(insn.memory_segment(), Register::FS | Register::GS);
+        if plain
+            && let Some(base) = regs::number(insn.memory_base()).and_then(regs::home)
+            && let Ok(disp) = i32::try_from(insn.memory_displacement64() as i64)
+        {
+            return Ok(Place { base, disp });
+        }
+        self.address(insn)?;
+        Ok(Place::SA)
     }
 
     /// The linear address of the memory operand, in [`SA`]; [`SB`] is lost.

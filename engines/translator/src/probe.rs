@@ -3,28 +3,50 @@
 use crate::{
     asm::{Asm, Mem, RSP},
     regs::{SA, SB, SC},
-    state::{TlbEntry, field, tlb_field},
+    state::{Plane, field, tlb_field},
 };
 use std::mem::offset_of;
 
-/// With a linear address in [`SA`]: falls through with the host address as [`host`], or does
-/// what `miss` emits, which must not return here.
+/// A linear address: a host register, and a displacement.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub base: u8,
+    pub disp: i32,
+}
+
+impl Place {
+    /// What [`SA`] says.
+    pub const SA: Self = Self { base: SA, disp: 0 };
+
+    /// The operand after [`probe`].
+    pub fn host(self) -> Mem {
+        Mem::indexed(self.base, SB, 0, self.disp)
+    }
+
+    pub fn linear(self) -> Mem {
+        Mem::at(self.base, self.disp)
+    }
+}
+
+/// With a linear address in a register: falls through with its distance from the host address
+/// in [`SB`], or does what `miss` emits, which must not return here.
 ///
 /// A page's distance from an access is below 4096 if it is the right one and the access does
 /// not reach into the next. No instruction here changes flags. [`SC`] is lost.
-pub fn probe(asm: &mut Asm, plane: usize, write: bool, len: usize, miss: impl FnOnce(&mut Asm)) {
-    let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
-    asm.pext(SB, SA, field!(index_mask));
-    asm.lea(SB, Mem { base: None, index: Some((SB, 3)), disp: 0 }, true);
+pub fn probe(
+    asm: &mut Asm,
+    plane: usize,
+    write: bool,
+    address: u8,
+    len: usize,
+    miss: impl FnOnce(&mut Asm),
+) {
+    let tag = if write { offset_of!(Plane, write) } else { offset_of!(Plane, read) };
+    asm.pext(SB, address, field!(index_mask));
     asm.load(SC, tlb_field(plane, SB, tag));
-    asm.load(SB, tlb_field(plane, SB, offset_of!(TlbEntry, delta)));
-    // Vectors have 64 bytes at most.
-    asm.lea(SC, Mem::indexed(SC, SA, 0, len as i32 - 1), true);
+    asm.load(SB, tlb_field(plane, SB, offset_of!(Plane, delta)));
+    // `len` is 4096 at most.
+    asm.lea(SC, Mem::indexed(SC, address, 0, len as i32 - 1), true);
     asm.shrx(SC, SC, RSP);
     asm.unless_rcx_zero(miss);
-}
-
-/// The operand after [`probe`].
-pub fn host() -> Mem {
-    Mem::indexed(SA, SB, 0, 0)
 }

@@ -7,7 +7,7 @@ use std::mem::offset_of;
 /// as the shift count of a page.
 pub const BIAS: usize = 12;
 /// Entries in each plane of the TLB.
-pub const TLB: usize = 1024;
+pub const TLB: usize = 4096;
 /// Rights for which the TLB has entries; see `soft_mmu::Privilege`.
 pub const PLANES: usize = 3;
 /// Entries of the table of jump targets.
@@ -16,24 +16,22 @@ pub const JUMPS: usize = 1 << 16;
 pub const CELLS: usize = 1 << 18;
 const PAGE: u64 = 4096;
 
-/// One page: an access hits if the distance of its last byte from the page, which is the sum
-/// of its address and a field, is below 4096.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
-pub struct TlbEntry {
+/// The TLB for some rights, of one page in each place: an access hits if the distance of its
+/// last byte from the page, which is the sum of its address and a tag, is below 4096.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Plane {
     /// The negated linear address of the page, if it may be read.
-    pub read: u64,
-    pub write: u64,
+    pub read: [u64; TLB],
+    pub write: [u64; TLB],
     /// Host address less linear address.
-    pub delta: u64,
+    pub delta: [u64; TLB],
 }
 
-impl TlbEntry {
-    /// Never hits: the page that it names belongs elsewhere, and so does the page before it.
-    pub fn none(index: usize) -> Self {
-        let other = (((index ^ (TLB / 2)) as u64) * PAGE).wrapping_neg();
-        Self { read: other, write: other, delta: 0 }
-    }
+/// A tag that never hits: the page that it names belongs elsewhere, and so do its neighbours.
+/// It is zero where that is possible, so that memory that was not used yet will do.
+pub const fn none(index: usize) -> u64 {
+    if index < 2 || index >= TLB - 2 { ((TLB / 2) as u64 * PAGE).wrapping_neg() } else { 0 }
 }
 
 /// Where a linear address in an address space continues.
@@ -111,7 +109,7 @@ pub struct State {
     pub env: u64,
     pub filled: crate::tlb::Filled,
     pub jumps: [Jump; JUMPS],
-    pub tlb: [[TlbEntry; TLB]; PLANES],
+    pub tlb: [Plane; PLANES],
     /// Where each exit goes: host address.
     pub cells: [u64; CELLS],
 }
@@ -135,10 +133,10 @@ pub fn cell(number: u32) -> Mem {
     Mem::at(RSP, offset_of!(State, cells) as i32 + 8 * number as i32 - BIAS as i32)
 }
 
-/// Field at `at` of the TLB entry whose index, times eight, is in a register.
+/// The TLB's entry, whose index is in a register, in the array at `at` of [`Plane`].
 pub fn tlb_field(plane: usize, index: u8, at: usize) -> Mem {
-    let table = offset_of!(State, tlb) + plane * size_of::<[TlbEntry; TLB]>() + at;
-    Mem::indexed(RSP, index, 2, table as i32 - BIAS as i32)
+    let table = offset_of!(State, tlb) + plane * size_of::<Plane>() + at;
+    Mem::indexed(RSP, index, 3, table as i32 - BIAS as i32)
 }
 
 pub fn jump_field(index: u8, at: usize) -> Mem {

@@ -5,21 +5,20 @@
 
 use crate::{
     counters::Counters,
-    state::{PLANES, State, TLB, TlbEntry},
+    state::{PLANES, State, TLB, none},
 };
 use semantics::mem::Mmu;
 
 const PAGE: u64 = 4096;
 
-/// Entries are dropped by groups.
-const GROUP: usize = 64;
-
-/// Which groups have entries, by plane, and of which generation of the vCPU's TLB they are.
-#[derive(Clone, Copy, Debug, Default)]
+/// Which entries there are, and of which generation of the vCPU's TLB.
+#[derive(Debug)]
 #[repr(C)]
 pub struct Filled {
-    groups: [u64; PLANES],
     generation: u64,
+    count: u64,
+    /// Plane and index.
+    entries: [u16; PLANES * TLB],
 }
 
 pub fn index(linear: u64) -> usize {
@@ -29,53 +28,55 @@ pub fn index(linear: u64) -> usize {
 /// The bits of an address that [`index`] is made of.
 pub const INDEX_MASK: u64 = (TLB as u64 - 1) * PAGE;
 
-/// Nothing hits.
-pub fn clear(state: &mut State) {
+/// Of a state whose fields are zero: nothing hits.
+pub fn init(state: &mut State) {
     for plane in &mut state.tlb {
-        for (index, entry) in plane.iter_mut().enumerate() {
-            *entry = TlbEntry::none(index);
+        for index in (0..TLB).filter(|index| none(*index) != 0) {
+            plane.read[index] = none(index);
+            plane.write[index] = none(index);
         }
     }
-    state.filled = Filled::default();
 }
 
 /// Before translated code runs on.
 pub fn refresh(state: &mut State, mmu: &Mmu, counters: &mut Counters) {
     let generation = mmu.tlb_generation();
-    if state.filled.generation == generation {
-        return;
+    if state.filled.generation != generation {
+        counters.tlb_clears += 1;
+        clear(state);
+        state.filled.generation = generation;
     }
-    counters.tlb_clears += 1;
-    for (plane, groups) in state.tlb.iter_mut().zip(&mut state.filled.groups) {
-        while *groups != 0 {
-            let first = groups.trailing_zeros() as usize * GROUP;
-            *groups &= *groups - 1;
-            for (n, entry) in plane.iter_mut().enumerate().skip(first).take(GROUP) {
-                *entry = TlbEntry::none(n);
-            }
-        }
+}
+
+fn clear(state: &mut State) {
+    let filled = &mut state.filled;
+    let count = std::mem::take(&mut filled.count) as usize;
+    for entry in filled.entries.iter().take(count) {
+        let entry = usize::from(*entry);
+        let (plane, index) = (&mut state.tlb[entry / TLB % PLANES], entry % TLB);
+        plane.read[index] = none(index);
+        plane.write[index] = none(index);
     }
-    state.filled.generation = generation;
 }
 
 /// Takes over what the vCPU's TLB knows of a page.
 pub fn enter(state: &mut State, mmu: &Mmu, linear: u64, counters: &mut Counters) {
-    let Some(plane) = mmu.plane() else { return };
+    let Some(number) = mmu.plane() else { return };
     let (read, write) = (mmu.known(linear, false), mmu.known(linear, true));
     let Some(host) = read.or(write) else { return };
     let (index, page) = (index(linear), linear & !(PAGE - 1));
-    let none = TlbEntry::none(index);
-    let tag = |known: Option<u64>, none: u64| known.map_or(none, |_| page.wrapping_neg());
-    let entry = TlbEntry {
-        read: tag(read, none.read),
-        write: tag(write, none.write),
-        delta: host.wrapping_sub(linear),
-    };
-    if let (Some(entries), Some(groups)) =
-        (state.tlb.get_mut(plane), state.filled.groups.get_mut(plane))
-    {
-        counters.tlb_fills[plane % PLANES] += 1;
-        entries[index] = entry;
-        *groups |= 1 << (index / GROUP);
+    let Some(plane) = state.tlb.get_mut(number) else { return };
+    counters.tlb_fills[number % PLANES] += 1;
+    let fresh = (plane.read[index], plane.write[index]) == (none(index), none(index));
+    let tag = |known: Option<u64>| known.map_or(none(index), |_| page.wrapping_neg());
+    (plane.read[index], plane.write[index]) = (tag(read), tag(write));
+    plane.delta[index] = host.wrapping_sub(linear);
+    if fresh {
+        let filled = &mut state.filled;
+        // There is room for all that can be fresh.
+        if let Some(entry) = filled.entries.get_mut(filled.count as usize) {
+            *entry = (number * TLB + index) as u16;
+            filled.count += 1;
+        }
     }
 }

@@ -123,7 +123,7 @@ impl Translator {
         state.host_mxcsr = x86_defs::xsave::MXCSR_RESET;
         (state.below_16, state.below_32) = (15, 31);
         state.jumps.fill(Jump::NONE);
-        tlb::clear(&mut state);
+        tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
         let table = Table::default();
         Ok(Some(Self {

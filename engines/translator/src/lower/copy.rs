@@ -2,6 +2,7 @@
 
 use super::{Done, Lowerer, Untranslated};
 use crate::{
+    probe::Place,
     regs::{self, GUEST_RCX, SA, SB, SC},
     state::{field, gpr},
 };
@@ -178,10 +179,11 @@ impl Lowerer<'_> {
             // Processors differ in the upper half of what stays as it is.
             return Err(Untranslated);
         }
-        let plan = self.plan(insn)?;
+        let mut plan = self.plan(insn)?;
         if let Some((write, size)) = plan.memory {
-            self.address(insn)?;
-            self.probe(write, size);
+            let place = self.place(insn)?;
+            let place = self.probe_at(place, write, size);
+            plan.use_host_address(place);
         }
         if counts_in_cl(insn) {
             self.asm.mov(SC, GUEST_RCX, true);
@@ -199,7 +201,7 @@ impl Lowerer<'_> {
     /// CMPXCHG8B and CMPXCHG16B: RCX is an operand.
     fn cmpxchg_wide(&mut self, insn: &Instruction) -> Done {
         let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
-        plan.use_host_address();
+        plan.use_host_address(Place::SA);
         self.address(insn)?;
         let size = insn.memory_size().size();
         if size == 16 {
@@ -299,18 +301,17 @@ impl Plan {
             return Err(Untranslated);
         }
         self.memory = Some((write, size));
-        self.use_host_address();
         Ok(())
     }
 
     /// The memory operand is where the TLB says.
-    pub fn use_host_address(&mut self) {
+    pub fn use_host_address(&mut self, place: Place) {
         let to = &mut self.insn;
         to.set_segment_prefix(Register::None);
-        to.set_memory_base(regs::name(SA, 8));
+        to.set_memory_base(regs::name(place.base, 8));
         to.set_memory_index(regs::name(SB, 8));
         to.set_memory_index_scale(1);
-        to.set_memory_displacement64(0);
-        to.set_memory_displ_size(0);
+        to.set_memory_displacement64(i64::from(place.disp) as u64);
+        to.set_memory_displ_size((place.disp != 0).into());
     }
 }

@@ -3,7 +3,6 @@
 use super::{Done, Lowerer, Untranslated};
 use crate::{
     asm::{Mem, RAX},
-    probe,
     regs::{self, SA, SC},
 };
 use iced_x86::{Instruction, OpKind, Register};
@@ -51,11 +50,11 @@ impl Lowerer<'_> {
                 4 => false,
                 _ => return Err(Untranslated),
             };
-            self.address(insn)?;
-            self.probe(false, if wide { 8 } else { 4 });
+            let place = self.place(insn)?;
+            let place = self.probe_at(place, false, if wide { 8 } else { 4 });
             match wide {
-                true => self.asm.load(SC, probe::host()),
-                false => self.asm.load32(SC, probe::host()),
+                true => self.asm.load(SC, place.host()),
+                false => self.asm.load32(SC, place.host()),
             }
             return Ok(wide);
         }
@@ -82,6 +81,6 @@ impl Lowerer<'_> {
             asm.bytes(&[0x9d]); // popfq
             patch = Some(asm.jmp_forward());
         });
-        self.misses.extend(patch.map(|p| (self.index, p, false)));
+        self.handler_from(patch);
     }
 }

@@ -3,7 +3,7 @@
 use super::{BASE, Done, Exit, Lowerer, Untranslated};
 use crate::{
     asm::Mem,
-    probe,
+    probe::Place,
     regs::{self, GUEST_RSP, SA, SC},
     state::{cell, field, gpr},
 };
@@ -75,9 +75,9 @@ impl Lowerer<'_> {
     /// Target of an indirect jump or call in [`SA`].
     fn indirect_target(&mut self, insn: &Instruction) -> Done {
         if insn.op0_kind() == OpKind::Memory {
-            self.address(insn)?;
-            self.probe(false, 8);
-            self.asm.load(SA, probe::host());
+            let place = self.place(insn)?;
+            let place = self.probe_at(place, false, 8);
+            self.asm.load(SA, place.host());
         } else {
             let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
             match regs::home(number) {
@@ -97,7 +97,7 @@ impl Lowerer<'_> {
         self.asm.movzx16(SC, SC);
         let mut patch = None;
         self.asm.unless_rcx_zero(|asm| patch = Some(asm.jmp_forward()));
-        self.misses.extend(patch.map(|p| (self.index, p, false)));
+        self.handler_from(patch);
     }
 
     pub(super) fn call(&mut self, insn: &Instruction) -> Done {
@@ -110,10 +110,9 @@ impl Lowerer<'_> {
             self.indirect_target(insn)?;
             self.asm.store(field!(temp), SA);
         }
-        self.asm.lea(SA, Mem::at(GUEST_RSP, -8), true);
-        self.probe(true, 8);
+        let place = self.probe_at(Place { base: GUEST_RSP, disp: -8 }, true, 8);
         self.page_relative(SC, insn.next_ip().wrapping_sub(BASE) as i64);
-        self.asm.store(probe::host(), SC);
+        self.asm.store(place.host(), SC);
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
         match direct {
             Some(target) => self.exit(target),
@@ -131,9 +130,8 @@ impl Lowerer<'_> {
             Code::Retnq_imm16 => i32::from(insn.immediate16()),
             _ => return Err(Untranslated),
         };
-        self.asm.mov(SA, GUEST_RSP, true);
-        self.probe(false, 8);
-        self.asm.load(SA, probe::host());
+        let place = self.probe_at(Place { base: GUEST_RSP, disp: 0 }, false, 8);
+        self.asm.load(SA, place.host());
         self.canonical();
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
         self.jump();

@@ -3,7 +3,7 @@
 use super::{Done, Lowerer, Untranslated};
 use crate::{
     asm::Mem,
-    probe,
+    probe::Place,
     regs::{self, GUEST_RBP, GUEST_RSP, SA, SC},
     state::field,
 };
@@ -17,24 +17,23 @@ impl Lowerer<'_> {
             _ => return Err(Untranslated),
         };
         if from_memory {
-            self.address(insn)?;
-            self.probe(false, 8);
-            self.asm.load(SC, probe::host());
+            let place = self.place(insn)?;
+            let place = self.probe_at(place, false, 8);
+            self.asm.load(SC, place.host());
             self.asm.store(field!(temp), SC);
         }
-        self.asm.lea(SA, Mem::at(GUEST_RSP, -8), true);
-        self.probe(true, 8);
+        let place = self.probe_at(Place { base: GUEST_RSP, disp: -8 }, true, 8);
         match (from_memory, insn.op0_kind()) {
             (true, _) => {
                 self.asm.load(SC, field!(temp));
-                self.asm.store(probe::host(), SC);
+                self.asm.store(place.host(), SC);
             }
             (_, OpKind::Register) => {
                 let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
                 let from = self.value(number, SC);
-                self.asm.store(probe::host(), from);
+                self.asm.store(place.host(), from);
             }
-            _ => self.asm.store_imm(probe::host(), insn.immediate(0) as i32, true),
+            _ => self.asm.store_imm(place.host(), insn.immediate(0) as i32, true),
         }
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
         Ok(())
@@ -47,9 +46,8 @@ impl Lowerer<'_> {
             return Err(Untranslated);
         }
         let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
-        self.asm.mov(SA, GUEST_RSP, true);
-        self.probe(false, 8);
-        self.asm.load(SC, probe::host());
+        let place = self.probe_at(Place { base: GUEST_RSP, disp: 0 }, false, 8);
+        self.asm.load(SC, place.host());
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8), true);
         self.set(number, SC);
         Ok(())
@@ -59,10 +57,9 @@ impl Lowerer<'_> {
         if insn.code() != Code::Leaveq {
             return Err(Untranslated);
         }
-        self.asm.mov(SA, GUEST_RBP, true);
-        self.probe(false, 8);
+        let place = self.probe_at(Place { base: GUEST_RBP, disp: 0 }, false, 8);
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RBP, 8), true);
-        self.asm.load(GUEST_RBP, probe::host());
+        self.asm.load(GUEST_RBP, place.host());
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 use super::{Done, Lowerer, Untranslated, copy::Plan};
 use crate::{
     asm::{Asm, Mem},
+    probe::Place,
     regs::{SA, SB, SC},
     state::{field, gpr},
 };
@@ -91,7 +92,7 @@ impl Lowerer<'_> {
         f(&mut self.asm);
         let mut patch = None;
         self.asm.unless_rcx_zero(|asm| patch = Some(asm.jmp_forward()));
-        self.misses.extend(patch.map(|p| (self.index, p, false)));
+        self.handler_from(patch);
     }
 }
 
@@ -138,7 +139,7 @@ fn vector_plan(insn: &Instruction, properties: &Properties) -> Result<Plan, Untr
                     return Err(Untranslated);
                 }
             }
-            OpKind::Memory if properties.memory.is_some() => plan.use_host_address(),
+            OpKind::Memory if properties.memory.is_some() => plan.use_host_address(Place::SA),
             OpKind::Immediate8 => {}
             _ => return Err(Untranslated),
         }
