@@ -1,5 +1,6 @@
 //! The machine as a vCPU sees it.
 
+use std::hash::{BuildHasher, RandomState};
 use vcpu_state::{Exception, Regs, SegReg, Segment};
 
 /// A callback's answer. `Stop` takes effect at the next instruction boundary.
@@ -63,6 +64,12 @@ pub trait VcpuHost {
 
     /// The VM's common TSC now. Only engines whose time is the host's choice ask.
     fn tsc(&mut self) -> u64;
+    /// What RDRAND and RDSEED give. Only engines that execute these themselves ask.
+    fn random(&mut self) -> u64 {
+        // Keyed by the operating system, and by another key each time.
+        RandomState::new().hash_one(0)
+    }
+
     /// What the vCPU's own TSC is ahead of the common one, after its guest wrote it.
     fn set_tsc_offset(&mut self, _offset: u64) {}
 

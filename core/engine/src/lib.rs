@@ -18,7 +18,7 @@
 //! **Layout changes are atomic to running vCPUs** and legal from a callback.
 //!
 //! **Every input of a vCPU crosses at a named point** of [`VcpuHost`]: ports, MMIO, MSRs,
-//! interrupts, the TSC. A host that wraps another records or replays them.
+//! interrupts, the TSC, random numbers. A host that wraps another records or replays them.
 
 mod debug;
 mod host;

@@ -132,8 +132,6 @@ pub struct Cpu {
     pub rep_budget: u64,
     /// Iterations of REPs beyond each instruction's first.
     pub rep_retired: u64,
-    /// What random numbers come from: a key, and a counter.
-    pub entropy: (std::hash::RandomState, u64),
     /// Tell the host of interrupts and exceptions.
     pub trace: bool,
     pub intercepts: engine::Intercepts,
@@ -244,7 +242,6 @@ impl Cpu {
             stale_code: Vec::new(),
             rep_budget: u64::MAX,
             rep_retired: 0,
-            entropy: Default::default(),
             trace: false,
             intercepts: engine::Intercepts::default(),
             id,

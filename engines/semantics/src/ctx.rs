@@ -78,6 +78,11 @@ impl<'a> Ctx<'a> {
         self.host.tsc().wrapping_add(self.cpu.tsc_offset)
     }
 
+    /// Random bits.
+    pub fn random(&mut self) -> u64 {
+        self.host.random()
+    }
+
     /// RIP of the instruction under way; valid until its handler changes RIP.
     #[inline]
     pub fn start(&self, insn: &Insn) -> u64 {

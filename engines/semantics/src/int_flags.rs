@@ -1,7 +1,6 @@
 //! CLC, STC, CMC, CLD, STD, LAHF, SAHF, RDRAND, RDSEED.
 
 use crate::{Ctx, Insn, Stop, operand::reg_number};
-use std::hash::BuildHasher;
 use x86_defs::rflags;
 
 /// CLC (0), STC (1), CMC (2).
@@ -38,11 +37,9 @@ pub fn sahf(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
     Ok(())
 }
 
-/// RDRAND and RDSEED: a keyed hash of a counter, whose key the operating system gave.
+/// RDRAND and RDSEED: the host's random numbers.
 pub fn random(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
-    let cpu = &mut *ctx.cpu;
-    cpu.entropy.1 = cpu.entropy.1.wrapping_add(1);
-    let value = cpu.entropy.0.hash_one(cpu.entropy.1);
+    let value = ctx.random();
     let number = reg_number(insn.iced().op0_register());
     match insn.osize {
         2 => ctx.set_reg(number, value as u16),

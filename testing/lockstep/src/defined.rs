@@ -73,6 +73,12 @@ impl Undefined {
         self.branched |= insn.flow_control() != FlowControl::Next;
     }
 
+    /// The same where it is known that `insn` was executed.
+    pub fn executed(&mut self, insn: &Instruction, cl: u8) {
+        self.step(insn, Some(cl));
+        self.branched = false;
+    }
+
     /// SDM volume 2, SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR, SHLD, SHRD.
     fn shift(&mut self, insn: &Instruction, cl: Option<u8>) {
         use Mnemonic::*;

@@ -1,8 +1,10 @@
-//! Differential tests: the host processor against the interpreter.
+//! Differential tests: the host processor against the interpreter, and the interpreter against
+//! the translator.
 //!
-//! A [`Case`] is a few instructions and a state. [`native`] runs it on the host processor, in
+//! [`boots`] runs whole guests in two engines. For the rest, a [`Case`] is a few instructions and a state. [`native`] runs it on the host processor, in
 //! a confined child process.
 
+pub mod boots;
 mod case;
 mod compare;
 mod defined;
