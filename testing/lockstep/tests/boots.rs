@@ -1,0 +1,85 @@
+//! Boots under the interpreter and the translator in lockstep: the built-in guest, the first
+//! part of the default guest's boot, and all of it where tests may take long.
+
+use device::PowerEvent;
+use engine_translate::Translation;
+use lockstep::boots::{End, Error, Pair, Plan, Start};
+
+/// Blocks are translated when they have run so often: at once, almost at once, and as usual.
+fn translation(hot: u32) -> Translation {
+    Translation { hot, ..Translation::default() }
+}
+
+/// Both to the end, which is expected; what the guest printed.
+fn same(start: &Start, plan: Plan, end: End) -> Result<String, Error> {
+    let mut pair = Pair::new(start, plan)?;
+    match pair.run()? {
+        Ok(found) => assert_eq!(found, end, "{}", pair.console()),
+        Err(found) => panic!("{found}"),
+    }
+    Ok(pair.console())
+}
+
+/// Runs these commands of the built-in guest.
+fn built_in(commands: &str, hot: u32, piece: u64) -> Result<String, Error> {
+    let start = Start {
+        kernel: microguest::GUEST.to_vec(),
+        initrd: None,
+        command_line: format!("run={commands}"),
+        memory: 16 << 20,
+    };
+    let plan = Plan { translation: translation(hot), piece, trace: hot == 2, ..Plan::default() };
+    same(&start, plan, End::Power(PowerEvent::PowerOff))
+}
+
+#[test]
+fn the_built_in_guest() -> Result<(), Error> {
+    for (hot, piece) in [(1, 100_000), (2, 3000), (64, 20_000)] {
+        let console = built_in("info;memory;timer;x2apic;garbage-mmio;timer", hot, piece)?;
+        assert_eq!(console.matches("five timer interrupts").count(), 2, "{console}");
+    }
+    // Noise may turn interrupts on that the guest does not expect, and end it.
+    built_in("garbage-ports", 1, 100_000).map(drop)
+}
+
+#[test]
+fn pieces_shorter_than_blocks() -> Result<(), Error> {
+    let console = built_in("info;timer", 1, 30)?;
+    assert!(console.contains("five timer interrupts"), "{console}");
+    Ok(())
+}
+
+/// The default guest of a kernel; `None` without packages or network.
+fn debian(pattern: &str) -> Result<Option<Start>, Error> {
+    let Some(files) = testkit::guest_files(pattern) else { return Ok(None) };
+    Ok(Some(Start {
+        kernel: std::fs::read(files.kernel)?,
+        initrd: Some(std::fs::read(files.initrd)?),
+        command_line: "console=ttyS0 sarang.exec=nproc".into(),
+        memory: 256 << 20,
+    }))
+}
+
+fn boot(pattern: &str) -> Result<(), Error> {
+    let Some(start) = debian(pattern)? else { return Ok(()) };
+    if std::env::var_os("SARANG_LONG").is_none() {
+        let plan = Plan { translation: translation(2), limit: 40_000_000, ..Plan::default() };
+        return same(&start, plan, End::Enough).map(drop);
+    }
+    for hot in [1, 2, 64] {
+        let plan = Plan { translation: translation(hot), seed: hot.into(), ..Plan::default() };
+        let console = same(&start, plan, End::Power(PowerEvent::PowerOff))?;
+        assert!(console.contains("SARANG-EXIT 0"), "{console}");
+    }
+    Ok(())
+}
+
+#[test]
+fn debian_6_1() -> Result<(), Error> {
+    boot("linux-image-6.1.0-*-cloud-amd64")
+}
+
+#[test]
+fn debian_6_12() -> Result<(), Error> {
+    boot(testkit::KERNEL_6_12)
+}
