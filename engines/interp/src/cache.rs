@@ -127,10 +127,12 @@ fn slot(linear: u64) -> usize {
 }
 
 impl Cache {
+    /// What is known under one of two tags, and whether it is the second.
     #[inline(always)]
-    pub fn jump(&self, linear: u64, tag: u64) -> Option<Span> {
+    pub fn jump(&self, linear: u64, tags: [u64; 2]) -> Option<(Span, bool)> {
         let jump = &self.jumps[slot(linear)];
-        (jump.linear == linear && jump.tag == tag).then_some(jump.span)
+        let (all, global) = (jump.tag == tags[0], jump.tag == tags[1]);
+        (jump.linear == linear && (all || global)).then_some((jump.span, !all))
     }
 
     pub fn set_jump(&mut self, linear: u64, tag: u64, span: Span) {
@@ -345,10 +347,12 @@ mod tests {
         let first = add(&mut cache, a, 0x1000..0x1010, 0..0);
         let second = add(&mut cache, b, 0x1010..0x1020, 0..0);
         cache.set_jump(0x5000, 7, first);
-        assert_eq!(cache.jump(0x5000, 7), Some(first));
+        assert_eq!(cache.jump(0x5000, [7, 3]), Some((first, false)));
+        assert_eq!(cache.jump(0x5000, [6, 7]), Some((first, true)));
+        assert_eq!(cache.jump(0x5000, [6, 8]), None);
         cache.invalidate(&(0x100f..0x1010));
         assert_eq!((cache.find(&a), cache.find(&b)), (None, Some(second)));
-        assert_eq!(cache.jump(0x5000, 7), None);
+        assert_eq!(cache.jump(0x5000, [7, 3]), None);
         cache.invalidate(&(0..u64::MAX));
         assert_eq!(cache.find(&b), None);
     }

@@ -33,10 +33,14 @@ impl Interp {
     #[inline(always)]
     pub(crate) fn locate(&mut self, ctx: &mut Ctx<'_>) -> Result<Span, Stop> {
         let linear = linear_ip(ctx);
-        let tag = ctx.cpu.mmu.tag << 4 | ctx.cpu.mode.key();
-        match self.cache.jump(linear, tag) {
-            Some(span) if ctx.cpu.mode.is64() => Ok(span),
-            found => self.locate_slow(ctx, linear, tag, found),
+        let (tags, mode) = (ctx.cpu.mmu.tags(), ctx.cpu.mode.key());
+        let tags = [tags.all << 4 | mode, tags.global << 4 | mode];
+        match self.cache.jump(linear, tags) {
+            Some((span, global)) if ctx.cpu.mode.is64() => {
+                self.global = global;
+                Ok(span)
+            }
+            found => self.locate_slow(ctx, linear, tags, found),
         }
     }
 
@@ -45,17 +49,21 @@ impl Interp {
         &mut self,
         ctx: &mut Ctx<'_>,
         linear: u64,
-        tag: u64,
-        found: Option<Span>,
+        tags: [u64; 2],
+        found: Option<(Span, bool)>,
     ) -> Result<Span, Stop> {
         let room = room(ctx)?;
-        if let Some(span) = found
+        if let Some((span, global)) = found
             && u64::from(span.len) <= room
         {
+            self.global = global;
             return Ok(span);
         }
         self.counters.searches += 1;
+        self.global = false;
         let page = ctx.fetch_page(linear)?;
+        self.global = page.global;
+        let tag = tags[usize::from(page.global)];
         let Some(ram) = page.ram else { return self.uncached(ctx, linear, room) };
         let mode = ctx.cpu.mode.key();
         let key = Key { start: page.gpa | linear & (PAGE - 1), mode, second: None };
@@ -74,7 +82,9 @@ impl Interp {
         ctx.cpu.mem.arena().read(ArenaOffset(ram.0.wrapping_add(at)), bytes);
         let insns = self.decode(ctx, bytes);
         if insns.is_empty() {
-            return self.across(ctx, linear, tag, page, room);
+            // Neither page may change.
+            self.global = false;
+            return self.across(ctx, linear, tags[0], page, room);
         }
         let end = insns.last().map_or(0, |i| u64::from(i.end));
         let gpa = key.start..key.start + end;

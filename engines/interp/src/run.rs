@@ -19,6 +19,8 @@ pub struct Interp {
     pub(crate) translator: Option<Translator>,
     /// Blocks are translated when they have run so often.
     pub(crate) hot: u32,
+    /// What `locate` found is in a page for which `Tags::global` holds.
+    pub(crate) global: bool,
     /// Linear addresses before which a debugger wants to stop.
     breakpoints: Vec<u64>,
     single_step: bool,
@@ -34,6 +36,7 @@ impl Interp {
             stubs,
             translator: None,
             hot: 0,
+            global: false,
             breakpoints: Vec::new(),
             single_step: false,
             retired: 0,

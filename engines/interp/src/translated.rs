@@ -68,14 +68,14 @@ impl Interp {
         let translator = self.translator.as_mut()?;
         match before {
             Some(Left::Exit(link)) => translator.link(link, code),
-            Some(Left::Jump) => translator.set_jump(ctx, code),
+            Some(Left::Jump) => translator.set_jump(ctx, code, self.global),
             Some(Left::Boundary | Left::Short) | None => {}
         }
         if !translator.counts() {
-            return translator.run(ctx, code);
+            return translator.run(ctx, code, self.global);
         }
         translator.set_budget(left);
-        let result = translator.run(ctx, code);
+        let result = translator.run(ctx, code, self.global);
         self.retired += translator.take_retired();
         result
     }

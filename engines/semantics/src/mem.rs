@@ -43,12 +43,24 @@ pub struct Mmu {
     invalidations: u64,
     /// Pages from which code was fetched since.
     fetched: PageFilter,
-    /// Differs whenever a linear address may translate otherwise than before for fetching, or
-    /// with other rights; the same address space at the same privilege has the same tag again.
-    pub tag: u64,
+    /// The same of global pages with a supervisor's rights, and how often these were forgotten.
+    fetched_global: PageFilter,
+    global_invalidations: u64,
+    tags: Tags,
 }
 
-/// Remembers pages, with some false positives.
+/// Numbers under which translations of linear addresses for fetching may be kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// Differs whenever a linear address may translate otherwise than before, or with other
+    /// rights; the same address space at the same privilege has the same tag again.
+    pub all: u64,
+    /// The same for addresses in global pages, while the rights are a supervisor's: loads of
+    /// CR3 do not change it (SDM volume 3, 4.10.2.4). With a user's rights, as `all`.
+    pub global: u64,
+}
+
+/// Remembers pages, and the larger ones around them, with some false positives.
 #[derive(Debug)]
 struct PageFilter(Box<[u64; WORDS]>);
 
@@ -61,19 +73,29 @@ impl Default for PageFilter {
 }
 
 impl PageFilter {
-    fn at(linear: u64) -> (usize, u64) {
-        let page = linear / guest_mem::PAGE;
+    /// The sizes of pages of which one may be forgotten: 4 KiB, 2 MiB, and larger ones.
+    const SHIFTS: [u8; 3] = [12, 21, 30];
+
+    fn at(linear: u64, shift: u8) -> (usize, u64) {
+        let page = linear >> shift ^ u64::from(shift) << 56;
         let hash = (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
         (hash / 64 % WORDS, 1 << (hash % 64))
     }
 
-    fn insert(&mut self, linear: u64) {
-        let (word, bit) = Self::at(linear);
-        self.0[word] |= bit;
+    fn clear(&mut self) {
+        self.0.fill(0);
     }
 
-    fn contains(&self, linear: u64) -> bool {
-        let (word, bit) = Self::at(linear);
+    fn insert(&mut self, linear: u64) {
+        for shift in Self::SHIFTS {
+            let (word, bit) = Self::at(linear, shift);
+            self.0[word] |= bit;
+        }
+    }
+
+    /// Something in the page of that size around the address.
+    fn contains(&self, linear: u64, shift: u8) -> bool {
+        let (word, bit) = Self::at(linear, shift);
         self.0[word] & bit != 0
     }
 }
@@ -103,7 +125,9 @@ impl Mmu {
             watch_hit: None,
             invalidations: 0,
             fetched: PageFilter::default(),
-            tag: 0,
+            fetched_global: PageFilter::default(),
+            global_invalidations: 0,
+            tags: Tags::default(),
         }
     }
 
@@ -162,18 +186,48 @@ impl Mmu {
         at.map(|at| self.arena.host_address(at))
     }
 
+    /// Under which numbers translations for fetching may be kept now.
+    #[inline(always)]
+    pub fn tags(&self) -> Tags {
+        self.tags
+    }
+
     /// Forgets all translations, global ones included.
     pub fn flush_all(&mut self) {
         self.tlb.flush_all();
+        self.forget_global_code();
         self.retag();
+    }
+
+    fn forget_global_code(&mut self) {
+        self.global_invalidations += 1;
+        self.fetched_global.clear();
+    }
+
+    /// Code is fetched from the page; true if what is known of it may be kept under
+    /// [`Tags::global`].
+    fn note_fetch(&mut self, linear: u64, privilege: Privilege) -> bool {
+        self.fetched.insert(linear);
+        let global = !privilege.is_user() && self.tlb.is_global(linear, privilege);
+        if global {
+            self.fetched_global.insert(linear);
+        }
+        global
     }
 
     /// Forgets the translations of one address in all address spaces (INVLPG).
     pub fn flush_page(&mut self, linear: u64) {
-        let large = self.tlb.flush_page(linear);
-        if large || self.fetched.contains(linear) {
+        let shift = self.tlb.flush_page(linear).unwrap_or(12);
+        let (any, global) =
+            (self.fetched.contains(linear, shift), self.fetched_global.contains(linear, shift));
+        if any {
             self.invalidations += 1;
-            self.fetched = PageFilter::default();
+            self.fetched.clear();
+        }
+        if global {
+            self.forget_global_code();
+        }
+        if any || global {
             self.retag();
         }
     }
@@ -200,7 +254,9 @@ impl Mmu {
     fn retag(&mut self) {
         let user = u64::from(self.privilege.is_user());
         // Either part alone takes a vCPU's lifetime to come round.
-        self.tag = self.invalidations << 34 ^ self.tlb.context() << 1 | user;
+        let all = (self.invalidations << 30 ^ self.tlb.context()) << 2 | user;
+        let global = if user != 0 { all } else { self.global_invalidations << 2 | 2 };
+        self.tags = Tags { all, global };
     }
 
     /// The data breakpoints; while there are any, each access is looked at.

@@ -147,23 +147,23 @@ fn fetches_need_execute_rights() {
 #[test]
 fn fetch_tags_tell_address_spaces_and_rights_apart() {
     let mut m = Machine::long();
-    let kernel = m.cpu.mmu.tag;
+    let kernel = m.cpu.mmu.tags().all;
     m.ctx().fetch_page(0x5000).unwrap();
     m.cpu.mmu.flush_page(0x9000);
-    assert_eq!(m.cpu.mmu.tag, kernel, "no code was fetched there");
+    assert_eq!(m.cpu.mmu.tags().all, kernel, "no code was fetched there");
     m.cpu.mmu.flush_page(0x5000);
-    assert_ne!(m.cpu.mmu.tag, kernel);
-    let kernel = m.cpu.mmu.tag;
+    assert_ne!(m.cpu.mmu.tags().all, kernel);
+    let kernel = m.cpu.mmu.tags().all;
     m.gate64(14, 0x9000, CODE0, 0, 0, 14);
     m.cpu.hot.star = 0x0013_0008 << 32;
     m.cpu.gpr[1] = 0x7000;
     m.step(&[0x48, 0x0f, 0x07]).unwrap();
-    assert_ne!(m.cpu.mmu.tag, kernel);
+    assert_ne!(m.cpu.mmu.tags().all, kernel);
     m.step(&[0x0f, 0x05]).unwrap();
-    assert_eq!(m.cpu.mmu.tag, kernel, "the same again");
+    assert_eq!(m.cpu.mmu.tags().all, kernel, "the same again");
     m.cpu.gpr[0] = PML4;
     m.step(&[0x0f, 0x22, 0xd8]).unwrap();
-    assert_ne!(m.cpu.mmu.tag, kernel);
+    assert_ne!(m.cpu.mmu.tags().all, kernel);
 }
 
 #[test]

@@ -361,12 +361,13 @@ impl Tlb {
     }
 
     /// Forgets a page in all address spaces: more than INVLPG and INVPCID type 0 ask for.
-    /// True if it may have been a large one, so that other addresses are concerned.
-    pub fn flush_page(&mut self, gva: u64) -> bool {
+    /// If it may have been a large one, so that other addresses are concerned, returns how many
+    /// low bits of an address are the offset in it.
+    pub fn flush_page(&mut self, gva: u64) -> Option<u8> {
         self.generation += 1;
         if let Some(shift) = self.huge.of(gva).or(self.large.of(gva)) {
             self.forget(|tag| (tag ^ gva) >> shift == 0);
-            return true;
+            return Some(shift);
         }
         for plane in 0..3 {
             if self.origins[plane][index(gva)].tag & PAGE_MASK == gva & PAGE_MASK {
@@ -374,7 +375,13 @@ impl Tlb {
                 self.planes[plane][index(gva)] = Entry::default();
             }
         }
-        false
+        None
+    }
+
+    /// The page is known, and known to be the same in all address spaces.
+    pub fn is_global(&self, gva: u64, privilege: Privilege) -> bool {
+        let origin = &self.origins[privilege as usize][index(gva)];
+        origin.global && origin.tag == gva & PAGE_MASK | self.global_context
     }
 
     /// Each next write to any page takes the slow path, which marks the page dirty.

@@ -27,7 +27,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
         env.ctx.cpu.rep_budget = state.budget.saturating_sub(u64::from(count) - 1).max(1);
     }
     let base = state.page.wrapping_add(u64::from(start));
-    let (tag, plane) = (env.ctx.cpu.mmu.tag, env.ctx.cpu.mmu.plane());
+    let (tags, plane) = (env.ctx.cpu.mmu.tags(), env.ctx.cpu.mmu.plane());
     env.ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
     let result = (insn.handler)(env.ctx, insn);
     if let Err(stop) = result
@@ -49,7 +49,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let mmu = &env.ctx.cpu.mmu;
     let cause = if flow || result.is_err() {
         Cause::Flow
-    } else if mmu.tag != tag || mmu.plane() != plane {
+    } else if mmu.tags() != tags || mmu.plane() != plane {
         Cause::Space
     } else if env.ctx.cpu.leave {
         Cause::Asked

@@ -313,13 +313,18 @@ impl Translator {
         }
     }
 
-    /// Jumps to the present RIP, in this address space and with these rights, go to the block.
-    pub fn set_jump(&mut self, ctx: &Ctx<'_>, code: Code) {
+    /// Jumps like the one by which translated code was just left, to the present RIP, go to
+    /// the block; `global` as for [`Self::run`].
+    pub fn set_jump(&mut self, ctx: &Ctx<'_>, code: Code, global: bool) {
         let (rip, Some(block)) = (ctx.cpu.rip, self.block(code)) else { return };
         if !inside(rip) {
             return;
         }
-        let Some(space) = space(ctx) else { return };
+        let Some(space) = space(ctx, global) else { return };
+        // From one space to another: what is right under the first may not last as long.
+        if space != self.state.space || ctx.cpu.mmu.plane() != Some(block.plane) {
+            return;
+        }
         let host = self.memory.address(block.entry) as u64;
         let jump = Jump {
             linear: rip.wrapping_neg(),
@@ -343,10 +348,16 @@ impl Translator {
     }
 
     /// Runs from the present RIP, where `code` is the block; `None` if it cannot be run.
-    pub fn run(&mut self, ctx: &mut Ctx<'_>, code: Code) -> Option<Result<Left, Stop>> {
+    /// `global`: RIP is in a page for which `Tags::global` holds.
+    pub fn run(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        code: Code,
+        global: bool,
+    ) -> Option<Result<Left, Stop>> {
         let block = self.block(code)?;
         let at = block.entry;
-        let space = space(ctx)?;
+        let space = space(ctx, global)?;
         let rip = ctx.cpu.rip;
         if ctx.cpu.mmu.plane() != Some(block.plane)
             || !inside(rip)
@@ -387,10 +398,14 @@ fn inside(rip: u64) -> bool {
     is_canonical_48(rip) && is_canonical_48(low) && is_canonical_48(high)
 }
 
-/// What jump targets depend on beside the address.
-fn space(ctx: &Ctx<'_>) -> Option<u64> {
+/// What jump targets depend on beside the address: a number of its own for each plane and each
+/// lifetime of an address space. Loads of CR3 do not change that of supervisor code in global
+/// pages, and from there only jumps to such code are known.
+fn space(ctx: &Ctx<'_>, global: bool) -> Option<u64> {
     let mmu = &ctx.cpu.mmu;
-    Some(mmu.tag.rotate_left(2) ^ mmu.plane()? as u64)
+    let tags = mmu.tags();
+    let tag = if global { tags.global } else { tags.all };
+    Some(tag.rotate_left(2) ^ mmu.plane()? as u64)
 }
 
 /// As translated code computes it.
@@ -401,13 +416,26 @@ fn hash(space: u64, rip: u64) -> usize {
 /// CRC32 of eight bytes, with the Castagnoli polynomial (SDM volume 2, CRC32).
 fn crc32(mut sum: u32, value: u64) -> u32 {
     for byte in value.to_le_bytes() {
-        sum ^= u32::from(byte);
-        for _ in 0..8 {
-            sum = sum >> 1 ^ if sum & 1 != 0 { 0x82f6_3b78 } else { 0 };
-        }
+        sum = sum >> 8 ^ CRC[usize::from(sum as u8 ^ byte)];
     }
     sum
 }
+
+/// Of each byte.
+const CRC: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut n = 0;
+    while n < 256 {
+        let (mut sum, mut bit) = (n as u32, 0);
+        while bit < 8 {
+            sum = sum >> 1 ^ if sum & 1 != 0 { 0x82f6_3b78 } else { 0 };
+            bit += 1;
+        }
+        table[n] = sum;
+        n += 1;
+    }
+    table
+};
 
 /// The instructions, addressed as [`BASE`] says; as many as the interpreter found.
 fn decode(source: &Source<'_>) -> Option<Vec<Instruction>> {

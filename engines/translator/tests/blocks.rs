@@ -121,7 +121,7 @@ impl Pair {
         self.handlers.cpu.leave = false;
         self.native.cpu.leave = false;
         let expected = by_handlers(&mut self.handlers, &insns);
-        let got = self.translator.run(&mut self.native.ctx(), code).unwrap();
+        let got = self.translator.run(&mut self.native.ctx(), code, false).unwrap();
         let context = || {
             let mut text = String::new();
             let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
@@ -360,11 +360,11 @@ fn linked_blocks() {
     let (_, code) = pair.translate(&bytes).unwrap();
     let cpu = &mut pair.native.cpu;
     (cpu.rip, cpu.gpr[0], cpu.gpr[1], cpu.leave) = (CODE, 0, 1000, false);
-    let left = pair.translator.run(&mut pair.native.ctx(), code).unwrap().unwrap();
+    let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
     let Left::Exit(link) = left else { panic!("{left:?}") };
     assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE, 999));
     pair.translator.link(link, code);
-    let left = pair.translator.run(&mut pair.native.ctx(), code).unwrap().unwrap();
+    let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
     assert!(matches!(left, Left::Exit(_)), "{left:?}");
     assert_eq!(pair.native.cpu.gpr[0], 1000 * 1001 / 2);
     assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE + 8, 0));
@@ -372,11 +372,11 @@ fn linked_blocks() {
     let cpu = &mut pair.native.cpu;
     (cpu.rip, cpu.gpr[1]) = (CODE, 5);
     cpu.slot.flags.store(1, std::sync::atomic::Ordering::SeqCst);
-    let left = pair.translator.run(&mut pair.native.ctx(), code).unwrap().unwrap();
+    let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
     assert_eq!(left, Left::Boundary);
     assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE, 5));
     // What is removed cannot be run, and nothing goes there.
     pair.native.cpu.slot.flags.store(0, std::sync::atomic::Ordering::SeqCst);
     pair.translator.remove(&[code]);
-    assert!(pair.translator.run(&mut pair.native.ctx(), code).is_none());
+    assert!(pair.translator.run(&mut pair.native.ctx(), code, false).is_none());
 }

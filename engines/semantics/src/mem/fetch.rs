@@ -13,6 +13,8 @@ pub struct FetchPage {
     pub gpa: u64,
     /// Its RAM; `None` where instructions come from a device.
     pub ram: Option<ArenaOffset>,
+    /// What is known of the page may be kept under [`super::Tags::global`].
+    pub global: bool,
 }
 
 impl Ctx<'_> {
@@ -25,11 +27,11 @@ impl Ctx<'_> {
             return Err(cpu.segment_fault(SegReg::Cs));
         }
         let privilege = cpu.mmu.privilege;
-        cpu.mmu.fetched.insert(linear);
         match cpu.mmu.translate(linear, Access::Execute, privilege) {
             Ok(place) => Ok(FetchPage {
                 gpa: place.gpa & !(PAGE - 1),
                 ram: place.ram.map(|at| ArenaOffset(at.0 & !(PAGE as usize - 1))),
+                global: cpu.mmu.note_fetch(linear, privilege),
             }),
             Err(e) => Err(cpu.page_fault(linear, e.0)),
         }
