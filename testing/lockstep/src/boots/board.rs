@@ -131,6 +131,9 @@ impl Board {
 
     /// The vCPU is halted: time goes on to what may wake it. False if nothing will.
     pub fn idle(&mut self) -> bool {
+        if self.pending().is_some() {
+            return true;
+        }
         let now = self.time.now_ns();
         let next = self.time.next();
         if let Some(next) = next {
