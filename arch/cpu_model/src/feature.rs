@@ -102,6 +102,7 @@ const GROUPS: &[&[Feature]] = &[
     LEAF_7_ECX,
     LEAF_7_EDX,
     LEAF_7_1_EAX,
+    LEAF_7_2_EDX,
     LEAF_D_1_EAX,
     LEAF_EXT1_ECX,
     LEAF_EXT1_EDX,
@@ -136,6 +137,7 @@ group!(LEAF_7_EDX = 7, 0, Edx:
     23 "avx512_fp16" 24 "amx_tile" 25 "amx_int8" 26 "ibrs" 27 "stibp" 28 "flush_l1d"
     29 "arch_capabilities" 30 "core_capabilities" 31 "ssbd");
 group!(LEAF_7_1_EAX = 7, 1, Eax: 4 "avx_vnni" 5 "avx512_bf16" 10 "fzrm" 11 "fsrs" 12 "fsrc");
+group!(LEAF_7_2_EDX = 7, 2, Edx: 0 "psfd" 1 "ipred_ctrl" 2 "rrsba_ctrl" 3 "ddpd_u" 4 "bhi_ctrl" 5 "mcdt_no");
 group!(LEAF_D_1_EAX = 0xd, 1, Eax: 0 "xsaveopt" 1 "xsavec" 2 "xgetbv1" 3 "xsaves" 4 "xfd");
 group!(LEAF_EXT1_ECX = 0x8000_0001, 0, Ecx:
     0 "lahf_lm" 1 "cmp_legacy" 2 "svm" 3 "extapic" 4 "cr8_legacy" 5 "abm" 6 "sse4a"

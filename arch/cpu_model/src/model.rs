@@ -107,6 +107,7 @@ const WANTED: &[&str] = &[
     "md_clear",
     "flush_l1d",
     "arch_capabilities",
+    "bhi_ctrl",
     "ibpb",
     "amd_ibrs",
     "amd_stibp",

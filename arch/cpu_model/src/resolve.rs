@@ -153,8 +153,12 @@ fn host_identity(table: &mut CpuidTable, supported: &CpuidTable) {
 fn fixed_leaves(table: &mut CpuidTable, supported: &CpuidTable, amd: bool) {
     table.set(leaf(2, [0xff01, 0, 0, 0])); // caches: see leaf 4
     let mut seven = table.get(7, 0).copied().unwrap_or(sub(7, 0, [0; 4]));
-    seven.eax = u32::from(table.get(7, 1).is_some());
+    let highest = (1..=2).rev().find(|subleaf| table.get(7, *subleaf).is_some());
+    seven.eax = highest.unwrap_or(0);
     table.set(seven);
+    if highest == Some(2) && table.get(7, 1).is_none() {
+        table.set(sub(7, 1, [0; 4]));
+    }
     xsave_leaves(table, supported);
     let extended = if amd { 0x8000_001e } else { HIGHEST_EXTENDED };
     table.set(leaf(0x8000_0000, [extended, 0, 0, 0]));

@@ -63,6 +63,8 @@ const FEATURES: &[(By, &[&str])] = &[
             "stibp",
             "ssbd",
             "arch_capabilities",
+            // Kernels that do not trust BHI_NO choose this over a loop in each system call.
+            "bhi_ctrl",
             // Instructions on general registers, which the interpreter computes itself or which
             // only promise speed.
             "cmov",

@@ -99,7 +99,7 @@ impl Ctx<'_> {
             | msr::IA32_SYSENTER_EIP => is_canonical_48(value),
             msr::SFMASK | msr::TSC_AUX => value >> 32 == 0,
             msr::IA32_PAT => value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7)),
-            msr::IA32_SPEC_CTRL => value & !7 == 0,
+            msr::IA32_SPEC_CTRL => value & !cpu.spec_ctrl_offered() == 0,
             msr::IA32_MTRR_DEF_TYPE => value & !0xcff == 0 && memory_type(value as u8),
             msr::IA32_ARCH_CAPABILITIES | msr::IA32_PLATFORM_ID => false,
             // Writing zero, then CPUID, is how the revision is asked for.
@@ -177,6 +177,13 @@ impl Ctx<'_> {
 impl Cpu {
     fn has_spec_ctrl(&self) -> bool {
         self.cpuid.lookup(7, 0)[3] >> 26 & 1 != 0
+    }
+
+    /// Bits of IA32_SPEC_CTRL: IBRS, STIBP and SSBD, and BHI_DIS_S as CPUID.7.2:EDX.BHI_CTRL
+    /// has it (SDM volume 4, table 2-2).
+    fn spec_ctrl_offered(&self) -> u64 {
+        let bhi = self.cpuid.get(7, 2).map_or(0, |e| u64::from(e.edx) >> 4 & 1);
+        7 | bhi << 10
     }
 
     /// The value of an MSR that is only storage, if this processor has it.
