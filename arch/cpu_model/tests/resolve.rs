@@ -103,3 +103,16 @@ fn what_is_absent_is_zero() {
     assert!(!v2.has_named("hypervisor"));
     assert_eq!(v2.lookup(0x4000_0000, 0), [0; 4]);
 }
+
+#[test]
+fn translate_offers_the_control_that_kernels_prefer_to_a_loop() {
+    let table = resolved_from(&translate_features(&host_table()));
+    assert!(table.has_named("bhi_ctrl") && table.lookup(7, 0)[0] == 2);
+    assert_eq!(table.lookup(7, 1), [0; 4]);
+    // IA32_ARCH_CAPABILITIES says that nothing of it would be needed.
+    assert_ne!(TRANSLATE_ARCH_CAPABILITIES & 1 << 20, 0);
+}
+
+fn resolved_from(supported: &CpuidTable) -> CpuidTable {
+    resolve(&CpuModel::named("host").unwrap(), supported, &options(1)).unwrap()
+}

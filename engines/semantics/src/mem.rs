@@ -18,7 +18,7 @@ pub use view::View;
 use crate::{Cpu, Ctx, Stop, cpu::CodeSize};
 use cpu_model::CpuidTable;
 use guest_mem::{Arena, ArenaOffset, GuestMem, Layout, Plain};
-use soft_mmu::{Access, Features, PageFault, Paging, Phys, Place, Privilege, Tlb};
+use soft_mmu::{Access, Changes, Features, Held, PageFault, Paging, Phys, Place, Privilege, Tlb};
 use std::sync::Arc;
 use vcpu_state::SegReg;
 use x86_defs::{cr::cr0, cr::cr4, dr, rflags};
@@ -162,10 +162,15 @@ impl Mmu {
         self.tlb.flush_write();
     }
 
-    /// See [`Tlb::generation`].
+    /// What copies of the TLB's entries have to forget.
     #[inline]
-    pub fn tlb_generation(&self) -> u64 {
-        self.tlb.generation()
+    pub fn tlb_changes(&self) -> &Changes {
+        self.tlb.changes()
+    }
+
+    /// Copies have forgotten it.
+    pub fn forget_tlb_changes(&mut self) {
+        self.tlb.forget_changes();
     }
 
     /// See [`Tlb::walks`].
@@ -179,11 +184,14 @@ impl Mmu {
         self.tlb.plane()
     }
 
-    /// Host address of a byte, if its page may be read, or written, with the current rights
-    /// without anything to be noticed, until [`Self::tlb_generation`] changes.
-    pub fn known(&self, linear: u64, write: bool) -> Option<u64> {
-        let at = if write { self.tlb.write(linear, 1) } else { self.tlb.read(linear, 1) };
-        at.map(|at| self.arena.host_address(at))
+    /// What the TLB knows of a page with the current rights.
+    #[inline]
+    pub fn held(&self, linear: u64) -> Option<Held> {
+        self.tlb.held(linear)
+    }
+
+    pub fn host_address(&self, at: ArenaOffset) -> u64 {
+        self.arena.host_address(at)
     }
 
     /// Under which numbers translations for fetching may be kept now.

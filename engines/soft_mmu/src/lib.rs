@@ -5,14 +5,17 @@
 //! may be done with the page; [`Tlb`] remembers the outcome as offsets into the arena, so that
 //! most accesses cost one compare. [`inspect`] looks without leaving a trace, for debuggers.
 
+mod changes;
 mod paging;
 mod phys;
+mod reverse;
 mod tlb;
 mod walk;
 
+pub use changes::Changes;
 pub use paging::{Features, Mode, Paging};
 pub use phys::Phys;
-pub use tlb::{Place, Tlb};
+pub use tlb::{Held, Place, Tlb};
 pub use walk::{PageFault, Translation, inspect, load_pdptes, walk};
 
 /// What an access does.

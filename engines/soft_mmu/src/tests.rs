@@ -296,3 +296,97 @@ fn devices_are_not_cached_and_contexts_run_out_well() {
         assert!(tlb.read(0x2000, 1).is_none());
     }
 }
+
+/// A copy of an entry, and what it was made for.
+#[derive(Clone, Copy)]
+struct Copied {
+    linear: u64,
+    privilege: Privilege,
+    held: Held,
+    pcid: u16,
+}
+
+/// As the changes tell.
+fn forget(tlb: &mut Tlb, copies: &mut Vec<Copied>) {
+    let changes = tlb.changes();
+    copies.retain(|c| {
+        !(changes.all || changes.local && !c.held.global || changes.pages().contains(&c.linear))
+    });
+    tlb.forget_changes();
+}
+
+/// Copies of entries, kept as [`Changes`] let them, never allow what the TLB was told to forget,
+/// whatever made way for what in it meanwhile.
+#[test]
+fn copies_obey_every_invalidation() {
+    let (space, mut tlb) = (Space::new(), Tlb::new());
+    // Linear pages whose entries have the same places; each page of memory is mapped twice.
+    let pages: Vec<u64> = (0..6).flat_map(|n| [n << 12, 0x100_0000 | n << 12]).collect();
+    for n in 0..6 {
+        let global = if n < 3 { G } else { 0 };
+        space.long(n, (0x9000 + (n << 12)) | P | RW | US | global);
+        space.put(0x5000 + 8 * n, (0x9000 + (5 - n << 12)) | P | RW | US | global);
+    }
+    space.put(0x3040, 0x5000 | P | RW | US);
+    let layout = space.0.layout();
+    let (mut seed, mut pcid, mut copies) = (1u64, 0, Vec::<Copied>::new());
+    let mut pick = |n: u64| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) % n
+    };
+    let (mut revoked, mut kept) = (0, 0);
+    for _ in 0..40_000 {
+        let linear = pages[pick(12) as usize];
+        match pick(16) {
+            0 => {
+                let page = layout.regions()[0].arena_at(0x9000 + (pick(6) << 12));
+                tlb.flush_write_page(page);
+                forget(&mut tlb, &mut copies);
+                assert!(!copies.iter().any(|c| c.held.write && c.held.page == page));
+                revoked += 1;
+            }
+            1 => {
+                tlb.flush_page(linear);
+                forget(&mut tlb, &mut copies);
+                assert!(!copies.iter().any(|c| c.linear == linear));
+            }
+            2 => {
+                pcid = pick(3) as u16;
+                tlb.switch(pcid, pick(4) != 0);
+                forget(&mut tlb, &mut copies);
+                assert!(copies.iter().all(|c| c.held.global));
+                kept += copies.len();
+            }
+            3 if pick(20) == 0 => tlb.flush_all(),
+            _ => {
+                let privilege = [User, SupervisorAc][pick(2) as usize];
+                let access = [Read, Write, Execute][pick(3) as usize];
+                fill(&mut tlb, &space, linear, access, privilege);
+                tlb.set_privilege(Some(privilege));
+                if let Some(held) = tlb.held(linear) {
+                    copies.push(Copied { linear, privilege, held, pcid });
+                }
+            }
+        }
+        forget(&mut tlb, &mut copies);
+        for c in &copies {
+            assert!(c.held.global || c.pcid == pcid);
+            assert_ne!(c.privilege, Supervisor);
+        }
+    }
+    assert!(revoked > 1000 && kept > 100, "{revoked} {kept}");
+}
+
+#[test]
+fn pages_beside_large_ones_are_invalidated_alone() {
+    let (space, mut tlb) = (Space::new(), Tlb::new());
+    space.long(1, 0x9000 | P | RW);
+    space.put(0x3008, 0x20_0000 | P | RW | PS);
+    fill(&mut tlb, &space, 0x1000, Read, Supervisor);
+    fill(&mut tlb, &space, 0x20_0000, Read, Supervisor);
+    tlb.forget_changes();
+    assert_eq!(tlb.flush_page(0x1000), None);
+    assert_eq!((tlb.changes().all, tlb.changes().pages()), (false, &[0x1000][..]));
+    assert!(tlb.read(0x20_0000, 1).is_some());
+    assert!(tlb.flush_page(0x20_1000) == Some(21) && tlb.changes().all);
+}

@@ -11,21 +11,25 @@
 //! * Pages that hold decoded code, read-only memory, and pages whose dirty bit is clear have
 //!   no write tag; devices' pages have no entry at all.
 //!
-//! Large pages enter as 4 KiB pieces. A small filter remembers where they were, so that
-//! invalidating one address removes the other pieces too (SDM volume 3, 4.10.4.1).
+//! Large pages enter as 4 KiB pieces. Where they were is remembered, so that invalidating one
+//! address removes the other pieces too (SDM volume 3, 4.10.4.1).
+//!
+//! Others may copy entries, and are told by [`Changes`] what to forget.
 
-use crate::{Access, PageFault, Paging, Phys, Privilege, walk};
+use crate::{
+    Access, Changes, PageFault, Paging, Phys, Privilege,
+    reverse::{Regions, Writer, Writers},
+    walk,
+};
 use guest_mem::{ArenaOffset, PAGE};
 
 /// Entries per privilege.
-const SIZE: usize = 1024;
+const SIZE: usize = 4096;
 /// Contexts are 1 to this.
 const CONTEXTS: u16 = 0xfff;
 /// PCIDs (SDM volume 3, 4.10.1).
 const PCIDS: usize = 4096;
 const PAGE_MASK: u64 = !(PAGE - 1);
-/// Bits in the filter of large pages.
-const FILTER: usize = 4096;
 
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(32))]
@@ -58,6 +62,15 @@ pub struct Place {
     pub code: bool,
 }
 
+/// An entry as whoever copies it sees it: good until [`Tlb::changes`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub page: ArenaOffset,
+    pub read: bool,
+    pub write: bool,
+    pub global: bool,
+}
+
 /// One vCPU's.
 pub struct Tlb {
     /// Indexed by privilege; the last stays empty, for when each access must be looked at.
@@ -71,14 +84,13 @@ pub struct Tlb {
     last_context: u16,
     /// How often contexts have run out.
     rounds: u64,
-    /// Counts what may make an entry, as known elsewhere, wrong.
-    generation: u64,
+    changes: Changes,
     walks: u64,
     pcid: u16,
-    /// Where large pages were entered, by hash of the 2 MiB region.
-    large: Filter,
-    /// Where larger pages were, by hash of the 1 GiB region.
-    huge: Filter,
+    /// Where large pages were entered: 2 MiB, and 1 GiB or 4 MiB.
+    large: Regions,
+    huge: Regions,
+    writers: Writers,
 }
 
 impl std::fmt::Debug for Tlb {
@@ -127,11 +139,12 @@ impl Tlb {
             contexts: boxed(0),
             last_context: 0,
             rounds: 0,
-            generation: 1,
+            changes: Changes::default(),
             walks: 0,
             pcid: 0,
-            large: Filter::new(21),
-            huge: Filter::new(30),
+            large: Regions::new(21),
+            huge: Regions::new(30),
+            writers: Writers::new(),
         };
         tlb.flush_all();
         tlb
@@ -193,11 +206,15 @@ impl Tlb {
         (entry.execute == self.wanted(gva, len)).then_some(at)
     }
 
-    /// Who copies entries drops the copies whenever this differs: something was forgotten, may
-    /// not be written unnoticed any more, or belongs to another address space.
+    /// What copies of entries have to forget.
     #[inline]
-    pub fn generation(&self) -> u64 {
-        self.generation
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Copies have forgotten it.
+    pub fn forget_changes(&mut self) {
+        self.changes.clear();
     }
 
     /// How often page tables were walked.
@@ -209,6 +226,17 @@ impl Tlb {
     #[inline]
     pub fn plane(&self) -> Option<usize> {
         (self.plane < 3).then_some(self.plane)
+    }
+
+    /// What can be copied of an entry for the current rights.
+    #[inline]
+    pub fn held(&self, gva: u64) -> Option<Held> {
+        let (page, entry) = (gva & PAGE_MASK, self.entry(gva));
+        let tag = page | self.context;
+        let (read, write) = (entry.read == tag, entry.write == tag);
+        let at = ArenaOffset(page.wrapping_add(entry.delta) as usize);
+        let global = self.origins[self.plane & 3][index(gva)].global;
+        (read || write).then_some(Held { page: at, read, write, global })
     }
 
     /// Translates the slow way with rights that may differ from the current ones, and enters
@@ -239,9 +267,8 @@ impl Tlb {
         // A write tag only for writes: it is what marks the page dirty.
         let writable = found.write && write && !code && region.slot.writable;
         let context = if found.global { self.global_context } else { self.context };
-        let (p, i) = (privilege as usize, index(gva));
         let page = gva & PAGE_MASK;
-        self.origins[p][i] = Origin {
+        let origin = Origin {
             tag: page | context,
             gpa: found.gpa & PAGE_MASK,
             write: writable,
@@ -249,12 +276,13 @@ impl Tlb {
             global: found.global,
         };
         let tag = page | self.context;
-        self.planes[p][i] = Entry {
+        let entry = Entry {
             read: if found.read { tag } else { 0 },
             write: if writable { tag } else { 0 },
             execute: if found.execute { tag } else { 0 },
             delta: (base.0 as u64).wrapping_sub(page),
         };
+        self.enter(privilege as usize, index(gva), origin, entry);
         match found.shift {
             12 => {}
             21 => self.large.insert(gva),
@@ -263,6 +291,40 @@ impl Tlb {
         }
         let at = ArenaOffset(base.0 + (gva & !PAGE_MASK) as usize);
         Ok(Place { gpa: found.gpa, ram: Some(at), code: write && code })
+    }
+
+    fn enter(&mut self, plane: usize, index: usize, origin: Origin, entry: Entry) {
+        let (old, was) = (self.origins[plane][index], self.planes[plane][index]);
+        // What belongs to other address spaces, copies have forgotten.
+        let current = old.tag != 0 && (old.global || old.tag & !PAGE_MASK == self.context);
+        let page = old.tag & PAGE_MASK;
+        let same = page == origin.tag & PAGE_MASK
+            && was.delta == entry.delta
+            && (origin.write || !old.write);
+        if current && !same {
+            self.changes.page(page);
+        }
+        if origin.write {
+            let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
+            let number = plane * SIZE + index;
+            match self.writers.of(at) {
+                // What the other one allowed is gone.
+                Writer::One(n) if n == number || !self.collides(n, at) => {
+                    self.writers.replace(at, Some(number));
+                }
+                _ => self.writers.insert(at, number),
+            }
+        }
+        self.origins[plane][index] = origin;
+        self.planes[plane][index] = entry;
+    }
+
+    /// The entry of this number allows to write a page that is not told apart from this one.
+    fn collides(&self, number: usize, page: u64) -> bool {
+        let (plane, index) = (number / SIZE % 4, number % SIZE);
+        let (origin, entry) = (&self.origins[plane][index], &self.planes[plane][index]);
+        let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
+        origin.write && Writers::collide(at, page)
     }
 
     /// An entry that allows the access. One of a global page that another address space used
@@ -297,7 +359,7 @@ impl Tlb {
     /// A load of CR3: what follows belongs to `pcid`, whose entries are forgotten unless
     /// `keep` is set; global ones stay.
     pub fn switch(&mut self, pcid: u16, keep: bool) {
-        self.generation += 1;
+        self.changes.local = true;
         self.pcid = pcid % PCIDS as u16;
         let known = self.contexts[usize::from(self.pcid)];
         if keep && known != 0 {
@@ -309,7 +371,7 @@ impl Tlb {
 
     /// Gives the current PCID a new context.
     fn renew(&mut self) {
-        self.generation += 1;
+        self.changes.local = true;
         let Some(context) = self.allocate() else { return self.flush_all() };
         self.contexts[usize::from(self.pcid)] = context;
         self.context = u64::from(context);
@@ -324,10 +386,10 @@ impl Tlb {
 
     /// Forgets everything, global pages included.
     pub fn flush_all(&mut self) {
-        self.generation += 1;
+        self.changes.all();
         self.contexts.fill(0);
-        self.large.bits.fill(0);
-        self.huge.bits.fill(0);
+        self.large.clear();
+        self.huge.clear();
         let (Some(global), Some(context)) = (self.allocate(), self.allocate()) else {
             return self.restart();
         };
@@ -338,6 +400,7 @@ impl Tlb {
 
     /// Contexts have run out: numbers begin anew, so the old entries must go.
     fn restart(&mut self) {
+        self.changes.all();
         self.planes.iter_mut().for_each(|p| p.fill(Entry::default()));
         self.origins.iter_mut().for_each(|p| p.fill(Origin::default()));
         self.rounds += 1;
@@ -364,11 +427,20 @@ impl Tlb {
     /// If it may have been a large one, so that other addresses are concerned, returns how many
     /// low bits of an address are the offset in it.
     pub fn flush_page(&mut self, gva: u64) -> Option<u8> {
-        self.generation += 1;
-        if let Some(shift) = self.huge.of(gva).or(self.large.of(gva)) {
+        let shift = match (self.huge.contains(gva), self.large.contains(gva)) {
+            (true, _) => Some(self.huge.shift),
+            (false, true) => Some(self.large.shift),
+            (false, false) => None,
+        };
+        if let Some(shift) = shift {
+            self.changes.all();
             self.forget(|tag| (tag ^ gva) >> shift == 0);
+            // The larger region may have others of the smaller size: they only cost time.
+            let regions = if shift == self.huge.shift { &mut self.huge } else { &mut self.large };
+            regions.remove(gva);
             return Some(shift);
         }
+        self.changes.page(gva & PAGE_MASK);
         for plane in 0..3 {
             if self.origins[plane][index(gva)].tag & PAGE_MASK == gva & PAGE_MASK {
                 self.origins[plane][index(gva)] = Origin::default();
@@ -386,7 +458,7 @@ impl Tlb {
 
     /// Each next write to any page takes the slow path, which marks the page dirty.
     pub fn flush_write(&mut self) {
-        self.generation += 1;
+        self.changes.all();
         for entry in self.planes.as_flattened_mut() {
             entry.write = 0;
         }
@@ -397,15 +469,48 @@ impl Tlb {
 
     /// The next write to the page of the arena takes the slow path: it now holds code.
     pub fn flush_write_page(&mut self, page: ArenaOffset) {
-        self.generation += 1;
-        let origins = self.origins.as_flattened_mut().iter_mut();
-        for (origin, entry) in origins.zip(self.planes.as_flattened_mut()) {
+        let page = page.0 as u64 & PAGE_MASK;
+        match self.writers.of(page) {
+            Writer::None => {}
+            Writer::One(number) => {
+                if self.revoke(number / SIZE, number % SIZE, page) {
+                    self.writers.replace(page, None);
+                }
+            }
+            Writer::Several => self.revoke_everywhere(page),
+        }
+    }
+
+    /// Takes the right to write, if the entry gives it for this page of the arena.
+    fn revoke(&mut self, plane: usize, index: usize, page: u64) -> bool {
+        let (origin, entry) = (&mut self.origins[plane][index], &mut self.planes[plane][index]);
+        let linear = origin.tag & PAGE_MASK;
+        let hit = origin.write && linear.wrapping_add(entry.delta) == page;
+        if hit {
+            origin.write = false;
+            entry.write = 0;
+            self.changes.page(linear);
+        }
+        hit
+    }
+
+    #[cold]
+    fn revoke_everywhere(&mut self, page: u64) {
+        let mut others = Vec::new();
+        for (plane, index) in (0..3).flat_map(|p| (0..SIZE).map(move |i| (p, i))) {
+            let (origin, entry) = (&self.origins[plane][index], &self.planes[plane][index]);
+            if !origin.write {
+                continue;
+            }
             let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
-            if origin.write && at == page.0 as u64 & PAGE_MASK {
-                origin.write = false;
-                entry.write = 0;
+            if at == page {
+                self.revoke(plane, index, page);
+            } else if Writers::collide(at, page) {
+                others.push((at, plane * SIZE + index));
             }
         }
+        self.writers.replace(page, None);
+        others.into_iter().for_each(|(at, number)| self.writers.insert(at, number));
     }
 
     /// The number of the address space's present lifetime, below 2^51. Under one number, a
@@ -424,34 +529,5 @@ impl Tlb {
                 *entry = Entry::default();
             }
         }
-    }
-}
-
-/// Remembers, with some false positives, which regions of the linear space had large pages.
-struct Filter {
-    bits: Box<[u64; FILTER / 64]>,
-    /// Size of a region.
-    shift: u8,
-}
-
-impl Filter {
-    fn new(shift: u8) -> Self {
-        Self { bits: boxed(0), shift }
-    }
-
-    fn at(&self, gva: u64) -> (usize, u64) {
-        let bit = (gva >> self.shift) as usize % FILTER;
-        (bit / 64, 1 << (bit % 64))
-    }
-
-    fn insert(&mut self, gva: u64) {
-        let (word, bit) = self.at(gva);
-        self.bits[word] |= bit;
-    }
-
-    /// The size of the region, if it may have had large pages.
-    fn of(&self, gva: u64) -> Option<u8> {
-        let (word, bit) = self.at(gva);
-        (self.bits[word] & bit != 0).then_some(self.shift)
     }
 }

@@ -43,7 +43,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
         return true;
     }
     if missed {
-        tlb::refresh(state, &env.ctx.cpu.mmu, env.counters);
+        tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters);
         tlb::enter(state, &env.ctx.cpu.mmu, state.missed, env.counters);
     }
     let mmu = &env.ctx.cpu.mmu;
@@ -103,7 +103,7 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     let masked = mxcsr & MASKS == MASKS && mxcsr >> 16 == 0;
     state.mxcsr = if masked { mxcsr } else { xsave::MXCSR_RESET };
     state.bad_fp = (!masked).into();
-    tlb::refresh(state, &cpu.mmu, env.counters);
+    tlb::refresh(state, &mut cpu.mmu, env.counters);
 }
 
 /// MXCSR's exception masks (SDM volume 1, 10.2.3).

@@ -26,6 +26,8 @@ pub struct Plane {
     pub write: [u64; TLB],
     /// Host address less linear address.
     pub delta: [u64; TLB],
+    /// What is known of the entries; see [`crate::tlb`].
+    pub kind: [u8; TLB],
 }
 
 /// A tag that never hits: the page that it names belongs elsewhere, and so do its neighbours.

@@ -1,7 +1,7 @@
 //! Translated code's own TLB, filled from the vCPU's.
 //!
-//! It knows no address spaces: whenever the vCPU's TLB forgets anything or turns to another
-//! address space, all of this one goes. `State::temp` and its like are not concerned.
+//! It knows no address spaces: with a change to another one, all entries go but those of global
+//! pages, which are mostly the kernel's. What else goes, the vCPU's TLB tells page by page.
 
 use crate::{
     counters::Counters,
@@ -11,14 +11,36 @@ use semantics::mem::Mmu;
 
 const PAGE: u64 = 4096;
 
-/// Which entries there are, and of which generation of the vCPU's TLB.
+/// Bits of `Plane::kind`: the entry's position is in the list of all, or of those that may not
+/// be global; its page is global.
+const LISTED: u8 = 1;
+const LISTED_LOCAL: u8 = 2;
+const GLOBAL: u8 = 4;
+
+/// Which entries there may be, as plane and index, each once.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Filled {
-    generation: u64,
-    count: u64,
-    /// Plane and index.
-    entries: [u16; PLANES * TLB],
+    all: List,
+    /// Of pages that are not global.
+    local: List,
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct List {
+    count: usize,
+    /// There is room for all.
+    positions: [u16; PLANES * TLB],
+}
+
+impl List {
+    fn push(&mut self, position: usize) {
+        if let Some(place) = self.positions.get_mut(self.count) {
+            *place = position as u16;
+            self.count += 1;
+        }
+    }
 }
 
 pub fn index(linear: u64) -> usize {
@@ -38,45 +60,78 @@ pub fn init(state: &mut State) {
     }
 }
 
-/// Before translated code runs on.
-pub fn refresh(state: &mut State, mmu: &Mmu, counters: &mut Counters) {
-    let generation = mmu.tlb_generation();
-    if state.filled.generation != generation {
-        counters.tlb_clears += 1;
-        clear(state);
-        state.filled.generation = generation;
+/// Before translated code runs on: what the vCPU's TLB has forgotten, it does not know either.
+#[inline]
+pub fn refresh(state: &mut State, mmu: &mut Mmu, counters: &mut Counters) {
+    if !mmu.tlb_changes().is_empty() {
+        forget(state, mmu, counters);
     }
 }
 
-fn clear(state: &mut State) {
-    let filled = &mut state.filled;
-    let count = std::mem::take(&mut filled.count) as usize;
-    for entry in filled.entries.iter().take(count) {
-        let entry = usize::from(*entry);
-        let (plane, index) = (&mut state.tlb[entry / TLB % PLANES], entry % TLB);
-        plane.read[index] = none(index);
-        plane.write[index] = none(index);
+fn forget(state: &mut State, mmu: &mut Mmu, counters: &mut Counters) {
+    let changes = mmu.tlb_changes();
+    if changes.all {
+        counters.tlb_clears += 1;
+        clear(state);
+    } else {
+        changes.pages().iter().for_each(|page| drop_page(state, *page));
+        if changes.local {
+            drop_local(state);
+        }
     }
+    mmu.forget_tlb_changes();
+}
+
+fn clear(state: &mut State) {
+    let all = &mut state.filled.all;
+    for position in all.positions.iter().take(all.count).map(|p| usize::from(*p)) {
+        let (plane, index) = (&mut state.tlb[position / TLB % PLANES], position % TLB);
+        (plane.read[index], plane.write[index]) = (none(index), none(index));
+        plane.kind[index] = 0;
+    }
+    all.count = 0;
+    state.filled.local.count = 0;
+}
+
+fn drop_page(state: &mut State, linear: u64) {
+    let (index, tag) = (index(linear), (linear & !(PAGE - 1)).wrapping_neg());
+    for plane in &mut state.tlb {
+        if plane.read[index] == tag || plane.write[index] == tag {
+            (plane.read[index], plane.write[index]) = (none(index), none(index));
+        }
+    }
+}
+
+/// Drops the entries of pages that are not global.
+fn drop_local(state: &mut State) {
+    let local = &mut state.filled.local;
+    for position in local.positions.iter().take(local.count).map(|p| usize::from(*p)) {
+        let (plane, index) = (&mut state.tlb[position / TLB % PLANES], position % TLB);
+        if plane.kind[index] & GLOBAL == 0 {
+            (plane.read[index], plane.write[index]) = (none(index), none(index));
+        }
+        plane.kind[index] &= !LISTED_LOCAL;
+    }
+    local.count = 0;
 }
 
 /// Takes over what the vCPU's TLB knows of a page.
 pub fn enter(state: &mut State, mmu: &Mmu, linear: u64, counters: &mut Counters) {
-    let Some(number) = mmu.plane() else { return };
-    let (read, write) = (mmu.known(linear, false), mmu.known(linear, true));
-    let Some(host) = read.or(write) else { return };
+    let (Some(number), Some(held)) = (mmu.plane(), mmu.held(linear)) else { return };
     let (index, page) = (index(linear), linear & !(PAGE - 1));
     let Some(plane) = state.tlb.get_mut(number) else { return };
     counters.tlb_fills[number % PLANES] += 1;
-    let fresh = (plane.read[index], plane.write[index]) == (none(index), none(index));
-    let tag = |known: Option<u64>| known.map_or(none(index), |_| page.wrapping_neg());
-    (plane.read[index], plane.write[index]) = (tag(read), tag(write));
-    plane.delta[index] = host.wrapping_sub(linear);
-    if fresh {
-        let filled = &mut state.filled;
-        // There is room for all that can be fresh.
-        if let Some(entry) = filled.entries.get_mut(filled.count as usize) {
-            *entry = (number * TLB + index) as u16;
-            filled.count += 1;
-        }
+    let tag = |known: bool| if known { page.wrapping_neg() } else { none(index) };
+    (plane.read[index], plane.write[index]) = (tag(held.read), tag(held.write));
+    plane.delta[index] = mmu.host_address(held.page).wrapping_sub(page);
+    let old = plane.kind[index];
+    let (local, kind) = if held.global { (0, GLOBAL) } else { (LISTED_LOCAL, 0) };
+    plane.kind[index] = old & !GLOBAL | LISTED | local | kind;
+    let position = number * TLB + index;
+    if old & LISTED == 0 {
+        state.filled.all.push(position);
+    }
+    if old & LISTED_LOCAL == 0 && !held.global {
+        state.filled.local.push(position);
     }
 }
