@@ -325,7 +325,7 @@ fn copies_obey_every_invalidation() {
     for n in 0..6 {
         let global = if n < 3 { G } else { 0 };
         space.long(n, (0x9000 + (n << 12)) | P | RW | US | global);
-        space.put(0x5000 + 8 * n, (0x9000 + (5 - n << 12)) | P | RW | US | global);
+        space.put(0x5000 + 8 * n, (0xe000 - (n << 12)) | P | RW | US | global);
     }
     space.put(0x3040, 0x5000 | P | RW | US);
     let layout = space.0.layout();
