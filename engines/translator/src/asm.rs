@@ -117,6 +117,12 @@ impl Asm {
         self.modrm(from, &mem);
     }
 
+    pub fn store32(&mut self, mem: Mem, from: u8) {
+        self.rex(false, from, &mem);
+        self.code.push(0x89);
+        self.modrm(from, &mem);
+    }
+
     /// Stores a sign-extended immediate, four bytes or eight.
     pub fn store_imm(&mut self, mem: Mem, value: i32, wide: bool) {
         self.rex(wide, 0, &mem);
@@ -219,6 +225,11 @@ impl Asm {
         self.bytes(&[opcode, 0xc0 | (reg & 7) << 3 | rm & 7]);
     }
 
+    /// Does not change the flags.
+    pub fn not32(&mut self, register: u8) {
+        self.registers(0xf7, 2, register, false);
+    }
+
     /// Changes the flags.
     pub fn cmp(&mut self, a: u8, b: u8, wide: bool) {
         self.registers(0x39, b, a, wide);
@@ -251,19 +262,6 @@ impl Asm {
         self.rex(false, 3, &mem);
         self.bytes(&[0x0f, 0xae]);
         self.modrm(3, &mem);
-    }
-
-    /// MOVUPS, sixteen bytes.
-    pub fn load_xmm(&mut self, to: u8, mem: Mem) {
-        self.rex(false, to, &mem);
-        self.bytes(&[0x0f, 0x10]);
-        self.modrm(to, &mem);
-    }
-
-    pub fn store_xmm(&mut self, mem: Mem, from: u8) {
-        self.rex(false, from, &mem);
-        self.bytes(&[0x0f, 0x11]);
-        self.modrm(from, &mem);
     }
 
     /// The prefix C4 without W; `wide` for 256 bits.
@@ -303,6 +301,34 @@ impl Asm {
         self.code.push(1);
     }
 
+    /// VPOR of sixteen bytes.
+    pub fn vpor(&mut self, to: u8, second: u8, mem: Mem) {
+        self.vex_vector(1, 1, to, second, &mem, false);
+        self.code.push(0xeb);
+        self.modrm(to, &mem);
+    }
+
+    /// Makes the low quadword of one of the first eight registers the OR of both; the register
+    /// after it is lost.
+    pub fn vfold(&mut self, n: u8) {
+        let (a, b) = (n & 7, (n + 1) & 7);
+        // VPUNPCKHQDQ b, a, a; VPOR a, a, b
+        self.bytes(&[0xc5, 0x81 | (!a & 15) << 3, 0x6d, 0xc0 | b << 3 | a]);
+        self.bytes(&[0xc5, 0x81 | (!a & 15) << 3, 0xeb, 0xc0 | a << 3 | b]);
+    }
+
+    /// The low quadword of one of the first eight vector registers.
+    pub fn vmovq(&mut self, to: u8, from: u8) {
+        let b = to >> 3 ^ 1;
+        self.bytes(&[0xc4, 0xc1 | b << 5, 0xf9, 0x7e, 0xc0 | (from & 7) << 3 | to & 7]);
+    }
+
+    /// The address of what comes later.
+    pub fn lea_forward(&mut self, to: u8) -> Patch {
+        self.bytes(&[0x48 | to >> 3 << 2, 0x8d, 0x05 | (to & 7) << 3, 0, 0, 0, 0]);
+        Patch(self.code.len() - 4)
+    }
+
     pub fn vzeroupper(&mut self) {
         self.bytes(&[0xc5, 0xf8, 0x77]);
     }
@@ -339,9 +365,11 @@ impl Asm {
         self.rel32(target);
     }
 
-    pub fn call(&mut self, target: usize) {
+    /// The result is where the target is.
+    pub fn call(&mut self, target: usize) -> Patch {
         self.code.push(0xe8);
         self.rel32(target);
+        Patch(self.code.len() - 4)
     }
 
     pub fn jmp_forward(&mut self) -> Patch {
@@ -351,6 +379,15 @@ impl Asm {
 
     pub fn patch(&mut self, at: Patch) {
         let distance = (self.code.len() - at.0 - 4) as u32;
+        if let Some(field) = self.code.get_mut(at.0..at.0 + 4) {
+            field.copy_from_slice(&distance.to_le_bytes());
+        }
+    }
+
+    /// Makes a jump or call go to an offset in the code memory.
+    pub fn patch_to(&mut self, at: Patch, target: usize) {
+        let next = self.origin + at.0 + 4;
+        let distance = (target as i64 - next as i64) as i32;
         if let Some(field) = self.code.get_mut(at.0..at.0 + 4) {
             field.copy_from_slice(&distance.to_le_bytes());
         }
@@ -430,8 +467,6 @@ mod tests {
         assert_eq!(text(|a| a.store_imm(Mem::at(5, 8), 7, false)), "mov dword ptr [rbp+8h],7h;");
         assert_eq!(text(|a| a.ldmxcsr(Mem::at(5, 8))), "ldmxcsr [rbp+8h];");
         assert_eq!(text(|a| a.stmxcsr(Mem::at(5, 8))), "stmxcsr [rbp+8h];");
-        assert_eq!(text(|a| a.load_xmm(9, Mem::at(1, 160))), "movups xmm9,[rcx+0A0h];");
-        assert_eq!(text(|a| a.store_xmm(Mem::at(1, 160), 3)), "movups [rcx+0A0h],xmm3;");
         assert_eq!(text(|a| a.vload_xmm(9, Mem::at(1, 160))), "vmovups xmm9,[rcx+0A0h];");
         assert_eq!(text(|a| a.vstore_xmm(Mem::at(1, 160), 3)), "vmovups [rcx+0A0h],xmm3;");
         let upper = Mem::at(1, 576);
@@ -439,6 +474,17 @@ mod tests {
         assert_eq!(text(|a| a.vload_upper(9, upper)), insert);
         assert_eq!(text(|a| a.vstore_upper(upper, 9)), "vextractf128 [rcx+240h],ymm9,1h;");
         assert_eq!(text(|a| a.vzeroupper()), "vzeroupper;");
+        assert_eq!(text(|a| a.not32(1)), "not ecx;");
+        assert_eq!(text(|a| a.vpor(0, 0, upper)), "vpor xmm0,xmm0,[rcx+240h];");
+        assert_eq!(text(|a| a.vfold(0)), "vpunpckhqdq xmm1,xmm0,xmm0;vpor xmm0,xmm0,xmm1;");
+        assert_eq!(text(|a| a.vmovq(1, 0)), "vmovq rcx,xmm0;");
+        assert_eq!(text(|a| a.vmovq(11, 2)), "vmovq r11,xmm2;");
+        let forward = |a: &mut Asm| {
+            let patch = a.lea_forward(10);
+            a.vzeroupper();
+            a.patch(patch);
+        };
+        assert_eq!(text(forward), "lea r10,[0Ah];vzeroupper;");
         let skipped = text(|a| a.unless_rcx_zero(|a| a.jmp(0)));
         assert_eq!(skipped, "jrcxz 7h;jmp 0h;");
     }

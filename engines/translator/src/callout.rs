@@ -1,6 +1,6 @@
 //! One instruction executed by its handler, in the middle of translated code.
 
-use crate::{counters::Cause, native::Env, state::State, table::Site, tlb};
+use crate::{counters::Cause, native::Env, state::State, table::Site, tlb, vectors};
 use semantics::{Cpu, Stop};
 use vcpu_state::SegReg;
 use x86_defs::{
@@ -54,9 +54,14 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     } else if env.ctx.cpu.leave {
         Cause::Asked
     } else {
-        settle(state, env, 0);
+        let bad = state.bad;
         give(state, env);
-        return false;
+        if state.bad == bad {
+            settle(state, env, 0);
+            return false;
+        }
+        // The block relies on what it was entered with.
+        Cause::Asked
     };
     env.counters.exit(cause);
     settle(state, env, index + 1);
@@ -79,7 +84,7 @@ pub fn take(state: &State, env: &mut Env<'_, '_>) {
         gpr.copy_from_slice(&state.gpr);
     }
     cpu.flags.set_bits(state.flags);
-    if state.bad_fp == 0 {
+    if state.masked != 0 {
         cpu.fpu.set_u32(xsave::MXCSR, state.mxcsr);
     }
 }
@@ -97,17 +102,25 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     state.fpu = cpu.fpu.area.as_mut_ptr() as u64;
     let mxcsr = cpu.fpu.mxcsr();
     let (sse, avx) = (usable(cpu, false), usable(cpu, true));
-    state.bad_sse = (!sse).into();
-    state.bad_avx = (!avx).into();
     // Unmasked exceptions are the handlers' matter.
     let masked = mxcsr & MASKS == MASKS && mxcsr >> 16 == 0;
     state.mxcsr = if masked { mxcsr } else { xsave::MXCSR_RESET };
-    state.bad_fp = (!masked).into();
+    state.masked = masked.into();
+    for (kind, bad) in (0..).zip(&mut state.bad) {
+        let good = sse && (avx || kind & vectors::AVX == 0) && (masked || kind & vectors::FP == 0);
+        *bad = (!good).into();
+    }
     tlb::refresh(state, &mut cpu.mmu, env.counters);
 }
 
+/// A block may run that uses so much of the vector registers, by what [`give`] found.
+pub fn may_run(state: &State, used: u8) -> bool {
+    let bad = state.bad.get(usize::from(used) % vectors::KINDS);
+    used == 0 || bad == Some(&0)
+}
+
 /// MXCSR's exception masks (SDM volume 1, 10.2.3).
-const MASKS: u32 = 0x3f << 7;
+pub const MASKS: u32 = 0x3f << 7;
 
 /// SSE, or AVX, instructions raise neither #UD nor #NM in 64-bit mode.
 fn usable(cpu: &Cpu, avx: bool) -> bool {

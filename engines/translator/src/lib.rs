@@ -21,6 +21,7 @@ mod table;
 mod thunks;
 mod tlb;
 mod translator;
+mod vectors;
 
 pub use perf_map::PerfMap;
 pub use translator::{Code, Left, Link, Source, Translator};

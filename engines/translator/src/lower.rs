@@ -13,6 +13,7 @@ use crate::{
     regs::{self, SA, SB, SC},
     state::{field, gpr},
     thunks::{EXIT_BUDGET, EXIT_POLL, Thunks},
+    vectors,
 };
 pub use flow::is_flow;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
@@ -43,6 +44,10 @@ pub struct Lowered {
     pub exits: Vec<Exit>,
     /// Where forward jumps enter: behind the poll.
     pub unpolled: usize,
+    /// What it uses of the vector registers; see [`crate::vectors`].
+    pub vectors: u8,
+    /// Where it is entered from elsewhere: there it looks after the vector registers.
+    pub entry: usize,
     pub callouts: usize,
 }
 
@@ -79,6 +84,10 @@ pub struct Lowerer<'t> {
     misses: Vec<Miss>,
     /// Where each instruction's successor begins.
     ends: Vec<usize>,
+    /// What the instructions use of the vector registers.
+    vectors: u8,
+    /// Where handlers are called in the line.
+    calls: Vec<Patch>,
 }
 
 /// Instructions in a block at most, and how a site is made of block and instruction.
@@ -99,6 +108,8 @@ impl<'t> Lowerer<'t> {
             exits: Vec::new(),
             misses: Vec::new(),
             ends: Vec::new(),
+            vectors: 0,
+            calls: Vec::new(),
         }
     }
 
@@ -110,6 +121,7 @@ impl<'t> Lowerer<'t> {
         insns: &[Instruction],
         allowed: impl Fn(&Instruction) -> bool,
     ) -> Lowered {
+        let origin = self.asm.here();
         self.asm.load(SC, field!(poll));
         self.asm.load32(SC, Mem::at(SC, 0));
         let mut poll = None;
@@ -136,6 +148,7 @@ impl<'t> Lowerer<'t> {
             let end = insns.last().map_or(start, |i| i.next_ip().wrapping_sub(BASE) as i64);
             self.exit(end);
         }
+        let stop = self.asm.here();
         if let Some(poll) = poll {
             self.asm.patch(poll);
             self.leave_at(start, EXIT_POLL);
@@ -145,7 +158,35 @@ impl<'t> Lowerer<'t> {
             self.leave_at(start, EXIT_BUDGET);
         }
         self.out_of_line();
-        Lowered { code: self.asm.code, exits: self.exits, unpolled, callouts }
+        let entry = self.vector_entry(origin, stop);
+        let Self { vectors, exits, .. } = self;
+        Lowered { code: self.asm.code, exits, unpolled, vectors, entry, callouts }
+    }
+
+    /// Where the block, which begins at `origin`, is entered from anywhere; at `stop` it is
+    /// left before its first instruction.
+    fn vector_entry(&mut self, origin: usize, stop: usize) -> usize {
+        if self.vectors == 0 {
+            return origin;
+        }
+        for call in std::mem::take(&mut self.calls) {
+            self.asm.patch_to(call, self.thunks.callout_live);
+        }
+        let entry = self.asm.here();
+        let wanted = vectors::wanted(self.vectors);
+        self.asm.load(SC, wanted);
+        let mut dead = None;
+        self.asm.unless_rcx_zero(|asm| dead = Some(asm.jmp_forward()));
+        self.asm.jmp(origin);
+        dead.into_iter().for_each(|dead| self.asm.patch(dead));
+        let back = self.asm.lea_forward(SA);
+        self.asm.jmp(self.thunks.revive);
+        self.asm.patch(back);
+        self.asm.load(SC, wanted);
+        // Such a block is not entered while they may not be used at all.
+        self.asm.unless_rcx_zero(|asm| asm.jmp(stop));
+        self.asm.jmp(origin);
+        entry
     }
 
     fn site(&mut self, index: usize) {
@@ -156,22 +197,28 @@ impl<'t> Lowerer<'t> {
     /// The instruction's handler executes it.
     fn callout(&mut self) {
         self.site(self.index);
-        self.asm.call(self.thunks.callout);
+        let call = self.asm.call(self.thunks.callout);
+        self.calls.push(call);
     }
 
     fn out_of_line(&mut self) {
         for Miss { index, patch, why } in std::mem::take(&mut self.misses) {
             self.asm.patch(patch);
             self.site(index);
-            match why {
-                Why::Handler => self.asm.call(self.thunks.callout),
+            let live = self.vectors != 0;
+            let (miss, callout) = match live {
+                true => (self.thunks.miss_live, self.thunks.callout_live),
+                false => (self.thunks.miss, self.thunks.callout),
+            };
+            let _ = match why {
+                Why::Handler => self.asm.call(callout),
                 Why::Tlb(place) => {
                     if place.base != SA || place.disp != 0 {
                         self.asm.lea(SA, place.linear(), true);
                     }
-                    self.asm.call(self.thunks.miss);
+                    self.asm.call(miss)
                 }
-            }
+            };
             let back = self.ends.get(index).copied().unwrap_or(self.thunks.leave);
             self.asm.jmp(back);
         }
@@ -209,6 +256,11 @@ impl<'t> Lowerer<'t> {
 
     /// Checks the TLB; the operand is [`Place::host`] of the result. [`SA`] may be lost.
     fn probe_at(&mut self, place: Place, write: bool, len: usize) -> Place {
+        self.probe_aligned(place, write, len, 1)
+    }
+
+    /// The same, where what is not aligned to 16 or 32 bytes also misses.
+    fn probe_aligned(&mut self, place: Place, write: bool, len: usize, alignment: u8) -> Place {
         let place = match place.disp {
             0 => place,
             _ => {
@@ -218,7 +270,10 @@ impl<'t> Lowerer<'t> {
         };
         let mut patch = None;
         let miss = |asm: &mut Asm| patch = Some(asm.jmp_forward());
-        probe::probe(&mut self.asm, self.plane, write, place.base, len, miss);
+        match alignment {
+            1 => probe::probe(&mut self.asm, self.plane, write, place.base, len, miss),
+            _ => probe::aligned(&mut self.asm, self.plane, write, place.base, alignment, miss),
+        }
         let (index, why) = (self.index, Why::Tlb(place));
         self.misses.extend(patch.map(|patch| Miss { index, patch, why }));
         place

@@ -41,12 +41,33 @@ pub fn probe(
     len: usize,
     miss: impl FnOnce(&mut Asm),
 ) {
-    let tag = if write { offset_of!(Plane, write) } else { offset_of!(Plane, read) };
-    asm.pext(SB, address, field!(index_mask));
-    asm.load(SC, tlb_field(plane, SB, tag));
-    asm.load(SB, tlb_field(plane, SB, offset_of!(Plane, delta)));
+    look_up(asm, plane, write, address);
     // `len` is 4096 at most.
     asm.lea(SC, Mem::indexed(SC, address, 0, len as i32 - 1), true);
     asm.shrx(SC, SC, RSP);
     asm.unless_rcx_zero(miss);
+}
+
+/// The same for an operand that must be aligned to its size, of 16 or 32 bytes. It cannot reach
+/// into the next page, so that one test of bits tells all.
+pub fn aligned(
+    asm: &mut Asm,
+    plane: usize,
+    write: bool,
+    address: u8,
+    alignment: u8,
+    miss: impl FnOnce(&mut Asm),
+) {
+    look_up(asm, plane, write, address);
+    asm.lea(SC, Mem::indexed(SC, address, 0, 0), true);
+    asm.pext(SC, SC, if alignment == 32 { field!(outside_32) } else { field!(outside_16) });
+    asm.unless_rcx_zero(miss);
+}
+
+/// The distance from the linear to the host address in [`SB`], and the entry's tag in [`SC`].
+fn look_up(asm: &mut Asm, plane: usize, write: bool, address: u8) {
+    let tag = if write { offset_of!(Plane, write) } else { offset_of!(Plane, read) };
+    asm.pext(SB, address, field!(index_mask));
+    asm.load(SC, tlb_field(plane, SB, tag));
+    asm.load(SB, tlb_field(plane, SB, offset_of!(Plane, delta)));
 }

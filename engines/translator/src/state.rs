@@ -1,6 +1,9 @@
 //! What translated code works on, reachable from one host register.
 
-use crate::asm::{Mem, RSP};
+use crate::{
+    asm::{Mem, RSP},
+    vectors::KINDS,
+};
 use std::mem::offset_of;
 
 /// RSP points so far into [`State`]. With the state's alignment, RSP modulo 64 is 12: it serves
@@ -83,16 +86,28 @@ pub struct State {
     pub temp: u64,
     /// Address of the guest's XSAVE area, where its vector registers are.
     pub fpu: u64,
-    /// Masks of the low bits of an address.
+    /// Masks of the bits of a distance from a page that are zero in the page, for operands that
+    /// are aligned.
+    pub outside_16: u64,
+    pub outside_32: u64,
+    /// Of the low bits of an address.
     pub below_16: u64,
-    pub below_32: u64,
-    /// Not zero if such instructions have to go to their handlers.
-    pub bad_sse: u64,
-    pub bad_avx: u64,
-    pub bad_fp: u64,
-    /// Is the processor's while translated code runs.
+    /// Of MXCSR: the exceptions' masks, and what is reserved.
+    pub mxcsr_masks: u64,
+    pub mxcsr_reserved: u64,
+    /// Not zero if the vector registers are in the XSAVE area, and MXCSR is the host's.
+    pub retired: u64,
+    /// Not zero if blocks that use so much of them must not run; see [`crate::vectors`].
+    pub bad: [u64; KINDS],
+    /// The same, or all of them not zero if they are retired.
+    pub dead: [u64; KINDS],
+    /// The guest's, when the vector registers are retired.
     pub mxcsr: u32,
     pub host_mxcsr: u32,
+    /// Operand of LDMXCSR.
+    pub new_mxcsr: u32,
+    /// `mxcsr` is what the guest has.
+    pub masked: u32,
     /// Block and instruction of the callout.
     pub site: u32,
     /// The callout is because of `missed`.

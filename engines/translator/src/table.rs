@@ -14,9 +14,13 @@ pub struct Translated {
     /// Offset in its page.
     pub start: u16,
     pub plane: usize,
-    /// Offsets in the code memory: where it is entered, and where forward jumps enter.
+    /// Offsets in the code memory: where it is entered; the same for jumps from blocks in which
+    /// the vector registers are live that it uses; and where such jumps that go forward enter.
     pub entry: usize,
+    pub polled: usize,
     pub unpolled: usize,
+    /// What it uses of the vector registers; see [`crate::vectors`].
+    pub vectors: u8,
     /// The last instruction's handler may set RIP.
     pub flow: bool,
     pub exits: Vec<Exit>,

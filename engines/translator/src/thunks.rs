@@ -4,6 +4,7 @@ use crate::{
     asm::{Asm, Mem, RAX, RBP, RBX, RDI, RSP},
     regs::{SA, SB, SC, homes},
     state::{Jump, field, gpr, jump_field},
+    vectors,
 };
 use std::mem::offset_of;
 
@@ -17,6 +18,11 @@ pub struct Thunks {
     pub callout: usize,
     /// The same, after [`SA`] missed the TLB.
     pub miss: usize,
+    /// The same two for blocks that use vector registers.
+    pub callout_live: usize,
+    pub miss_live: usize,
+    /// Loads the vector registers, and goes to [`SA`].
+    pub revive: usize,
     /// Goes to the linear address in [`SA`].
     pub jump: usize,
 }
@@ -53,6 +59,17 @@ pub fn build(asm: &mut Asm) -> Thunks {
     SAVED.iter().rev().for_each(|r| asm.pop(*r));
     asm.bytes(&[0xc3]);
 
+    let (miss, callout) = callouts(asm, leave_with_eax, false);
+    let (miss_live, callout_live) = callouts(asm, leave_with_eax, true);
+    let revive = asm.here();
+    vectors::revive_thunk(asm);
+    let jump = asm.here();
+    jump_thunk(asm, leave);
+    Thunks { enter, leave, callout, miss, callout_live, miss_live, revive, jump }
+}
+
+/// After which vector registers are live, or need not be.
+fn callouts(asm: &mut Asm, leave_with_eax: usize, live: bool) -> (usize, usize) {
     let miss = asm.here();
     // Above the return address of the call to here.
     let above = |mem: Mem| Mem { disp: mem.disp + 8, ..mem };
@@ -70,14 +87,14 @@ pub fn build(asm: &mut Asm) -> Thunks {
     asm.mov(RSP, RBX, true);
     asm.bytes(&[0x85, 0xc0]); // test eax, eax
     asm.unless(4, |asm| asm.jmp(leave_with_eax));
+    if live {
+        vectors::revive(asm);
+    }
     load(asm);
     // A return, which the processor has predicted since the call.
     asm.push_mem(field!(resume));
     asm.bytes(&[0xc3]);
-
-    let jump = asm.here();
-    jump_thunk(asm, leave);
-    Thunks { enter, leave, callout, miss, jump }
+    (miss, callout)
 }
 
 /// Guest registers and flags into the state.
@@ -87,14 +104,12 @@ fn store(asm: &mut Asm) {
     }
     asm.bytes(&[0x9c]); // pushfq
     asm.pop_mem(field!(flags));
-    asm.stmxcsr(field!(mxcsr));
-    asm.ldmxcsr(field!(host_mxcsr));
+    vectors::retire(asm);
 }
 
 fn load(asm: &mut Asm) {
     asm.push_mem(field!(flags));
     asm.bytes(&[0x9d]); // popfq
-    asm.ldmxcsr(field!(mxcsr));
     for (guest, host) in homes() {
         asm.load(host, gpr(guest));
     }

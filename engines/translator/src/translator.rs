@@ -102,6 +102,7 @@ pub fn supported() -> bool {
         && std::is_x86_feature_detected!("popcnt")
         && std::is_x86_feature_detected!("movbe")
         && std::is_x86_feature_detected!("sse4.2")
+        && std::is_x86_feature_detected!("avx")
 }
 
 impl Translator {
@@ -121,7 +122,12 @@ impl Translator {
         state.jump_mask = JUMPS as u64 - 1;
         state.half = 1 << 47;
         state.host_mxcsr = x86_defs::xsave::MXCSR_RESET;
-        (state.below_16, state.below_32) = (15, 31);
+        state.retired = 1;
+        state.dead.fill(1);
+        (state.outside_16, state.outside_32) = (!0xff0, !0xfe0);
+        state.below_16 = 15;
+        state.mxcsr_masks = callout::MASKS.into();
+        state.mxcsr_reserved = 0xffff_0000;
         state.jumps.fill(Jump::NONE);
         tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
@@ -212,8 +218,10 @@ impl Translator {
             mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
             start: source.start,
             plane: source.plane,
-            entry,
+            entry: lowered.entry,
+            polled: entry,
             unpolled: lowered.unpolled,
+            vectors: lowered.vectors,
             flow: insns.last().is_some_and(is_flow),
             exits: lowered.exits,
             incoming: Vec::new(),
@@ -305,7 +313,12 @@ impl Translator {
         }
         // Each cycle of jumps has one that does not go forward.
         let forward = to.start > block.start;
-        let at = if forward { to.unpolled } else { to.entry };
+        let live = to.vectors & !block.vectors == 0;
+        let at = match (live, forward) {
+            (false, _) => to.entry,
+            (true, false) => to.polled,
+            (true, true) => to.unpolled,
+        };
         self.state.cells[link.cell as usize % CELLS] = self.memory.address(at) as u64;
         if let Some(to) = self.table.blocks.get_mut(code.number as usize) {
             to.incoming.push(link.cell);
@@ -356,7 +369,7 @@ impl Translator {
         global: bool,
     ) -> Option<Result<Left, Stop>> {
         let block = self.block(code)?;
-        let at = block.entry;
+        let (at, vectors) = (block.entry, block.vectors);
         let space = space(ctx, global)?;
         let rip = ctx.cpu.rip;
         if ctx.cpu.mmu.plane() != Some(block.plane)
@@ -374,6 +387,9 @@ impl Translator {
         counters.entries += 1;
         let mut env = Env { ctx, table: &self.table, counters, stop: None };
         callout::give(state, &mut env);
+        if !callout::may_run(state, vectors) {
+            return None;
+        }
         let how = native::enter(&self.memory, self.thunks.enter, at, state, &mut env);
         if how != LEFT {
             return Some(env.stop.map_or(Ok(Left::Boundary), Err));

@@ -174,7 +174,7 @@ impl Lowerer<'_> {
         }
     }
 
-    fn copy(&mut self, insn: &Instruction) -> Done {
+    pub(super) fn copy(&mut self, insn: &Instruction) -> Done {
         if insn.mnemonic() == Mnemonic::Cmpxchg && insn.op0_kind() == OpKind::Register {
             // Processors differ in the upper half of what stays as it is.
             return Err(Untranslated);

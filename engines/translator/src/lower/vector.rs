@@ -1,89 +1,108 @@
-//! SSE and AVX instructions: they run on the host, with their registers loaded from the guest's
-//! XSAVE area and stored to it.
+//! SSE and AVX instructions: they run on the host, on the registers of the same numbers.
 
 use super::{Done, Lowerer, Untranslated, copy::Plan};
 use crate::{
-    asm::{Asm, Mem},
+    asm::Asm,
     probe::Place,
-    regs::{SA, SB, SC},
+    regs::{GUEST_RCX, SA, SB, SC},
     state::{field, gpr},
+    vectors,
 };
 use emit::{Properties, Unit};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use x86_defs::xsave;
 
-/// With implicit operands in general registers.
-fn strings(mnemonic: Mnemonic) -> bool {
+/// Their result is an index in ECX.
+fn index_in_ecx(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Pcmpestri
-            | Pcmpestri64
-            | Pcmpestrm
-            | Pcmpestrm64
-            | Pcmpistri
-            | Pcmpistrm
-            | Vpcmpestri
-            | Vpcmpestri64
-            | Vpcmpestrm
-            | Vpcmpestrm64
-            | Vpcmpistri
-            | Vpcmpistrm
-    )
-}
-
-/// Where register `n` is, with [`SC`] pointing to the area.
-fn lower(n: u8) -> Mem {
-    Mem::at(SC, xsave::XMM as i32 + 16 * i32::from(n))
-}
-
-fn upper(n: u8) -> Mem {
-    Mem::at(SC, xsave::YMM_HI as i32 + 16 * i32::from(n))
-}
-
-fn members(set: u16) -> impl Iterator<Item = u8> {
-    (0..16).filter(move |n| set >> n & 1 != 0)
+    let legacy = matches!(mnemonic, Pcmpestri | Pcmpestri64 | Pcmpistri);
+    legacy || matches!(mnemonic, Vpcmpestri | Vpcmpestri64 | Vpcmpistri)
 }
 
 impl Lowerer<'_> {
     pub(super) fn vector(&mut self, insn: &Instruction) -> Done {
+        use Mnemonic::*;
+        match insn.mnemonic() {
+            Vzeroupper | Vzeroall => return self.zero(insn),
+            Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => return self.masked_move(insn),
+            Stmxcsr | Vstmxcsr | Ldmxcsr | Vldmxcsr => return self.mxcsr(insn),
+            _ => {}
+        }
         let properties = Properties::of(insn).map_err(|_| Untranslated)?;
-        let bad = match properties.unit {
-            Unit::Sse => field!(bad_sse),
-            Unit::Avx => field!(bad_avx),
+        let used = match properties.unit {
+            Unit::Sse => vectors::USED,
+            Unit::Avx => vectors::USED | vectors::AVX,
+            Unit::Gpr => return self.copy(insn),
             _ => return Err(Untranslated),
         };
-        if strings(insn.mnemonic()) {
-            return Err(Untranslated);
-        }
-        let plan = vector_plan(insn, &properties)?;
-        self.handler_unless_zero(|asm| asm.load(SC, bad));
-        if properties.simd_fp {
-            self.handler_unless_zero(|asm| asm.load(SC, field!(bad_fp)));
-        }
+        let mut plan = vector_plan(insn, &properties)?;
         if let Some(memory) = properties.memory {
-            self.address(insn)?;
-            let below = match memory.alignment {
-                1 => None,
-                16 => Some(field!(below_16)),
-                32 => Some(field!(below_32)),
-                _ => return Err(Untranslated),
-            };
-            if let Some(below) = below {
-                self.handler_unless_zero(|asm| asm.pext(SC, SA, below));
+            if !matches!(memory.alignment, 1 | 16 | 32) {
+                return Err(Untranslated);
             }
-            self.probe(memory.write, memory.size.into());
+            let place = self.place(insn)?;
+            let size = memory.size.into();
+            let place = self.probe_aligned(place, memory.write, size, memory.alignment);
+            plan.use_host_address(place);
         }
-        self.asm.load(SC, field!(fpu));
         for (guest, scratch, _) in &plan.temps {
             self.asm.load(*scratch, gpr(*guest));
         }
-        load(&mut self.asm, &properties);
         self.encode(&plan.insn)?;
-        store(&mut self.asm, &properties);
+        if index_in_ecx(insn.mnemonic()) {
+            self.asm.mov(GUEST_RCX, SC, false);
+        }
         for (guest, scratch, _) in plan.temps.iter().filter(|(.., written)| *written) {
             self.asm.store(gpr(*guest), *scratch);
         }
+        self.vectors |= used | if properties.simd_fp { vectors::FP } else { 0 };
+        Ok(())
+    }
+
+    fn zero(&mut self, insn: &Instruction) -> Done {
+        self.encode(insn)?;
+        self.vectors |= vectors::USED | vectors::AVX;
+        Ok(())
+    }
+
+    /// Elements that the mask leaves out do not fault; here none does, or the handler looks.
+    fn masked_move(&mut self, insn: &Instruction) -> Done {
+        let integer = matches!(insn.mnemonic(), Mnemonic::Vpmaskmovd | Mnemonic::Vpmaskmovq);
+        let size = insn.memory_size().size();
+        if !matches!(size, 16 | 32) || integer && !std::is_x86_feature_detected!("avx2") {
+            return Err(Untranslated);
+        }
+        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+        let place = self.place(insn)?;
+        let place = self.probe_at(place, insn.op0_kind() == OpKind::Memory, size);
+        plan.use_host_address(place);
+        self.encode(&plan.insn)?;
+        self.vectors |= vectors::USED | vectors::AVX;
+        Ok(())
+    }
+
+    /// MXCSR is the guest's while it masks all exceptions; the handler makes it so that it does
+    /// not.
+    fn mxcsr(&mut self, insn: &Instruction) -> Done {
+        use Mnemonic::{Ldmxcsr, Vldmxcsr, Vstmxcsr};
+        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+        plan.use_host_address(Place::SA);
+        let load = matches!(insn.mnemonic(), Ldmxcsr | Vldmxcsr);
+        self.address(insn)?;
+        self.probe(!load, 4);
+        if load {
+            // Another processor must not change it after the check.
+            self.asm.load32(SC, Place::SA.host());
+            self.asm.store32(field!(new_mxcsr), SC);
+            self.handler_unless_zero(|asm| asm.pext(SC, SC, field!(mxcsr_reserved)));
+            self.asm.load32(SC, field!(new_mxcsr));
+            self.asm.not32(SC);
+            self.handler_unless_zero(|asm| asm.pext(SC, SC, field!(mxcsr_masks)));
+            self.asm.ldmxcsr(field!(new_mxcsr));
+        } else {
+            self.encode(&plan.insn)?;
+        }
+        let vex = matches!(insn.mnemonic(), Vldmxcsr | Vstmxcsr);
+        self.vectors |= vectors::USED | vectors::FP | if vex { vectors::AVX } else { 0 };
         Ok(())
     }
 
@@ -93,34 +112,6 @@ impl Lowerer<'_> {
         let mut patch = None;
         self.asm.unless_rcx_zero(|asm| patch = Some(asm.jmp_forward()));
         self.handler_from(patch);
-    }
-}
-
-fn load(asm: &mut Asm, properties: &Properties) {
-    for n in members(properties.vector_used) {
-        if !properties.vex {
-            asm.load_xmm(n, lower(n));
-            continue;
-        }
-        asm.vload_xmm(n, lower(n));
-        if properties.wide {
-            asm.vload_upper(n, upper(n));
-        }
-    }
-}
-
-fn store(asm: &mut Asm, properties: &Properties) {
-    for n in members(properties.vector_written) {
-        if properties.vex {
-            asm.vstore_xmm(lower(n), n);
-            asm.vstore_upper(upper(n), n);
-        } else {
-            asm.store_xmm(lower(n), n);
-        }
-    }
-    if properties.vex {
-        // Instructions without VEX are slow while an upper half is in use.
-        asm.vzeroupper();
     }
 }
 
@@ -139,7 +130,7 @@ fn vector_plan(insn: &Instruction, properties: &Properties) -> Result<Plan, Untr
                     return Err(Untranslated);
                 }
             }
-            OpKind::Memory if properties.memory.is_some() => plan.use_host_address(Place::SA),
+            OpKind::Memory if properties.memory.is_some() => {}
             OpKind::Immediate8 => {}
             _ => return Err(Untranslated),
         }
