@@ -2,7 +2,10 @@
 
 use crate::{Interp, run::debug_exception};
 use engine::{DebugExit, Exit, Pending};
-use semantics::{Ctx, Stop, event, sync::flag};
+use semantics::{
+    Ctx, Stop, event,
+    sync::{Request, flag},
+};
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use vcpu_state::{MpState, Raised, Shadow};
 use x86_defs::rflags;
@@ -32,6 +35,9 @@ impl Interp {
             self.counters.stale += 1;
             self.cache.invalidate(&range);
         }
+        if ctx.cpu.look && ctx.cpu.slots.code_pages().any() {
+            self.calm(ctx);
+        }
         if let Some(next) = self.debug_traps(ctx) {
             return next;
         }
@@ -54,6 +60,17 @@ impl Interp {
         match ctx.cpu.mp {
             MpState::Running => Next::Execute,
             MpState::Halted | MpState::Init | MpState::WaitForSipi => Next::Exit(Exit::Idle),
+        }
+    }
+
+    /// Decodes anew what comes from pages that are not checked any more.
+    #[cold]
+    fn calm(&mut self, ctx: &mut Ctx<'_>) {
+        let slots = ctx.cpu.slots.clone();
+        for page in slots.code_pages().expired() {
+            let range = page..page.saturating_add(x86_defs::PAGE_SIZE);
+            drop(slots.ask_others(&Request::Code(range.clone()), Some(&ctx.cpu.slot)));
+            self.cache.invalidate(&range);
         }
     }
 

@@ -1,59 +1,47 @@
 //! Decoded blocks, and how they are found.
+//!
+//! Blocks, their instructions and the bytes that these were decoded from are kept in rings: when
+//! one is full, the oldest blocks go, one by one. A block has a number that is never used again;
+//! whoever keeps one asks whether the block is still there.
 
+mod block;
+mod ring;
+
+pub use block::{Heat, Key, Trust};
+
+use block::Block;
+use ring::Ring;
 use semantics::Insn;
 use std::{
     collections::HashMap,
-    hash::{BuildHasherDefault, Hash, Hasher},
+    hash::{BuildHasherDefault, Hasher},
     ops::Range,
 };
 use translator::Code;
 
-/// Instructions kept before everything is dropped.
-const MAX_INSNS: usize = 120_000;
-/// The same if translations go with them.
-const MAX_WITH_TRANSLATIONS: usize = 480_000;
+/// Instructions kept, unless [`Cache::resize`] says otherwise.
+const INSNS: usize = 120_000;
+/// Instructions for each block, on average, and bytes for each instruction, that there is
+/// room for.
+const PER_BLOCK: usize = 4;
+const BYTES: usize = 5;
 const JUMPS: usize = 16384;
 const PAGE: u64 = 4096;
+/// What an instruction's [`semantics::Cold`] takes, on average.
+const COLD: usize = 24;
 
-/// Instructions in a row in the cache; valid until something is added.
+/// The number that no block has, nor asks for.
+const NOBODY: u32 = u32::MAX;
+
+/// A block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    pub start: u32,
+    /// Begins at one.
+    pub id: u32,
+    start: u32,
     pub count: u16,
     /// Length in bytes.
     pub len: u16,
-}
-
-/// Straight-line code that is entered at its beginning only.
-#[derive(Debug, Default)]
-struct Block {
-    span: Span,
-    /// Guest-physical bytes that it was decoded from, in its first page.
-    gpa: Range<u64>,
-    /// Of an instruction that crosses pages: its bytes in the second one.
-    rest: Range<u64>,
-}
-
-impl Block {
-    fn overlaps(&self, range: &Range<u64>) -> bool {
-        let hit = |own: &Range<u64>| own.start < range.end && range.start < own.end;
-        hit(&self.gpa) || hit(&self.rest)
-    }
-}
-
-/// Where a block begins: guest-physical address, mode, and the second page of an instruction
-/// that crosses pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
-    pub start: u64,
-    pub mode: u64,
-    pub second: Option<u64>,
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64((self.start << 4 | self.mode) ^ self.second.unwrap_or(0).rotate_left(32));
-    }
 }
 
 /// What is known of a linear address under a tag of the MMU.
@@ -62,63 +50,58 @@ struct Jump {
     linear: u64,
     /// The MMU's tag and the mode.
     tag: u64,
-    span: Span,
+    id: u32,
 }
 
-const NOWHERE: Jump = Jump { linear: 0, tag: !0, span: Span { start: 0, count: 0, len: 0 } };
+const NOWHERE: Jump = Jump { linear: 0, tag: !0, id: 0 };
 
 #[derive(Debug)]
 pub struct Cache {
-    /// Of all blocks, one after another; what is forgotten stays until all is dropped.
-    insns: Vec<Insn>,
-    /// For the first instruction of a block, how many there are; zero once it is forgotten.
-    counts: Vec<u16>,
-    by_key: HashMap<Key, Block, BuildHasherDefault<Mix>>,
-    by_page: HashMap<u64, Vec<Key>, BuildHasherDefault<Mix>>,
+    insns: Ring<Insn>,
+    bytes: Ring<u8>,
+    /// By number, modulo their capacity, which is a power of two.
+    blocks: Vec<Block>,
+    block_mask: u32,
+    /// Numbers of the oldest block and the next.
+    oldest: u32,
+    next: u32,
+    /// Numbers of the first block with each hash.
+    heads: Vec<u32>,
+    by_page: HashMap<u64, Vec<u32>, BuildHasherDefault<Mix>>,
     jumps: Box<[Jump]>,
     /// How often everything was dropped.
     epoch: u64,
-    /// For the first instruction of a block, how it is to be executed.
-    heat: Vec<Heat>,
-    translations: Vec<Translations>,
-    /// Translations of blocks that are gone.
-    dropped: Vec<Code>,
-    /// All of them are.
-    cleared: bool,
-    limit: usize,
+    dropped: Dropped,
+}
+
+/// Translations that must not run any more.
+#[derive(Debug, Default)]
+pub struct Dropped {
+    pub all: bool,
+    /// For good.
+    pub gone: Vec<Code>,
+    /// Unless their block is found again.
+    pub suspended: Vec<Code>,
 }
 
 /// Of one block, by the plane of the TLB.
 pub type Translations = [Option<Code>; 3];
 
-/// Whether a block is worth translating.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heat {
-    /// How often it was executed.
-    Runs(u32),
-    /// Index of its translations.
-    Translated(u32),
-    /// It cannot be, or would not pay.
-    Never,
+/// A block to be added.
+#[derive(Debug)]
+pub struct New<'n> {
+    /// Without, it is not found again.
+    pub key: Option<Key>,
+    pub insns: Vec<Insn>,
+    /// From the beginning of the block.
+    pub bytes: &'n [u8],
+    /// Writes to its page are not noticed.
+    pub checked: bool,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        let mut cache = Self {
-            insns: Vec::new(),
-            counts: Vec::new(),
-            by_key: HashMap::default(),
-            by_page: HashMap::default(),
-            jumps: vec![NOWHERE; JUMPS].into(),
-            epoch: 0,
-            heat: Vec::new(),
-            translations: Vec::new(),
-            dropped: Vec::new(),
-            cleared: false,
-            limit: MAX_INSNS,
-        };
-        cache.clear();
-        cache
+        Self::with_insns(INSNS)
     }
 }
 
@@ -127,188 +110,288 @@ fn slot(linear: u64) -> usize {
 }
 
 impl Cache {
+    /// Room for so many instructions.
+    fn with_insns(insns: usize) -> Self {
+        let blocks = (insns / PER_BLOCK).next_power_of_two().max(64);
+        Self {
+            insns: Ring::new(insns),
+            bytes: Ring::new(insns * BYTES),
+            blocks: Vec::with_capacity(blocks),
+            block_mask: blocks as u32 - 1,
+            oldest: 1,
+            next: 1,
+            heads: vec![0; blocks],
+            by_page: HashMap::default(),
+            jumps: vec![NOWHERE; JUMPS].into(),
+            epoch: 0,
+            dropped: Dropped { all: true, ..Dropped::default() },
+        }
+    }
+
+    /// Forgets everything, and keeps about so many bytes from now on.
+    pub fn resize(&mut self, bytes: usize) {
+        let each = size_of::<Insn>() + BYTES + size_of::<Block>() / PER_BLOCK + COLD;
+        let epoch = self.epoch + 1;
+        *self = Self { epoch, ..Self::with_insns((bytes / each).max(4096)) };
+    }
+
+    #[inline(always)]
+    fn block(&self, id: u32) -> Option<&Block> {
+        self.blocks.get((id & self.block_mask) as usize).filter(|b| b.span.id == id)
+    }
+
+    fn block_mut(&mut self, id: u32) -> Option<&mut Block> {
+        self.blocks.get_mut((id & self.block_mask) as usize).filter(|b| b.span.id == id)
+    }
+
+    #[inline(always)]
+    fn live(&self, id: u32) -> Option<Span> {
+        self.block(id).filter(|b| b.trust == Trust::Live).map(|b| b.span)
+    }
+
     /// What is known under one of two tags, and whether it is the second.
     #[inline(always)]
     pub fn jump(&self, linear: u64, tags: [u64; 2]) -> Option<(Span, bool)> {
         let jump = &self.jumps[slot(linear)];
-        let (all, global) = (jump.tag == tags[0], jump.tag == tags[1]);
-        (jump.linear == linear && (all || global)).then_some((jump.span, !all))
+        if jump.linear != linear || !tags.contains(&jump.tag) {
+            return None;
+        }
+        Some((self.live(jump.id)?, jump.tag != tags[0]))
     }
 
     pub fn set_jump(&mut self, linear: u64, tag: u64, span: Span) {
-        self.jumps[slot(linear)] = Jump { linear, tag, span };
+        self.jumps[slot(linear)] = Jump { linear, tag, id: span.id };
     }
 
-    pub fn find(&self, key: &Key) -> Option<Span> {
-        self.by_key.get(key).map(|block| block.span)
+    pub fn find(&self, key: &Key) -> Option<(Span, Trust)> {
+        let mut id = self.heads[self.bucket(key)];
+        while let Some(block) = self.block(id) {
+            if block.key == *key {
+                return Some((block.span, block.trust));
+            }
+            id = block.next;
+        }
+        None
+    }
+
+    fn bucket(&self, key: &Key) -> usize {
+        key.hash() as usize & self.block_mask as usize
     }
 
     #[inline(always)]
     pub fn insns(&self, span: Span) -> &[Insn] {
-        let start = span.start as usize;
-        self.insns.get(start..start + usize::from(span.count)).unwrap_or_default()
+        self.insns.get(span.start as usize, usize::from(span.count))
+    }
+
+    /// What it was decoded from.
+    pub fn bytes(&self, span: Span) -> &[u8] {
+        self.block(span.id).map_or(&[], |b| self.bytes.get(b.bytes, usize::from(span.len)))
     }
 
     /// Where the branch's target was found before, if it is still there. Only of branches
     /// within a page, which lead to the same place in every address space.
     #[inline(always)]
     pub fn chained(&self, branch: &Insn) -> Option<Span> {
-        let start = branch.disp as u32;
-        let count = *self.counts.get(start as usize)?;
-        (count != 0).then_some(Span { start, count, len: 0 })
+        self.live(branch.disp as u32)
     }
 
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Notes the target of the branch at this index, if nothing was dropped since `epoch`.
-    pub fn chain(&mut self, epoch: u64, branch: u32, target: Span) {
+    /// Notes the target of a block's branch, if nothing was dropped since `epoch`.
+    pub fn chain(&mut self, epoch: u64, from: Span, branch: u32, target: Span) {
         if epoch == self.epoch
-            && let Some(insn) = self.insns.get_mut(branch as usize)
+            && self.live(from.id).is_some()
+            && let Some(insn) =
+                self.insns.get_mut(from.start as usize, from.count.into()).get_mut(branch as usize)
         {
-            insn.disp = target.start as i32;
+            insn.disp = target.id as i32;
         }
-    }
-
-    /// Keeps more from now on.
-    pub fn keep_for_translations(&mut self) {
-        self.limit = MAX_WITH_TRANSLATIONS;
     }
 
     /// The block is found again, until it is forgotten.
     pub fn is_kept(&self, span: Span) -> bool {
-        self.counts.get(span.start as usize).is_some_and(|count| *count != 0)
+        self.block(span.id).is_some_and(|b| matches!(b.trust, Trust::Live | Trust::Checked))
+    }
+
+    /// It was made for a page whose writes are not noticed.
+    pub fn is_checked(&self, span: Span) -> bool {
+        self.block(span.id).is_some_and(|b| b.checked)
     }
 
     pub fn heat(&mut self, span: Span) -> Option<&mut Heat> {
-        self.heat.get_mut(span.start as usize)
+        self.block_mut(span.id).map(|b| &mut b.heat)
     }
 
     pub fn translations(&mut self, span: Span) -> Option<&mut Translations> {
-        match *self.heat.get(span.start as usize)? {
-            Heat::Translated(index) => self.translations.get_mut(index as usize),
-            _ => None,
-        }
+        let block = self.block_mut(span.id)?;
+        (block.heat == Heat::Translated).then_some(&mut block.translations)
     }
 
-    /// Gives a block, which is still known, a place for translations.
+    /// Gives a block a place for translations.
     pub fn set_translated(&mut self, span: Span) {
-        let index = self.translations.len() as u32;
-        if let Some(heat) = self.heat.get_mut(span.start as usize) {
-            *heat = Heat::Translated(index);
-            self.translations.push(Translations::default());
+        if let Some(block) = self.block_mut(span.id) {
+            block.heat = Heat::Translated;
         }
     }
 
-    /// Translations that must not run any more, since the last call: all, or these.
+    /// Translations that must not run any more, since the last call.
     #[inline]
-    pub fn take_dropped(&mut self) -> Option<(bool, Vec<Code>)> {
-        if !self.cleared && self.dropped.is_empty() {
+    pub fn take_dropped(&mut self) -> Option<Dropped> {
+        let Dropped { all, gone, suspended } = &self.dropped;
+        if !all && gone.is_empty() && suspended.is_empty() {
             return None;
         }
-        Some((std::mem::take(&mut self.cleared), std::mem::take(&mut self.dropped)))
+        Some(std::mem::take(&mut self.dropped))
     }
 
-    /// Keeps a block; without a key, only until the next one is added.
-    pub fn add(
-        &mut self,
-        key: Option<Key>,
-        insns: Vec<Insn>,
-        gpa: Range<u64>,
-        rest: Range<u64>,
-    ) -> Span {
-        if self.insns.len() + insns.len() > self.limit {
+    /// Keeps a block.
+    pub fn add(&mut self, mut new: New<'_>) -> Span {
+        new.insns.truncate(self.insns.capacity());
+        let (count, len) = (new.insns.len(), new.insns.last().map_or(0, |i| i.end));
+        let bytes = new.bytes.get(..len.into()).unwrap_or_default();
+        if self.next == u32::MAX {
             self.clear();
         }
-        let span = Span {
-            start: self.insns.len() as u32,
-            count: insns.len() as u16,
-            len: insns.last().map_or(0, |i| i.end),
+        let (insns_at, bytes_at) = loop {
+            let oldest = self.block(self.oldest).map(|b| (b.span.start as usize, b.bytes));
+            let places = (
+                self.insns.place(count, oldest.map(|o| o.0)),
+                self.bytes.place(bytes.len(), oldest.map(|o| o.1)),
+            );
+            match places {
+                (Some(insns), Some(bytes)) if self.next - self.oldest <= self.block_mask => {
+                    break (insns, bytes);
+                }
+                _ => self.drop_oldest(),
+            }
         };
-        self.insns.extend(insns);
-        self.counts.resize(self.insns.len(), 0);
-        self.heat.resize(self.insns.len(), Heat::Runs(0));
-        let Some(key) = key else { return span };
-        if let Some(count) = self.counts.get_mut(span.start as usize) {
-            *count = span.count;
-        }
-        let block = Block { span, gpa, rest };
-        for page in block.pages().into_iter().flatten() {
-            let list = self.by_page.entry(page).or_default();
-            if !list.contains(&key) {
-                list.push(key);
+        self.insns.put(insns_at, new.insns.into_iter());
+        self.bytes.put(bytes_at, bytes.iter().copied());
+        let id = self.next;
+        self.next += 1;
+        let span = Span { id, start: insns_at as u32, count: count as u16, len };
+        let (key, checked) = (new.key.unwrap_or_default(), new.checked);
+        let trust = match new.key {
+            None => Trust::Gone,
+            Some(_) if checked => Trust::Checked,
+            Some(_) => Trust::Live,
+        };
+        let mut block = Block {
+            key,
+            span,
+            bytes: bytes_at,
+            trust,
+            checked,
+            heat: Heat::Runs(0),
+            translations: Translations::default(),
+            next: 0,
+        };
+        if trust != Trust::Gone {
+            let bucket = self.bucket(&key);
+            block.next = std::mem::replace(&mut self.heads[bucket], id);
+            for page in block.pages() {
+                self.by_page.entry(page).or_default().push(id);
             }
         }
-        self.by_key.insert(key, block);
+        match self.blocks.get_mut((id & self.block_mask) as usize) {
+            Some(old) => *old = block,
+            None => {
+                // Numbers begin at one.
+                while self.blocks.len() < (id & self.block_mask) as usize {
+                    self.blocks.push(Block::none());
+                }
+                self.blocks.push(block);
+            }
+        }
         span
     }
 
-    /// Forgets everything decoded from these guest-physical bytes.
-    pub fn invalidate(&mut self, range: &Range<u64>) {
-        if range.end.saturating_sub(range.start) > 64 * PAGE {
-            return self.clear();
+    fn drop_oldest(&mut self) {
+        let id = self.oldest;
+        self.forget(id);
+        if let Some(block) = self.block_mut(id) {
+            block.span.id = NOBODY;
         }
-        let mut gone = Vec::new();
-        for page in range.start / PAGE..range.end.div_ceil(PAGE) {
-            let Some(list) = self.by_page.get(&page) else { continue };
-            let hit = |key: &&Key| self.by_key.get(key).is_some_and(|b| b.overlaps(range));
-            gone.extend(list.iter().filter(hit).copied());
-        }
-        for key in &gone {
-            self.remove(key);
-        }
-        if !gone.is_empty() {
-            self.jumps.fill(NOWHERE);
-        }
+        self.oldest = id.wrapping_add(1).min(self.next);
     }
 
-    fn remove(&mut self, key: &Key) {
-        // An instruction across pages may be named twice.
-        let Some(block) = self.by_key.remove(key) else { return };
-        if let Some(count) = self.counts.get_mut(block.span.start as usize) {
-            *count = 0;
-        }
-        if let Some(translations) = self.translations(block.span) {
-            let gone = std::mem::take(translations);
-            self.dropped.extend(gone.into_iter().flatten());
-        }
-        for page in block.pages().into_iter().flatten() {
+    /// The block is found no more.
+    pub fn forget(&mut self, id: u32) {
+        let Some(block) = self.block_mut(id).filter(|b| b.trust != Trust::Gone) else { return };
+        block.trust = Trust::Gone;
+        let translations = std::mem::take(&mut block.translations);
+        let (key, after) = (block.key, block.next);
+        let pages: Vec<u64> = block.pages().collect();
+        self.dropped.gone.extend(translations.into_iter().flatten());
+        for page in pages {
             if let Some(list) = self.by_page.get_mut(&page) {
-                list.retain(|k| k != key);
+                if let Some(at) = list.iter().position(|i| *i == id) {
+                    list.swap_remove(at);
+                }
                 if list.is_empty() {
                     self.by_page.remove(&page);
                 }
             }
         }
+        let bucket = self.bucket(&key);
+        if self.heads[bucket] == id {
+            self.heads[bucket] = after;
+            return;
+        }
+        let mut before = self.heads[bucket];
+        while let Some(block) = self.block_mut(before) {
+            if block.next == id {
+                block.next = after;
+                return;
+            }
+            before = block.next;
+        }
+    }
+
+    /// These guest-physical bytes were written: what was decoded from them is executed no more
+    /// until it has been compared with what is there now.
+    pub fn invalidate(&mut self, range: &Range<u64>) {
+        if range.end.saturating_sub(range.start) > 64 * PAGE {
+            return self.clear();
+        }
+        for page in range.start / PAGE..range.end.div_ceil(PAGE) {
+            let Some(list) = self.by_page.get(&page) else { continue };
+            for id in list {
+                let at = (*id & self.block_mask) as usize;
+                if let Some(block) = self.blocks.get_mut(at)
+                    && matches!(block.trust, Trust::Live | Trust::Checked)
+                    && block.overlaps(range)
+                {
+                    block.trust = Trust::Suspect;
+                    self.dropped.suspended.extend(block.translations.iter().flatten());
+                }
+            }
+        }
+    }
+
+    /// The block's bytes are what they were, and writes to them will be noticed.
+    pub fn revive(&mut self, span: Span) {
+        if let Some(block) = self.block_mut(span.id).filter(|b| b.trust == Trust::Suspect) {
+            block.trust = if block.checked { Trust::Checked } else { Trust::Live };
+        }
     }
 
     pub fn clear(&mut self) {
         self.insns.clear();
-        // Index zero stands for nothing.
-        self.insns.push(semantics::insn::too_long());
-        self.counts.clear();
-        self.counts.push(0);
-        self.heat.clear();
-        self.heat.push(Heat::Never);
-        self.translations.clear();
-        self.dropped.clear();
-        self.cleared = true;
-        self.by_key.clear();
+        self.bytes.clear();
+        self.blocks.clear();
+        (self.oldest, self.next) = (1, 1);
+        self.heads.fill(0);
         self.by_page.clear();
         self.jumps.fill(NOWHERE);
+        self.dropped = Dropped { all: true, ..Dropped::default() };
         self.epoch += 1;
     }
 }
 
-impl Block {
-    fn pages(&self) -> [Option<u64>; 2] {
-        [&self.gpa, &self.rest].map(|r| (!r.is_empty()).then_some(r.start / PAGE))
-    }
-}
-
-/// A multiplicative hash: keys are addresses, which a guest may choose to collide only at its
-/// own cost.
+/// A multiplicative hash of page numbers.
 #[derive(Debug, Default)]
 pub struct Mix(u64);
 
@@ -332,8 +415,10 @@ impl Hasher for Mix {
 mod tests {
     use super::*;
 
-    fn add(cache: &mut Cache, key: Key, gpa: Range<u64>, rest: Range<u64>) -> Span {
-        cache.add(Some(key), vec![semantics::insn::too_long()], gpa, rest)
+    fn add(cache: &mut Cache, key: Key, len: u16) -> Span {
+        let insn = Insn { end: len, ..semantics::insn::too_long() };
+        let bytes = vec![0x90; len.into()];
+        cache.add(New { key: Some(key), insns: vec![insn], bytes: &bytes, checked: false })
     }
 
     fn key(start: u64) -> Key {
@@ -341,18 +426,23 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_written_is_forgotten() {
+    fn only_what_was_written_is_suspect() {
         let mut cache = Cache::default();
         let (a, b) = (key(0x1000), key(0x1010));
-        let first = add(&mut cache, a, 0x1000..0x1010, 0..0);
-        let second = add(&mut cache, b, 0x1010..0x1020, 0..0);
+        let first = add(&mut cache, a, 16);
+        let second = add(&mut cache, b, 16);
         cache.set_jump(0x5000, 7, first);
         assert_eq!(cache.jump(0x5000, [7, 3]), Some((first, false)));
         assert_eq!(cache.jump(0x5000, [6, 7]), Some((first, true)));
         assert_eq!(cache.jump(0x5000, [6, 8]), None);
         cache.invalidate(&(0x100f..0x1010));
-        assert_eq!((cache.find(&a), cache.find(&b)), (None, Some(second)));
+        assert_eq!(cache.find(&a), Some((first, Trust::Suspect)));
+        assert_eq!(cache.find(&b), Some((second, Trust::Live)));
         assert_eq!(cache.jump(0x5000, [7, 3]), None);
+        cache.revive(first);
+        assert_eq!(cache.jump(0x5000, [7, 3]), Some((first, false)));
+        cache.forget(first.id);
+        assert_eq!((cache.jump(0x5000, [7, 3]), cache.find(&a)), (None, None));
         cache.invalidate(&(0..u64::MAX));
         assert_eq!(cache.find(&b), None);
     }
@@ -360,17 +450,16 @@ mod tests {
     #[test]
     fn a_chain_ends_with_its_target() {
         let mut cache = Cache::default();
-        let from = add(&mut cache, key(0x1000), 0x1000..0x1010, 0..0);
-        let to = add(&mut cache, key(0x1010), 0x1010..0x1020, 0..0);
+        let from = add(&mut cache, key(0x1000), 16);
+        let to = add(&mut cache, key(0x1010), 16);
         assert_eq!(cache.chained(&cache.insns(from)[0]), None);
-        cache.chain(cache.epoch(), from.start, to);
-        let found = cache.chained(&cache.insns(from)[0]).unwrap();
-        assert_eq!((found.start, found.count), (to.start, to.count));
+        cache.chain(cache.epoch(), from, 0, to);
+        assert_eq!(cache.chained(&cache.insns(from)[0]), Some(to));
         cache.invalidate(&(0x1018..0x1019));
         assert_eq!(cache.chained(&cache.insns(from)[0]), None);
         let epoch = cache.epoch();
         cache.clear();
-        cache.chain(epoch, from.start, to);
+        cache.chain(epoch, from, 0, to);
         assert!(cache.insns(from).is_empty());
     }
 
@@ -379,28 +468,53 @@ mod tests {
         for write in [0x1fff..0x2000, 0x7000..0x7001] {
             let mut cache = Cache::default();
             let key = Key { start: 0x1ffe, mode: 2, second: Some(0x7000) };
-            add(&mut cache, key, 0x1ffe..0x2000, 0x7000..0x7003);
+            let span = add(&mut cache, key, 5);
             cache.invalidate(&(0x7003..0x7008));
-            assert!(cache.find(&key).is_some());
+            assert_eq!(cache.find(&key), Some((span, Trust::Live)));
             cache.invalidate(&write);
-            assert!(cache.find(&key).is_none());
-            assert!(cache.by_page.is_empty());
+            assert_eq!(cache.find(&key), Some((span, Trust::Suspect)));
+            cache.forget(span.id);
+            assert!(cache.by_page.is_empty() && cache.find(&key).is_none());
         }
     }
 
     #[test]
-    fn the_cache_is_bounded() {
-        let mut cache = Cache::default();
-        let many: Vec<_> = (0..64).map(|_| semantics::insn::too_long()).collect();
-        let add = |cache: &mut Cache, n: u64| {
-            let insns = many.iter().map(|_| semantics::insn::too_long()).collect();
-            cache.add(Some(key(n * 64)), insns, n * 64..n * 64 + 64, 0..0)
-        };
-        for n in 0..MAX_INSNS as u64 / 64 + 2 {
-            let span = add(&mut cache, n);
-            assert_eq!(cache.insns(span).len(), 64);
+    fn the_oldest_blocks_make_room() {
+        let mut cache = Cache::with_insns(4096);
+        let mut old = Span::default();
+        for n in 0..20_000 {
+            let insns = (0..64).map(|i| Insn { end: i + 1, ..semantics::insn::too_long() });
+            let at = key(n * 64);
+            let new = New {
+                key: Some(at),
+                insns: insns.collect(),
+                bytes: &[n as u8; 64],
+                checked: false,
+            };
+            let span = cache.add(new);
+            assert_eq!((cache.insns(span).len(), cache.bytes(span)), (64, &[n as u8; 64][..]));
+            assert_eq!(cache.find(&at), Some((span, Trust::Live)));
+            if n % 10 == 0 {
+                let before = key((n.max(30) - 30) * 64);
+                assert!(cache.find(&before).is_some(), "recent ones are kept");
+                assert!(n < 100 || cache.find(&key(0)).is_none(), "old ones are not");
+                old = span;
+            }
         }
-        assert!(cache.insns.len() < 256);
-        assert!(cache.find(&key(0)).is_none());
+        assert!(cache.by_page.len() <= 4096 / 64 + 1);
+        assert!(cache.is_kept(old));
+        assert!(cache.blocks.len() <= 1024);
+    }
+
+    #[test]
+    fn numbers_of_blocks_never_stand_for_others() {
+        let mut cache = Cache::with_insns(4096);
+        let (from, to) = (add(&mut cache, key(0), 4), add(&mut cache, key(4), 4));
+        cache.set_jump(0x5000, 7, to);
+        for n in 2..10_000 {
+            add(&mut cache, key(n * 4), 4);
+        }
+        assert_eq!(cache.jump(0x5000, [7, 3]), None);
+        assert!(!cache.is_kept(from) && cache.bytes(to).is_empty());
     }
 }

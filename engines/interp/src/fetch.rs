@@ -2,10 +2,10 @@
 
 use crate::{
     Interp,
-    cache::{Key, Span},
+    cache::{Key, New, Span, Trust},
 };
 use guest_mem::ArenaOffset;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind};
 use semantics::{
     CodeSize, Ctx, Insn, Stop, ends_block, insn::too_long, mem::FetchPage, select, sync::Request,
 };
@@ -67,45 +67,78 @@ impl Interp {
         let Some(ram) = page.ram else { return self.uncached(ctx, linear, room) };
         let mode = ctx.cpu.mode.key();
         let key = Key { start: page.gpa | linear & (PAGE - 1), mode, second: None };
-        if let Some(span) = self.cache.find(&key)
-            && u64::from(span.len) <= room
-        {
-            self.cache.set_jump(linear, tag, span);
+        let at = ArenaOffset(ram.0.wrapping_add((linear % PAGE) as usize));
+        let known = Known { linear, tag, room, code: [at, ArenaOffset(0)] };
+        if let Some(span) = self.known(ctx, &key, &known) {
             return Ok(span);
         }
+        let checked = self.mark(ctx, page.gpa);
         self.counters.decoded += 1;
-        self.mark(ctx, page.gpa);
-        let at = (linear % PAGE) as usize;
         let mut window = [0; WINDOW];
-        let len = WINDOW.min(PAGE as usize - at).min(usize::try_from(room).unwrap_or(WINDOW));
+        let len = WINDOW
+            .min((PAGE - linear % PAGE) as usize)
+            .min(usize::try_from(room).unwrap_or(WINDOW));
         let bytes = &mut window[..len];
-        ctx.cpu.mem.arena().read(ArenaOffset(ram.0.wrapping_add(at)), bytes);
-        let insns = self.decode(ctx, bytes);
+        ctx.cpu.mem.arena().read(at, bytes);
+        let insns = self.decode(ctx, bytes, checked);
         if insns.is_empty() {
             // Neither page may change.
             self.global = false;
             return self.across(ctx, linear, tags[0], page, room);
         }
-        let end = insns.last().map_or(0, |i| u64::from(i.end));
-        let gpa = key.start..key.start + end;
         // A block that the segment's limit cut short is not for others.
         let key = (room >= WINDOW as u64).then_some(key);
-        let span = self.cache.add(key, insns, gpa, 0..0);
-        if key.is_some() {
+        let span = self.cache.add(New { key, insns, bytes, checked });
+        if key.is_some() && !checked {
             self.cache.set_jump(linear, tag, span);
         }
         Ok(span)
     }
 
-    /// Bytes of the page from RIP, as many as a block has at most: for code of 64 bits.
-    pub(crate) fn window(&self, ctx: &mut Ctx<'_>) -> Result<Vec<u8>, Stop> {
-        let linear = ctx.cpu.rip;
-        let page = ctx.fetch_page(linear)?;
-        let Some(ram) = page.ram else { return Ok(Vec::new()) };
-        let at = (linear % PAGE) as usize;
-        let mut bytes = vec![0; WINDOW.min(PAGE as usize - at)];
-        ctx.cpu.mem.arena().read(ArenaOffset(ram.0.wrapping_add(at)), &mut bytes);
-        Ok(bytes)
+    /// The block of this key, if what it was decoded from is still there.
+    fn known(&mut self, ctx: &mut Ctx<'_>, key: &Key, at: &Known) -> Option<Span> {
+        let (span, trust) = self.cache.find(key)?;
+        if u64::from(span.len) > at.room {
+            return None;
+        }
+        if trust == Trust::Suspect {
+            // Marks come before comparing: what is written after that is noticed.
+            let mut checked = self.mark(ctx, key.start & !(PAGE - 1));
+            if let Some(second) = key.second {
+                checked |= self.mark(ctx, second);
+            }
+            if checked != self.cache.is_checked(span) {
+                self.cache.forget(span.id);
+                return None;
+            }
+        }
+        if trust != Trust::Live && !self.unchanged(ctx, span, key, at.code) {
+            self.cache.forget(span.id);
+            return None;
+        }
+        if trust == Trust::Suspect {
+            self.cache.revive(span);
+        }
+        if !self.cache.is_checked(span) {
+            self.cache.set_jump(at.linear, at.tag, span);
+        }
+        Some(span)
+    }
+
+    /// Memory, at these places in the first and the second page, has what the block was decoded
+    /// from.
+    fn unchanged(&self, ctx: &Ctx<'_>, span: Span, key: &Key, code: [ArenaOffset; 2]) -> bool {
+        let bytes = self.cache.bytes(span);
+        let first = (PAGE - key.start % PAGE) as usize;
+        let mut now = [0; WINDOW];
+        let Some(now) = now.get_mut(..bytes.len()) else { return false };
+        let (low, high) = now.split_at_mut(first.min(bytes.len()));
+        let arena = ctx.cpu.mem.arena();
+        arena.read(code[0], low);
+        if !high.is_empty() {
+            arena.read(code[1], high);
+        }
+        now == bytes
     }
 
     /// One instruction that begins in `first` and ends in the next page, or beyond the limit.
@@ -132,27 +165,27 @@ impl Interp {
         };
         let mode = ctx.cpu.mode.key();
         let key = Key { start: first.gpa | at, mode, second: Some(second.gpa) };
-        if let Some(span) = self.cache.find(&key)
-            && u64::from(span.len) <= room
-        {
-            self.cache.set_jump(linear, tag, span);
+        let low_at = ArenaOffset(ram.0.wrapping_add(at as usize));
+        let known = Known { linear, tag, room, code: [low_at, more] };
+        if let Some(span) = self.known(ctx, &key, &known) {
             return Ok(span);
         }
-        self.mark(ctx, second.gpa);
+        let checked = self.mark(ctx, first.gpa) | self.mark(ctx, second.gpa);
         let mut bytes = [0; MAX_INSTRUCTION_LEN];
         let arena = ctx.cpu.mem.arena();
         let (low, high) = bytes.split_at_mut(here);
-        arena.read(ArenaOffset(ram.0.wrapping_add(at as usize)), low);
+        arena.read(low_at, low);
         arena.read(more, high);
         let len = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
-        let mut insns = self.decode(ctx, &bytes[..len]);
+        let mut insns = self.decode(ctx, &bytes[..len], checked);
         insns.truncate(1);
-        let Some(end) = insns.last().map(|i| u64::from(i.end)) else {
+        if insns.is_empty() {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
-        };
-        let rest = second.gpa..second.gpa + end.saturating_sub(here as u64);
-        let span = self.cache.add(Some(key), insns, key.start..first.gpa + PAGE, rest);
-        self.cache.set_jump(linear, tag, span);
+        }
+        let span = self.cache.add(New { key: Some(key), insns, bytes: &bytes, checked });
+        if !checked {
+            self.cache.set_jump(linear, tag, span);
+        }
         Ok(span)
     }
 
@@ -167,7 +200,7 @@ impl Interp {
             let page = match ctx.fetch_page(at) {
                 Ok(page) => page,
                 // Only the bytes of the instruction itself may fault.
-                Err(_) if have > 0 && !self.decode(ctx, &bytes[..have]).is_empty() => break,
+                Err(_) if have > 0 && !self.decode(ctx, &bytes[..have], false).is_empty() => break,
                 Err(stop) => return Err(stop),
             };
             let here = (most - have).min((PAGE - at % PAGE) as usize);
@@ -181,17 +214,17 @@ impl Interp {
             }
             have += here;
         }
-        let mut insns = self.decode(ctx, &bytes[..have]);
+        let mut insns = self.decode(ctx, &bytes[..have], false);
         insns.truncate(1);
         if insns.is_empty() {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
         }
-        Ok(self.cache.add(None, insns, 0..0, 0..0))
+        Ok(self.cache.add(New { key: None, insns, bytes: &bytes, checked: false }))
     }
 
     /// The instructions from the beginning of `bytes` to the end of the block. Empty if not
-    /// even the first is complete.
-    pub(crate) fn decode(&self, ctx: &Ctx<'_>, bytes: &[u8]) -> Vec<Insn> {
+    /// even the first is complete. A `checked` block ends where code may have changed.
+    pub(crate) fn decode(&mut self, ctx: &Ctx<'_>, bytes: &[u8], checked: bool) -> Vec<Insn> {
         let size = ctx.cpu.mode.code;
         let bits = match size {
             CodeSize::Bits16 => 16,
@@ -222,7 +255,7 @@ impl Interp {
             }
             insn.len = insn.len.max(1);
             insn.end = (start + usize::from(insn.len)) as u16;
-            let ends = ends_block(&iced);
+            let ends = ends_block(&iced) || checked && self.may_change_code(&iced);
             insns.push(insn);
             if ends {
                 break;
@@ -231,14 +264,36 @@ impl Interp {
         insns
     }
 
+    /// What follows may be other code than before: the instruction may write memory, have a
+    /// device write it, or is one after which other processors' writes must be seen.
+    fn may_change_code(&mut self, iced: &Instruction) -> bool {
+        use iced_x86::{Mnemonic::*, OpAccess};
+        let info = self.factory.info(iced);
+        let writes =
+            |access| !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead);
+        iced.is_privileged()
+            || matches!(iced.mnemonic(), Cpuid | Serialize | In | Out)
+            || info.used_memory().iter().any(|m| writes(m.access()))
+            || (0..iced.op_count())
+                .any(|n| iced.op_kind(n) == OpKind::Memory && writes(info.op_access(n)))
+    }
+
     /// The page holds code from now on: writes to it are noticed. Returns when no vCPU can
-    /// write it unnoticed.
-    fn mark(&self, ctx: &mut Ctx<'_>, gpa: u64) {
+    /// write it unnoticed. True if writes are not noticed, and whoever decodes it has to compare
+    /// before each execution.
+    fn mark(&self, ctx: &mut Ctx<'_>, gpa: u64) -> bool {
         let layout = ctx.cpu.mem.layout();
-        let Some((region, at)) = layout.find(gpa) else { return };
+        let Some((region, at)) = layout.find(gpa) else { return false };
         let at = at & !(PAGE - 1);
-        if !region.code().set((at / PAGE) as usize) {
-            return;
+        let number = (at / PAGE) as usize;
+        if region.code().get(number) {
+            return false;
+        }
+        if ctx.cpu.slots.code_pages().is_checked(gpa & !(PAGE - 1)) {
+            return true;
+        }
+        if !region.code().set(number) {
+            return false;
         }
         let page = region.arena_at(at);
         ctx.cpu.mmu.revoke_write(page);
@@ -251,7 +306,19 @@ impl Interp {
                 std::thread::yield_now();
             }
         }
+        false
     }
+}
+
+/// Where code was found.
+struct Known {
+    linear: u64,
+    /// The MMU's tag and the mode.
+    tag: u64,
+    /// Bytes to the end of the code segment.
+    room: u64,
+    /// In the first page and the second.
+    code: [ArenaOffset; 2],
 }
 
 /// Bytes from RIP to the end of the code segment; #GP(0) if there are none.

@@ -3,7 +3,7 @@
 use crate::{Cache, boundary::Next, cache::Span, counters::Counters, fetch::linear_ip};
 use emit::StubCache;
 use engine::{BreakpointKind, DebugExit, Exit, GuestDebug, Stats};
-use iced_x86::Mnemonic;
+use iced_x86::{InstructionInfoFactory, Mnemonic};
 use semantics::{Cpu, Ctx, Insn, Stop, event, features::IsaFeatures};
 use std::sync::atomic::Ordering::Relaxed;
 use translator::{Left, Translator};
@@ -21,6 +21,7 @@ pub struct Interp {
     pub(crate) hot: u32,
     /// What `locate` found is in a page for which `Tags::global` holds.
     pub(crate) global: bool,
+    pub(crate) factory: InstructionInfoFactory,
     /// Linear addresses before which a debugger wants to stop.
     breakpoints: Vec<u64>,
     single_step: bool,
@@ -37,6 +38,7 @@ impl Interp {
             translator: None,
             hot: 0,
             global: false,
+            factory: InstructionInfoFactory::new(),
             breakpoints: Vec::new(),
             single_step: false,
             retired: 0,
@@ -192,12 +194,12 @@ impl Interp {
             }
             // Elsewhere a segment's limit has to be asked.
             let near = ctx.cpu.mode.is64() && (ctx.cpu.rip ^ base) >> 12 == 0;
-            let (epoch, at) = (self.cache.epoch(), span.start.wrapping_add(done).wrapping_sub(1));
+            let (epoch, from) = (self.cache.epoch(), span);
             span = self.locate(ctx)?;
             // What ends in the next page depends on more than this one.
             let whole = ctx.cpu.rip % PAGE_SIZE + u64::from(span.len) <= PAGE_SIZE;
             if near && whole {
-                self.cache.chain(epoch, at, span);
+                self.cache.chain(epoch, from, done.wrapping_sub(1), span);
             }
         }
     }

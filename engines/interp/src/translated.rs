@@ -8,13 +8,15 @@ use semantics::{Ctx, Insn, Stop};
 use std::{sync::Arc, time::Instant};
 use translator::{Code, Left, Source, Translator};
 
+/// Bytes of decoded blocks, if translations go with them.
+const WITH_TRANSLATIONS: usize = 32 << 20;
+
 impl Interp {
     /// From now on blocks are translated when they have run so often. Runs with a budget need a
     /// translator that counts.
     pub fn set_translator(&mut self, translator: Translator, hot: u32) {
         self.hot = hot;
-        self.cache.clear();
-        self.cache.keep_for_translations();
+        self.cache.resize(WITH_TRANSLATIONS);
         self.translator = Some(translator);
     }
 
@@ -40,7 +42,7 @@ impl Interp {
                 *runs += 1;
                 return None;
             }
-            Heat::Runs(_) | Heat::Translated(_) => {}
+            Heat::Runs(_) | Heat::Translated => {}
         }
         self.enter(ctx, span, before, left)
     }
@@ -54,14 +56,15 @@ impl Interp {
     ) -> Option<Result<Left, Stop>> {
         let plane = ctx.cpu.mmu.plane()?;
         let translator = self.translator.as_mut()?;
-        if let Some((all, dropped)) = self.cache.take_dropped() {
-            if all {
+        if let Some(dropped) = self.cache.take_dropped() {
+            if dropped.all {
                 translator.clear();
             }
-            translator.remove(&dropped);
+            translator.suspend(&dropped.suspended);
+            translator.remove(&dropped.gone);
         }
         let known = self.cache.translations(span).and_then(|t| *t.get(plane)?);
-        let code = match known.filter(|code| translator.is_valid(*code, plane)) {
+        let code = match known.filter(|code| translator.revive(*code, plane)) {
             Some(code) => code,
             None => self.translate(ctx, span, plane)?,
         };
@@ -80,8 +83,7 @@ impl Interp {
         result
     }
 
-    /// Translates the block at RIP. What was written to it since it was decoded is seen here or
-    /// not: the request to forget the block is on its way in either case.
+    /// Translates the block at RIP.
     fn translate(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
         let since = Instant::now();
         let code = self.make(ctx, span, plane);
@@ -99,13 +101,14 @@ impl Interp {
     }
 
     fn make(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
-        if !self.cache.is_kept(span) {
+        // Blocks that compare their bytes are interpreted.
+        if !self.cache.is_kept(span) || self.cache.is_checked(span) {
             return None;
         }
         let start = (ctx.cpu.rip % x86_defs::PAGE_SIZE) as u16;
-        // It was fetched just now.
-        let bytes = self.window(ctx).ok()?;
-        let mut insns = self.decode(ctx, &bytes);
+        let bytes = self.cache.bytes(span).to_vec();
+        let checked = self.cache.is_checked(span);
+        let mut insns = self.decode(ctx, &bytes, checked);
         insns.truncate(usize::from(span.count));
         let insns: Arc<[Insn]> = insns.into();
         let source = Source { insns: &insns, bytes: &bytes, linear: ctx.cpu.rip, start, plane };

@@ -4,6 +4,7 @@
 //! on a [`Cpu`] through a [`Ctx`]. A handler that returns `Err(Stop::Fault)` has changed
 //! nothing architectural, but for the completed iterations of a REP.
 
+pub mod code_pages;
 pub mod cpu;
 mod cpuid;
 pub mod ctx;

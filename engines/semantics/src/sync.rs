@@ -4,9 +4,9 @@
 //! them at its next poll, one outside before it enters. Whoever waits for a request therefore
 //! waits only while the vCPU is in the guest and has not served it.
 
+use crate::code_pages::CodePages;
 use guest_mem::{ArenaOffset, Layout, PAGE};
 use std::{
-    collections::HashMap,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -30,7 +30,7 @@ pub enum Request {
     RevokeWrite(ArenaOffset),
     /// Forget every page that may be written without asking: dirty pages are logged anew.
     RevokeWrites,
-    /// Forget code decoded from these guest-physical bytes.
+    /// Code decoded from these guest-physical bytes is to be compared before it is executed.
     Code(Range<u64>),
     /// Another layout.
     Layout,
@@ -103,15 +103,8 @@ impl Slot {
 #[derive(Debug, Default)]
 pub struct Slots {
     all: RwLock<Vec<Arc<Slot>>>,
-    /// How often a code page was written.
-    writes: Mutex<HashMap<u64, u32>>,
+    code_pages: CodePages,
 }
-
-/// Code pages that are written more often than this stay marked, and only the written bytes
-/// are forgotten: code and data share them.
-const MIXED: u32 = 8;
-/// Pages counted at most.
-const COUNTED: usize = 4096;
 
 impl Slots {
     pub fn add(&self, slot: &Arc<Slot>) {
@@ -143,10 +136,10 @@ impl Slots {
     }
 
     /// Bytes of pages with code marks have been written, by the vCPU of `me` or a device.
-    /// Tells all other vCPUs, and returns what `me` has to forget.
+    /// Tells all other vCPUs, and returns what `me` has to look at again.
     ///
-    /// A page loses its mark, and all that was decoded from it is forgotten: what was code is
-    /// mostly data from then on, to be written at full speed.
+    /// A page loses its mark: it is written at full speed from then on, until code is decoded
+    /// from it again.
     pub fn code_written(
         &self,
         layout: &Layout,
@@ -158,29 +151,20 @@ impl Slots {
         while at < gpa.end {
             let page = at & !(PAGE - 1);
             let end = gpa.end.min(page.saturating_add(PAGE));
-            let range = match layout.find(page) {
-                Some((region, offset)) if !self.is_mixed(page) => {
-                    // The mark goes first: what is decoded after that marks anew, and what was
-                    // decoded before is forgotten by the request.
-                    region.code().clear((offset / PAGE) as usize);
-                    page..page + PAGE
-                }
-                _ => at..end,
-            };
-            drop(self.ask_others(&Request::Code(range.clone()), me));
-            stale.push(range);
+            if let Some((region, offset)) = layout.find(page) {
+                self.code_pages.written(page);
+                // The mark goes first: what is decoded after that marks anew, and what was
+                // decoded before is concerned by the request.
+                region.code().clear((offset / PAGE) as usize);
+            }
+            drop(self.ask_others(&Request::Code(page..page + PAGE), me));
+            stale.push(page..page + PAGE);
             at = end;
         }
         stale
     }
 
-    fn is_mixed(&self, page: u64) -> bool {
-        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
-        if writes.len() >= COUNTED {
-            writes.clear();
-        }
-        let count = writes.entry(page).or_default();
-        *count = count.saturating_add(1);
-        *count > MIXED
+    pub fn code_pages(&self) -> &CodePages {
+        &self.code_pages
     }
 }

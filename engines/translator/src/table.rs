@@ -29,6 +29,8 @@ pub struct Translated {
     /// Entries of the table of jumps that may go to this block.
     pub jumps: Vec<u32>,
     pub alive: bool,
+    /// It cannot be run again.
+    pub removed: bool,
 }
 
 #[derive(Debug, Default)]

@@ -227,6 +227,7 @@ impl Translator {
             incoming: Vec::new(),
             jumps: Vec::new(),
             alive: true,
+            removed: false,
         });
         Some(Code { epoch: self.epoch, number })
     }
@@ -269,13 +270,29 @@ impl Translator {
         (code.epoch == self.epoch && block.alive).then_some(block)
     }
 
-    /// The block can still be run, with these rights.
-    pub fn is_valid(&self, code: Code, plane: usize) -> bool {
-        self.block(code).is_some_and(|b| b.plane == plane)
+    /// The block, which is what it was, can be run with these rights.
+    pub fn revive(&mut self, code: Code, plane: usize) -> bool {
+        let block = self.table.blocks.get_mut(code.number as usize);
+        let Some(block) = block.filter(|b| b.plane == plane && code.epoch == self.epoch) else {
+            return false;
+        };
+        block.alive = !block.removed;
+        block.alive
     }
 
     /// The blocks are not to be run any more.
     pub fn remove(&mut self, codes: &[Code]) {
+        self.suspend(codes);
+        let epoch = self.epoch;
+        for code in codes.iter().filter(|c| c.epoch == epoch) {
+            if let Some(block) = self.table.blocks.get_mut(code.number as usize) {
+                block.removed = true;
+            }
+        }
+    }
+
+    /// The blocks are not to be run until they are revived.
+    pub fn suspend(&mut self, codes: &[Code]) {
         let epoch = self.epoch;
         for code in codes.iter().filter(|c| c.epoch == epoch) {
             let Some(block) = self.table.blocks.get_mut(code.number as usize) else { continue };
