@@ -378,10 +378,7 @@ impl Asm {
     }
 
     pub fn patch(&mut self, at: Patch) {
-        let distance = (self.code.len() - at.0 - 4) as u32;
-        if let Some(field) = self.code.get_mut(at.0..at.0 + 4) {
-            field.copy_from_slice(&distance.to_le_bytes());
-        }
+        self.patch_to(at, self.here());
     }
 
     /// Makes a jump or call go to an offset in the code memory.

@@ -1,9 +1,11 @@
 //! One block: its instructions, its exits, and what lies out of line.
 
+mod access;
 mod copy;
 mod count;
 mod divide;
 mod flow;
+mod reuse;
 mod stack;
 mod vector;
 
@@ -17,6 +19,7 @@ use crate::{
 };
 pub use flow::is_flow;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
+use reuse::Reuse;
 
 /// The instruction has no translation: its handler executes it.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +68,8 @@ enum Why {
     Handler,
     /// The TLB does not know the page.
     Tlb(Place),
+    /// The range of several accesses is not known: the plain part is made for this.
+    Plain,
 }
 
 pub struct Lowerer<'t> {
@@ -88,6 +93,9 @@ pub struct Lowerer<'t> {
     vectors: u8,
     /// Where handlers are called in the line.
     calls: Vec<Patch>,
+    /// Where instructions begin in the plain part, by number.
+    plain: Vec<usize>,
+    reuse: Reuse,
 }
 
 /// Instructions in a block at most, and how a site is made of block and instruction.
@@ -110,6 +118,8 @@ impl<'t> Lowerer<'t> {
             ends: Vec::new(),
             vectors: 0,
             calls: Vec::new(),
+            plain: Vec::new(),
+            reuse: Reuse::default(),
         }
     }
 
@@ -128,19 +138,12 @@ impl<'t> Lowerer<'t> {
         self.asm.unless_rcx_zero(|asm| poll = Some(asm.jmp_forward()));
         let unpolled = self.asm.here();
         let short = self.want_budget(insns.len());
+        self.reuse = Reuse::new(access::accesses(insns));
         let (mut callouts, mut open) = (0, true);
         for (index, insn) in insns.iter().enumerate() {
-            self.index = index;
-            let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
-            let result = if allowed(insn) { self.instruction(insn) } else { Err(Untranslated) };
-            if result.is_err() {
-                self.asm.code.truncate(code);
-                self.exits.truncate(exits);
-                self.misses.truncate(misses);
-                self.callout();
-                callouts += 1;
-            }
-            open = result.is_err() || !flow::is_flow(insn);
+            let translated = self.one(index, insn, allowed(insn));
+            callouts += usize::from(!translated);
+            open = !translated || !flow::is_flow(insn);
             self.ends.push(self.asm.here());
         }
         if open {
@@ -157,6 +160,7 @@ impl<'t> Lowerer<'t> {
             self.asm.patch(short);
             self.leave_at(start, EXIT_BUDGET);
         }
+        self.doubled(insns, allowed);
         self.out_of_line();
         let entry = self.vector_entry(origin, stop);
         let Self { vectors, exits, .. } = self;
@@ -189,6 +193,35 @@ impl<'t> Lowerer<'t> {
         entry
     }
 
+    /// One instruction; false if it is left to its handler.
+    fn one(&mut self, index: usize, insn: &Instruction, allowed: bool) -> bool {
+        self.index = index;
+        self.reuse.begin();
+        let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
+        let result = if allowed { self.instruction(insn) } else { Err(Untranslated) };
+        if result.is_err() {
+            self.asm.code.truncate(code);
+            self.exits.truncate(exits);
+            self.misses.truncate(misses);
+            self.callout();
+        }
+        self.reuse.end(index, result.is_err());
+        result.is_ok()
+    }
+
+    /// The plain version of what was made with the reuse of checks.
+    fn doubled(&mut self, insns: &[Instruction], allowed: impl Fn(&Instruction) -> bool) {
+        self.reuse.plain = true;
+        self.plain = vec![self.thunks.leave; insns.len()];
+        for (first, last) in self.reuse.doubled.clone() {
+            for (index, insn) in insns.iter().enumerate().take(last + 1).skip(first) {
+                self.plain[index] = self.asm.here();
+                self.one(index, insn, allowed(insn));
+            }
+            self.asm.jmp(self.ends.get(last).copied().unwrap_or(self.thunks.leave));
+        }
+    }
+
     fn site(&mut self, index: usize) {
         let site = self.id << SITE_BITS | index as u32;
         self.asm.store_imm(field!(site), site as i32, false);
@@ -203,6 +236,11 @@ impl<'t> Lowerer<'t> {
 
     fn out_of_line(&mut self) {
         for Miss { index, patch, why } in std::mem::take(&mut self.misses) {
+            if let Why::Plain = why {
+                let to = self.plain.get(index).copied().unwrap_or(self.thunks.leave);
+                self.asm.patch_to(patch, to);
+                continue;
+            }
             self.asm.patch(patch);
             self.site(index);
             let live = self.vectors != 0;
@@ -218,8 +256,14 @@ impl<'t> Lowerer<'t> {
                     }
                     self.asm.call(miss)
                 }
+                Why::Plain => continue,
             };
-            let back = self.ends.get(index).copied().unwrap_or(self.thunks.leave);
+            let next = if self.reuse.inside(index) {
+                self.plain.get(index + 1)
+            } else {
+                self.ends.get(index)
+            };
+            let back = next.copied().unwrap_or(self.thunks.leave);
             self.asm.jmp(back);
         }
         for n in 0..self.exits.len() {
@@ -313,6 +357,7 @@ impl<'t> Lowerer<'t> {
 
     /// The linear address of the memory operand, in [`SA`]; [`SB`] is lost.
     fn address(&mut self, insn: &Instruction) -> Done {
+        self.reuse.lost();
         self.offset(insn, SA, true)?;
         let base = match insn.memory_segment() {
             Register::FS => field!(fs),

@@ -15,6 +15,8 @@ pub const TLB: usize = 4096;
 pub const PLANES: usize = 3;
 /// Entries of the table of jump targets.
 pub const JUMPS: usize = 1 << 16;
+/// Distances that a block keeps for later accesses.
+pub const SLOTS: usize = 8;
 /// Exits of all blocks together.
 pub const CELLS: usize = 1 << 18;
 const PAGE: u64 = 4096;
@@ -62,6 +64,8 @@ impl Jump {
 pub struct State {
     /// Where what is pushed begins.
     pub pushed: [u64; 2],
+    /// Of a block's own: host less linear address of pages that it has checked.
+    pub slots: [u64; SLOTS],
     /// The guest's general registers, while they are not in the host's.
     pub gpr: [u64; 16],
     pub rip: u64,
@@ -92,6 +96,7 @@ pub struct State {
     pub outside_32: u64,
     /// Of the low bits of an address.
     pub below_16: u64,
+    pub below_32: u64,
     /// Of MXCSR: the exceptions' masks, and what is reserved.
     pub mxcsr_masks: u64,
     pub mxcsr_reserved: u64,
@@ -144,6 +149,10 @@ pub(crate) use field;
 
 pub fn gpr(number: u8) -> Mem {
     Mem::at(RSP, offset_of!(State, gpr) as i32 + 8 * i32::from(number & 15) - BIAS as i32)
+}
+
+pub fn slot(number: usize) -> Mem {
+    Mem::at(RSP, offset_of!(State, slots) as i32 + 8 * (number % SLOTS) as i32 - BIAS as i32)
 }
 
 pub fn cell(number: u32) -> Mem {

@@ -125,7 +125,7 @@ impl Translator {
         state.retired = 1;
         state.dead.fill(1);
         (state.outside_16, state.outside_32) = (!0xff0, !0xfe0);
-        state.below_16 = 15;
+        (state.below_16, state.below_32) = (15, 31);
         state.mxcsr_masks = callout::MASKS.into();
         state.mxcsr_reserved = 0xffff_0000;
         state.jumps.fill(Jump::NONE);
@@ -185,7 +185,7 @@ impl Translator {
     /// Translates a block of 64-bit code; `None` if that would not pay.
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
         let full = self.next + BLOCK_ROOM > self.memory.len()
-            || self.table.cells.len() + (1 << SITE_BITS) > CELLS
+            || self.table.cells.len() + (2 << SITE_BITS) > CELLS
             || self.table.blocks.len() >= BLOCKS;
         if full {
             self.clear();

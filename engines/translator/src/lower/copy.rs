@@ -136,7 +136,7 @@ fn counts_in_cl(insn: &Instruction) -> bool {
         && insn.op_kind(insn.op_count().wrapping_sub(1)) == OpKind::Register
 }
 
-fn writes(access: OpAccess) -> bool {
+pub(super) fn writes(access: OpAccess) -> bool {
     use OpAccess::*;
     matches!(access, Write | CondWrite | ReadWrite | ReadCondWrite)
 }
@@ -181,12 +181,14 @@ impl Lowerer<'_> {
         }
         let mut plan = self.plan(insn)?;
         if let Some((write, size)) = plan.memory {
-            let place = self.place(insn)?;
-            let place = self.probe_at(place, write, size);
+            let place = self.operand(insn, write, size)?;
             plan.use_host_address(place);
         }
         if counts_in_cl(insn) {
             self.asm.mov(SC, GUEST_RCX, true);
+        }
+        if plan.memory.is_none() && plan.temps.is_empty() {
+            self.reuse.keep();
         }
         for (guest, scratch, _) in &plan.temps {
             self.asm.load(*scratch, gpr(*guest));

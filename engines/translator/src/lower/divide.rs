@@ -50,8 +50,7 @@ impl Lowerer<'_> {
                 4 => false,
                 _ => return Err(Untranslated),
             };
-            let place = self.place(insn)?;
-            let place = self.probe_at(place, false, if wide { 8 } else { 4 });
+            let place = self.operand(insn, false, if wide { 8 } else { 4 })?;
             match wide {
                 true => self.asm.load(SC, place.host()),
                 false => self.asm.load32(SC, place.host()),

@@ -3,7 +3,6 @@
 use super::{BASE, Done, Exit, Lowerer, Untranslated};
 use crate::{
     asm::Mem,
-    probe::Place,
     regs::{self, GUEST_RSP, SA, SC},
     state::{cell, field, gpr},
 };
@@ -75,8 +74,7 @@ impl Lowerer<'_> {
     /// Target of an indirect jump or call in [`SA`].
     fn indirect_target(&mut self, insn: &Instruction) -> Done {
         if insn.op0_kind() == OpKind::Memory {
-            let place = self.place(insn)?;
-            let place = self.probe_at(place, false, 8);
+            let place = self.operand(insn, false, 8)?;
             self.asm.load(SA, place.host());
         } else {
             let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
@@ -110,7 +108,7 @@ impl Lowerer<'_> {
             self.indirect_target(insn)?;
             self.asm.store(field!(temp), SA);
         }
-        let place = self.probe_at(Place { base: GUEST_RSP, disp: -8 }, true, 8);
+        let place = self.stack(GUEST_RSP, -8, true);
         self.page_relative(SC, insn.next_ip().wrapping_sub(BASE) as i64);
         self.asm.store(place.host(), SC);
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
@@ -130,7 +128,7 @@ impl Lowerer<'_> {
             Code::Retnq_imm16 => i32::from(insn.immediate16()),
             _ => return Err(Untranslated),
         };
-        let place = self.probe_at(Place { base: GUEST_RSP, disp: 0 }, false, 8);
+        let place = self.stack(GUEST_RSP, 0, false);
         self.asm.load(SA, place.host());
         self.canonical();
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);

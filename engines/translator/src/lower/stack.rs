@@ -3,11 +3,10 @@
 use super::{Done, Lowerer, Untranslated};
 use crate::{
     asm::Mem,
-    probe::Place,
     regs::{self, GUEST_RBP, GUEST_RSP, SA, SC},
     state::field,
 };
-use iced_x86::{Code, Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 impl Lowerer<'_> {
     pub(super) fn push(&mut self, insn: &Instruction) -> Done {
@@ -17,12 +16,11 @@ impl Lowerer<'_> {
             _ => return Err(Untranslated),
         };
         if from_memory {
-            let place = self.place(insn)?;
-            let place = self.probe_at(place, false, 8);
+            let place = self.operand(insn, false, 8)?;
             self.asm.load(SC, place.host());
             self.asm.store(field!(temp), SC);
         }
-        let place = self.probe_at(Place { base: GUEST_RSP, disp: -8 }, true, 8);
+        let place = self.stack(GUEST_RSP, -8, true);
         match (from_memory, insn.op0_kind()) {
             (true, _) => {
                 self.asm.load(SC, field!(temp));
@@ -46,7 +44,7 @@ impl Lowerer<'_> {
             return Err(Untranslated);
         }
         let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
-        let place = self.probe_at(Place { base: GUEST_RSP, disp: 0 }, false, 8);
+        let place = self.stack(GUEST_RSP, 0, false);
         self.asm.load(SC, place.host());
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8), true);
         self.set(number, SC);
@@ -57,7 +55,7 @@ impl Lowerer<'_> {
         if insn.code() != Code::Leaveq {
             return Err(Untranslated);
         }
-        let place = self.probe_at(Place { base: GUEST_RBP, disp: 0 }, false, 8);
+        let place = self.stack(GUEST_RBP, 0, false);
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RBP, 8), true);
         self.asm.load(GUEST_RBP, place.host());
         Ok(())
@@ -71,6 +69,10 @@ impl Lowerer<'_> {
         };
         let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
         let to = regs::home(number).unwrap_or(SA);
+        let homed = |r| r == Register::None || regs::number(r).and_then(regs::home).is_some();
+        if homed(insn.memory_base()) && homed(insn.memory_index()) {
+            self.reuse.keep();
+        }
         self.offset(insn, to, wide)?;
         self.set(number, to);
         Ok(())

@@ -39,9 +39,8 @@ impl Lowerer<'_> {
             if !matches!(memory.alignment, 1 | 16 | 32) {
                 return Err(Untranslated);
             }
-            let place = self.place(insn)?;
             let size = memory.size.into();
-            let place = self.probe_aligned(place, memory.write, size, memory.alignment);
+            let place = self.aligned_operand(insn, memory.write, size, memory.alignment)?;
             plan.use_host_address(place);
         }
         for (guest, scratch, _) in &plan.temps {
@@ -72,8 +71,7 @@ impl Lowerer<'_> {
             return Err(Untranslated);
         }
         let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
-        let place = self.place(insn)?;
-        let place = self.probe_at(place, insn.op0_kind() == OpKind::Memory, size);
+        let place = self.operand(insn, insn.op0_kind() == OpKind::Memory, size)?;
         plan.use_host_address(place);
         self.encode(&plan.insn)?;
         self.vectors |= vectors::USED | vectors::AVX;

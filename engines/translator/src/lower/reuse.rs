@@ -1,0 +1,258 @@
+//! One check of the TLB for several accesses of a block.
+//!
+//! Where several accesses are near each other (see [`super::access`]), the first one checks the
+//! whole range, and leaves the distance to the host address in a slot of the state for the
+//! others. This holds until a handler runs, which may change anything. So a block that has such
+//! accesses exists twice from the first to the last of them: once so, and once plain, with a
+//! check for each. Control goes on in the plain one if the check of a range fails or a handler
+//! has run. Checks come before any effect of their instruction, which can thus be begun again.
+
+use super::{
+    Lowerer, Miss, Untranslated, Why,
+    access::{Access, Key, Which},
+};
+use crate::{
+    asm::{Asm, Patch},
+    probe::{self, Place},
+    regs::{SA, SB, SC},
+    state::{SLOTS, field, slot},
+};
+
+use iced_x86::Instruction;
+
+/// What a range spans at most: the larger it is, the likelier it crosses a page.
+const SPAN: i64 = 512;
+
+/// A range that was checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fact {
+    key: Key,
+    from: i64,
+    to: i64,
+    write: bool,
+    slot: usize,
+    /// Where it is aligned, to so much.
+    aligned: (i64, u8),
+    /// The last instruction that makes use of it.
+    last: usize,
+}
+
+/// What is known where the next instruction is made.
+#[derive(Debug, Default)]
+pub(super) struct Reuse {
+    accesses: Vec<[Option<Access>; 2]>,
+    facts: Vec<Fact>,
+    /// The slot whose distance is still in [`SB`]: before the instruction, and after it.
+    held: Option<usize>,
+    holds: Option<usize>,
+    /// Where the doubled part began that is not yet over.
+    open: Option<usize>,
+    /// First and last instruction of doubled parts.
+    pub doubled: Vec<(usize, usize)>,
+    /// The plain part is being made.
+    pub plain: bool,
+}
+
+impl Reuse {
+    pub fn new(accesses: Vec<[Option<Access>; 2]>) -> Self {
+        Self { accesses, ..Self::default() }
+    }
+
+    /// Before an instruction.
+    pub fn begin(&mut self) {
+        self.held = self.holds.take();
+    }
+
+    /// The instruction leaves [`SB`] alone.
+    pub fn keep(&mut self) {
+        self.holds = self.held;
+    }
+
+    /// [`SB`] is used otherwise.
+    pub fn lost(&mut self) {
+        self.held = None;
+    }
+
+    /// After an instruction; if `handled`, its handler has run, and what was made for it is
+    /// not there any more.
+    pub fn end(&mut self, index: usize, handled: bool) {
+        if self.plain {
+            return;
+        }
+        if handled {
+            self.facts.clear();
+            self.holds = None;
+        }
+        self.facts.retain(|fact| fact.last > index);
+        if !self.facts.is_empty() {
+            return;
+        }
+        let last = if handled { index.checked_sub(1) } else { Some(index) };
+        if let (Some(first), Some(last)) = (self.open.take(), last)
+            && first <= last
+        {
+            self.doubled.push((first, last));
+        }
+    }
+
+    /// The instruction is in a doubled part, and so is the next.
+    pub fn inside(&self, index: usize) -> bool {
+        self.doubled.iter().any(|(first, last)| (*first..*last).contains(&index))
+    }
+
+    fn access(&self, index: usize, which: Which) -> Option<Access> {
+        if self.plain {
+            return None;
+        }
+        *self.accesses.get(index)?.get(which as usize)?
+    }
+
+    fn fact(&self, access: &Access, len: usize, write: bool) -> Option<usize> {
+        let end = access.at.checked_add(len as i64)?;
+        let covers = |fact: &&Fact| {
+            fact.key == access.key
+                && fact.from <= access.at
+                && end <= fact.to
+                && (fact.write || !write)
+        };
+        self.facts.iter().find(covers).map(|fact| fact.slot)
+    }
+
+    /// The range of an access and of those that follow; `None` if it is alone.
+    fn range(&self, index: usize, which: Which, access: &Access, write: bool) -> Option<Fact> {
+        let slot = (0..SLOTS).find(|slot| self.facts.iter().all(|fact| fact.slot != *slot))?;
+        let (from, to) = (access.at, access.end());
+        let mut fact =
+            Fact { key: access.key, from, to, write, slot, aligned: (0, 1), last: index };
+        let mut alone = true;
+        for (n, pair) in self.accesses.iter().enumerate().skip(index) {
+            // Of the same instruction, what follows.
+            let skip = if n == index { which as usize + 1 } else { 0 };
+            for other in pair.iter().skip(skip).flatten().filter(|other| other.key == fact.key) {
+                let (from, to) = (fact.from.min(other.at), fact.to.max(other.end()));
+                if to.checked_sub(from).is_none_or(|span| span > SPAN) {
+                    continue;
+                }
+                (fact.from, fact.to, fact.last) = (from, to, n);
+                fact.write |= other.write;
+                alone = false;
+            }
+        }
+        (!alone).then_some(fact)
+    }
+}
+
+impl Lowerer<'_> {
+    /// Checks the access to the memory operand.
+    pub(super) fn operand(
+        &mut self,
+        insn: &Instruction,
+        write: bool,
+        len: usize,
+    ) -> Result<Place, Untranslated> {
+        self.aligned_operand(insn, write, len, 1)
+    }
+
+    /// The same, where what is not aligned to 16 or 32 bytes is left to the handler.
+    pub(super) fn aligned_operand(
+        &mut self,
+        insn: &Instruction,
+        write: bool,
+        len: usize,
+        alignment: u8,
+    ) -> Result<Place, Untranslated> {
+        let place = self.place(insn)?;
+        Ok(self.access(Which::Operand, place, write, len, alignment))
+    }
+
+    /// Checks the access that moves the stack pointer.
+    pub(super) fn stack(&mut self, base: u8, disp: i32, write: bool) -> Place {
+        self.access(Which::Stack, Place { base, disp }, write, 8, 1)
+    }
+
+    /// Checks an access of the instruction under way, unless that was done; the operand is
+    /// [`Place::host`] of the result. [`SA`] may be lost.
+    fn access(
+        &mut self,
+        which: Which,
+        place: Place,
+        write: bool,
+        len: usize,
+        alignment: u8,
+    ) -> Place {
+        let Some(access) = self.reuse.access(self.index, which) else {
+            return self.probe_aligned(place, write, len, alignment);
+        };
+        if let Some(number) = self.reuse.fact(&access, len, write) {
+            if self.reuse.held != Some(number) {
+                self.asm.load(SB, slot(number));
+            }
+            self.reuse.holds = Some(number);
+            self.reuse.held = None;
+            self.align(number, &access, place, alignment);
+            return place;
+        }
+        self.reuse.held = None;
+        let fact = self.reuse.range(self.index, which, &access, write);
+        let first = fact.and_then(|fact| self.first(&access, &fact, place));
+        if let (Some(fact), Some(place)) = (fact, first) {
+            self.align(fact.slot, &access, place, alignment);
+            return place;
+        }
+        self.probe_aligned(place, write, len, alignment)
+    }
+
+    /// Leaves the instruction to the handler if its operand is not aligned, unless that is
+    /// known from one before.
+    fn align(&mut self, slot: usize, access: &Access, place: Place, alignment: u8) {
+        if alignment <= 1 {
+            return;
+        }
+        let Some(fact) = self.reuse.facts.iter_mut().find(|fact| fact.slot == slot) else { return };
+        let apart = access.at.wrapping_sub(fact.aligned.0);
+        if fact.aligned.1 >= alignment && apart % i64::from(alignment) == 0 {
+            return;
+        }
+        fact.aligned = (access.at, alignment);
+        let below = if alignment == 32 { field!(below_32) } else { field!(below_16) };
+        self.handler_unless_zero(|asm| {
+            let address = match place.disp {
+                0 => place.base,
+                _ => {
+                    asm.lea(SC, place.linear(), true);
+                    SC
+                }
+            };
+            asm.pext(SC, address, below);
+        });
+    }
+
+    /// The check of a range, at the first access.
+    fn first(&mut self, access: &Access, fact: &Fact, place: Place) -> Option<Place> {
+        let down = i32::try_from(access.at.checked_sub(fact.from)?).ok()?;
+        let start = Place { base: place.base, disp: place.disp.checked_sub(down)? };
+        let len = usize::try_from(fact.to.checked_sub(fact.from)?).ok()?;
+        let place = match start.disp {
+            0 => place,
+            _ => {
+                self.asm.lea(SA, start.linear(), true);
+                Place { base: SA, disp: down }
+            }
+        };
+        let mut patch = None;
+        let miss = |asm: &mut Asm| patch = Some(asm.jmp_forward());
+        probe::probe(&mut self.asm, self.plane, fact.write, place.base, len, miss);
+        self.asm.store(slot(fact.slot), SB);
+        self.plain_from(patch);
+        self.reuse.facts.push(*fact);
+        self.reuse.holds = Some(fact.slot);
+        self.reuse.open.get_or_insert(self.index);
+        Some(place)
+    }
+
+    fn plain_from(&mut self, patch: Option<Patch>) {
+        let index = self.index;
+        let why = Why::Plain;
+        self.misses.extend(patch.map(|patch| Miss { index, patch, why }));
+    }
+}
