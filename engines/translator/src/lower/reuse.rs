@@ -256,3 +256,45 @@ impl Lowerer<'_> {
         self.misses.extend(patch.map(|patch| Miss { index, patch, why }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lower::{BASE, access::accesses};
+    use iced_x86::{Decoder, DecoderOptions};
+
+    #[test]
+    fn nothing_is_known_after_a_handler() {
+        // mov rax, [rdi]; mov rcx, [rdi+8]; mov rdx, [rdi+16]
+        let bytes = [0x48, 0x8b, 0x07, 0x48, 0x8b, 0x4f, 0x08, 0x48, 0x8b, 0x57, 0x10];
+        let insns: Vec<_> =
+            Decoder::with_ip(64, &bytes, BASE, DecoderOptions::NONE).iter().collect();
+        let begun = || {
+            let mut reuse = Reuse::new(accesses(&insns));
+            reuse.begin();
+            let first = reuse.access(0, Which::Operand).unwrap();
+            let fact = reuse.range(0, Which::Operand, &first, false).unwrap();
+            assert_eq!((fact.from, fact.to, fact.last, fact.write), (0, 24, 2, false));
+            reuse.facts.push(fact);
+            (reuse.holds, reuse.open) = (Some(fact.slot), Some(0));
+            reuse.end(0, false);
+            reuse
+        };
+        for handled in [false, true] {
+            let mut reuse = begun();
+            reuse.begin();
+            let second = reuse.access(1, Which::Operand).unwrap();
+            assert!(reuse.fact(&second, 8, false).is_some() && reuse.held.is_some());
+            assert!(reuse.fact(&second, 8, true).is_none());
+            reuse.keep();
+            reuse.end(1, handled);
+            reuse.begin();
+            let third = reuse.access(2, Which::Operand).unwrap();
+            assert_eq!(reuse.fact(&third, 8, false).is_none(), handled);
+            assert_eq!(reuse.held.is_none(), handled);
+            reuse.end(2, false);
+            assert_eq!(reuse.doubled, if handled { [(0, 0)] } else { [(0, 2)] });
+            assert_eq!((reuse.inside(1), reuse.inside(2)), (!handled, false));
+        }
+    }
+}
