@@ -143,6 +143,7 @@ impl Pair {
         assert_eq!(got, expected, "{}", context());
         let (a, b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
         assert_eq!(a.regs, b.regs, "{}", context());
+        assert!(a == b, "{}", context());
         if expected.is_err() {
             assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", context());
         }
@@ -181,9 +182,9 @@ fn random_insn(rng: &mut Rng) -> Vec<u8> {
     let wide = if rng.below(2) == 0 { 0x48 } else { 0x40 };
     let mut out = Vec::new();
     match rng.below(16) {
-        // MOV, ADD and CMP in both directions, MOVZX.
+        // MOV, ADD and CMP in both directions, MOVZX, vectors.
         0..=8 => {
-            let opcodes: [&[u8]; 9] = [
+            let opcodes: [&[u8]; 13] = [
                 &[0x8b],
                 &[0x89],
                 &[0x88],
@@ -193,10 +194,21 @@ fn random_insn(rng: &mut Rng) -> Vec<u8> {
                 &[0x3b],
                 &[0x0f, 0xb6],
                 &[0x0f, 0xb7],
+                // MOVUPS and MOVAPS.
+                &[0x0f, 0x10],
+                &[0x0f, 0x11],
+                &[0x0f, 0x28],
+                &[0x0f, 0x29],
             ];
-            let opcode = opcodes[rng.below(9) as usize];
+            let number = rng.below(13) as usize;
+            let opcode = opcodes[number];
             let mut rex = wide;
-            let rest = operand(rng, &mut rex, other);
+            let mut rest = operand(rng, &mut rex, other);
+            if let Some(disp) = rest.last_mut()
+                && number > 10
+            {
+                *disp &= [0x70, 0x70, 0x78][rng.below(3) as usize];
+            }
             out.push(rex);
             out.extend(opcode);
             out.extend(rest);
@@ -242,9 +254,10 @@ fn random_insn(rng: &mut Rng) -> Vec<u8> {
 /// Near the ends of pages more often than elsewhere.
 fn address(rng: &mut Rng) -> u64 {
     let page = rng.below(PAGES - 1) * PAGE;
-    let at = match rng.below(3) {
-        0 => rng.below(8) * 8,
+    let at = match rng.below(4) {
+        0 => rng.below(8) * 16,
         1 => PAGE - 96 + rng.below(96),
+        2 => rng.below(256) * 16,
         _ => rng.below(PAGE - 256),
     };
     DATA + page + at + if rng.below(4) == 0 { HIGH } else { 0 }
