@@ -63,6 +63,17 @@ impl CodeMemory {
         true
     }
 
+    /// A copy of what is at `at`: up to `len` bytes. Nobody else may be writing it.
+    pub fn copy(&mut self, at: usize, len: usize) -> Vec<u8> {
+        let len = len.min(self.len.saturating_sub(at));
+        if len == 0 {
+            return Vec::new();
+        }
+        // SAFETY: just checked to be inside the mapping, which is borrowed exclusively: nobody
+        // writes to it.
+        unsafe { std::slice::from_raw_parts(self.execute.as_ptr().add(at), len) }.to_vec()
+    }
+
     /// The address at which the code at `at` executes; `at` is inside the memory.
     pub fn address(&self, at: usize) -> *const u8 {
         assert!(at < self.len, "offset outside the code memory");

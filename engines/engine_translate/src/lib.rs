@@ -67,6 +67,18 @@ impl Translate {
     }
 }
 
+impl Translate {
+    /// [`Engine::create_vm`], with what only this engine's VMs have.
+    pub fn vm(&self, config: &VmConfig) -> Result<TranslateVm, Error> {
+        self.caps.check(config)?;
+        let khz = config.tsc_khz.unwrap_or(TSC_KHZ);
+        if khz == 0 {
+            return Err(Error::Unsupported("a TSC that stands still"));
+        }
+        TranslateVm::new(config, khz, &self.stubs, self.translation)
+    }
+}
+
 impl Engine for Translate {
     fn name(&self) -> &'static str {
         "translate"
@@ -77,12 +89,7 @@ impl Engine for Translate {
     }
 
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn Vm>, Error> {
-        self.caps.check(config)?;
-        let khz = config.tsc_khz.unwrap_or(TSC_KHZ);
-        if khz == 0 {
-            return Err(Error::Unsupported("a TSC that stands still"));
-        }
-        Ok(Arc::new(TranslateVm::new(config, khz, &self.stubs, self.translation)?))
+        Ok(Arc::new(self.vm(config)?))
     }
 }
 

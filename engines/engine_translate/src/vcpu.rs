@@ -45,6 +45,18 @@ impl TranslateVcpu {
         Ok(Self { cpu, interp, counted: vm.counted, khz: vm.khz, last_tsc: None, wanted_tsc: None })
     }
 
+    /// Remembers from now on what [`Self::host_code`] answers.
+    pub fn keep_listing(&mut self) {
+        if let Some(translator) = self.interp.translator() {
+            translator.keep_listing();
+        }
+    }
+
+    /// What the guest code at a linear address was last translated to: address and bytes.
+    pub fn host_code(&mut self, linear: u64) -> Option<(u64, Vec<u8>)> {
+        self.interp.translator()?.host_code(linear)
+    }
+
     fn run_budget(&mut self, budget: u64, host: &mut dyn VcpuHost) -> Exit {
         if let Some(wanted) = self.wanted_tsc.take() {
             self.continue_tsc(wanted, host.tsc());

@@ -94,6 +94,17 @@ impl TranslateVm {
         })
     }
 
+    /// [`Vm::create_vcpu`], with what only this engine's vCPUs have.
+    pub fn vcpu(&self, id: u32) -> Result<TranslateVcpu, Error> {
+        if id >= 255 {
+            return Err(Error::Unsupported("a vCPU of this number"));
+        }
+        if !self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+            return Err(Error::Unsupported("two vCPUs of one number"));
+        }
+        TranslateVcpu::new(self, id)
+    }
+
     /// No vCPU writes to a page unnoticed that it has not asked for after this.
     fn revoke_writes(&self) {
         for (slot, number) in self.slots.ask_others(&Request::RevokeWrites, None) {
@@ -128,13 +139,7 @@ impl Vm for TranslateVm {
     }
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, Error> {
-        if id >= 255 {
-            return Err(Error::Unsupported("a vCPU of this number"));
-        }
-        if !self.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
-            return Err(Error::Unsupported("two vCPUs of one number"));
-        }
-        Ok(Box::new(TranslateVcpu::new(self, id)?))
+        Ok(Box::new(self.vcpu(id)?))
     }
 
     fn log_dirty(&self, on: bool) -> Result<(), Error> {

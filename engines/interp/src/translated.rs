@@ -20,6 +20,10 @@ impl Interp {
         self.translator = Some(translator);
     }
 
+    pub fn translator(&mut self) -> Option<&mut Translator> {
+        self.translator.as_mut()
+    }
+
     /// What retires is counted.
     pub fn counts(&self) -> bool {
         self.translator.as_ref().is_none_or(Translator::counts)

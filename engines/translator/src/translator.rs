@@ -18,6 +18,7 @@ use engine::Stats;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use semantics::{Ctx, Insn, Stop, features::IsaFeatures};
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, atomic::AtomicU32},
     time::Instant,
@@ -92,7 +93,11 @@ pub struct Translator {
     given: u64,
     counters: Counters,
     perf_map: Option<Arc<PerfMap>>,
+    listing: Option<Listing>,
 }
+
+/// Offset and length in the code memory of the last block made at a linear address.
+type Listing = HashMap<u64, (usize, usize)>;
 
 /// The host has what translated code needs.
 pub fn supported() -> bool {
@@ -144,6 +149,7 @@ impl Translator {
             given: 0,
             counters: Counters::default(),
             perf_map: None,
+            listing: None,
         }))
     }
 
@@ -174,6 +180,18 @@ impl Translator {
         let first = self.memory.address(0);
         map.add(first, self.first, format_args!("translator_thunks"));
         self.perf_map = Some(map);
+    }
+
+    /// Remembers from now on where code is, for [`Self::host_code`].
+    pub fn keep_listing(&mut self) {
+        self.listing = Some(Listing::default());
+    }
+
+    /// Host address and bytes of the block last made at this linear address, for those who look
+    /// for its fault.
+    pub fn host_code(&mut self, linear: u64) -> Option<(u64, Vec<u8>)> {
+        let (entry, len) = *self.listing.as_ref()?.get(&linear)?;
+        Some((self.memory.address(entry) as u64, self.memory.copy(entry, len)))
     }
 
     /// What was counted.
@@ -247,6 +265,9 @@ impl Translator {
         counters.untranslated += callouts as u64;
         counters.guest_bytes += insns.iter().map(|i| i.len() as u64).sum::<u64>();
         counters.host_bytes += len as u64;
+        if let Some(listing) = &mut self.listing {
+            listing.insert(source.linear, (entry, len));
+        }
         if let Some(map) = &self.perf_map {
             let whose = if source.plane == 2 { "user" } else { "kernel" };
             let at = self.memory.address(entry);

@@ -1,6 +1,7 @@
 //! The first instruction after which the two vCPUs differ.
 
 use super::{Error, Pair, record::Replayer, side::Side};
+use engine::Vcpu;
 use guest_mem::PAGE;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use std::fmt;
@@ -24,6 +25,8 @@ pub struct Found {
     pub first: Vec<String>,
     /// The instructions before that, with what each changed.
     pub path: Vec<String>,
+    /// What the translator has made of the last block that begins there.
+    pub block: Vec<String>,
     pub states: Box<[VcpuState; 2]>,
 }
 
@@ -35,7 +38,7 @@ impl fmt::Display for Found {
         }
         self.seen.iter().take(20).try_for_each(|line| writeln!(f, "  seen: {line}"))?;
         self.first.iter().try_for_each(|line| writeln!(f, "  first: {line}"))?;
-        self.path.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        self.path.iter().chain(&self.block).try_for_each(|line| writeln!(f, "  {line}"))?;
         for (name, state) in ["interpreter", "translator"].iter().zip(self.states.iter()) {
             let (regs, control) = (&state.regs, &state.control);
             writeln!(f, "  {name}: rip {:#x} rflags {:#x}", regs.rip, regs.rflags)?;
@@ -83,8 +86,10 @@ pub fn first(
         first = run_again(pair, differs)?;
         states = Box::new([pair.a.vcpu.state()?, pair.b.vcpu.state()?]);
     }
-    let path = path(pair, differs)?;
-    Ok(Box::new(Found { agreed, after: differs, again, seen, first, path, states }))
+    let mut addresses = Vec::new();
+    let path = path(pair, differs, &mut addresses)?;
+    let block = block(pair, &addresses);
+    Ok(Box::new(Found { agreed, after: differs, again, seen, first, path, block, states }))
 }
 
 /// What differs after so many instructions from where both last agreed.
@@ -103,10 +108,29 @@ fn run_again(pair: &mut Pair, instructions: u64) -> Result<Vec<String>, Error> {
     Ok(what)
 }
 
+/// The host code of the last of these addresses that has any.
+fn block(pair: &mut Pair, addresses: &[u64]) -> Vec<String> {
+    let mut found =
+        addresses.iter().rev().filter_map(|at| Some((*at, pair.b.vcpu.host_code(*at)?)));
+    let Some((guest, (host, bytes))) = found.next() else { return Vec::new() };
+    let mut out = vec![format!("host code of the block at {guest:#x}:")];
+    let mut decoder = Decoder::with_ip(64, &bytes, host, DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let insn = decoder.decode();
+        out.push(format!("  {:#x} {insn}", insn.ip()));
+    }
+    out
+}
+
 /// The last instructions of so many, by the interpreter: each with what it changed.
-fn path(pair: &mut Pair, instructions: u64) -> Result<Vec<String>, Error> {
+fn path(
+    pair: &mut Pair,
+    instructions: u64,
+    addresses: &mut Vec<u64>,
+) -> Result<Vec<String>, Error> {
     let mut out = Vec::new();
     walk(pair, instructions, SHOWN, |before, insn, after| {
+        addresses.push(before.regs.rip);
         let text = insn.map_or("(not mapped)".into(), |insn| insn.to_string());
         out.push(format!("{:#x} {text:40} {}", before.regs.rip, changes(before, after)));
     })?;

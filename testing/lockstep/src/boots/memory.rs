@@ -1,6 +1,7 @@
 //! The guest's memory as it was when both vCPUs last agreed.
 
 use super::{Error, side::Side};
+use engine::Vm;
 use guest_mem::{PAGE, PageBitmap};
 
 const LEN: usize = PAGE as usize;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::Rng;
 use device::PowerEvent;
-use engine::Exit;
+use engine::{Exit, Vcpu};
 use engine_translate::{Translate, Translation};
 use vcpu_state::VcpuState;
 

@@ -3,14 +3,14 @@
 use super::{Error, Start, board::TSC_KHZ};
 use cpu_model::Options;
 use engine::{Engine, Exit, Vcpu, VcpuHost, Vm, VmConfig};
-use engine_translate::Translate;
+use engine_translate::{Translate, TranslateVcpu, TranslateVm};
 use guest_mem::{Change, GuestMem, Memfd, Slot};
 use std::sync::Arc;
 use vcpu_state::VcpuState;
 
 pub struct Side {
-    pub vm: Arc<dyn Vm>,
-    pub vcpu: Box<dyn Vcpu>,
+    pub vm: TranslateVm,
+    pub vcpu: TranslateVcpu,
 }
 
 impl std::fmt::Debug for Side {
@@ -39,13 +39,14 @@ impl Side {
             trace,
             ..VmConfig::default()
         };
-        let vm = engine.create_vm(&config)?;
+        let vm = engine.vm(&config)?;
         let mem = Memfd::new(start.memory)?;
         let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len: start.memory, writable: true };
         vm.set_layout(&[Change::Map(slot)])?;
         let state = load(vm.memory(), start)?;
         vm.log_dirty(true)?;
-        let mut vcpu = vm.create_vcpu(0)?;
+        let mut vcpu = vm.vcpu(0)?;
+        vcpu.keep_listing();
         vcpu.set_state(&state)?;
         Ok(Self { vm, vcpu })
     }

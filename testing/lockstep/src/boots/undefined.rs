@@ -3,6 +3,7 @@
 
 use super::{Error, Pair, find};
 use crate::defined::Undefined;
+use engine::Vcpu;
 use x86_defs::rflags;
 
 /// Instructions looked at for what they leave undefined.
