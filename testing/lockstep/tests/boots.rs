@@ -49,6 +49,24 @@ fn pieces_shorter_than_blocks() -> Result<(), Error> {
     Ok(())
 }
 
+#[test]
+fn a_difference_is_found_at_its_instruction() -> Result<(), Error> {
+    let start = Start {
+        kernel: microguest::GUEST.to_vec(),
+        initrd: None,
+        command_line: "run=info".into(),
+        memory: 16 << 20,
+    };
+    let plan = Plan { translation: translation(1), other_brand: true, ..Plan::default() };
+    let Err(found) = Pair::new(&start, plan)?.run()? else { panic!("nothing was found") };
+    assert!(found.again, "{found}");
+    assert!(found.path.last().is_some_and(|line| line.contains(" cpuid ")), "{found}");
+    assert!(matches!(found.first.as_slice(), [first] if first.starts_with("rbx: ")), "{found}");
+    let [a, b] = &*found.states;
+    assert_eq!(a.regs.gpr[3] ^ b.regs.gpr[3], 1);
+    Ok(())
+}
+
 /// The default guest of a kernel; `None` without packages or network.
 fn debian(pattern: &str) -> Result<Option<Start>, Error> {
     let Some(files) = testkit::guest_files(pattern) else { return Ok(None) };

@@ -26,12 +26,15 @@ pub struct Plan {
     pub trace: bool,
     /// Retired instructions after which it is enough.
     pub limit: u64,
+    /// CPUID names the second vCPU's processor otherwise: a difference, for tests to find.
+    pub other_brand: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let translation = Translation::default();
-        Self { translation, piece: 200_000, seed: 1, trace: false, limit: u64::MAX }
+        let (piece, limit) = (200_000, u64::MAX);
+        Self { translation, piece, seed: 1, trace: false, limit, other_brand: false }
     }
 }
 
@@ -73,9 +76,9 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(start: &Start, plan: Plan) -> Result<Self, Error> {
-        let mut a = Side::new(&Translate::new()?, start, plan.trace)?;
+        let mut a = Side::new(&Translate::new()?, start, plan.trace, false)?;
         let translating = Translate::new()?.with_translation(plan.translation);
-        let b = Side::new(&translating, start, plan.trace)?;
+        let b = Side::new(&translating, start, plan.trace, plan.other_brand)?;
         let board = Board::new(a.memory(), start.memory)?;
         let recorder = Recorder::new(board, a.memory().clone());
         let reference = Reference::new(&a, start.memory)?;

@@ -8,6 +8,9 @@ use guest_mem::{Change, GuestMem, Memfd, Slot};
 use std::sync::Arc;
 use vcpu_state::VcpuState;
 
+/// The CPUID leaf with the first letters of the processor's name.
+const BRAND: u32 = 0x8000_0002;
+
 pub struct Side {
     pub vm: TranslateVm,
     pub vcpu: TranslateVcpu,
@@ -21,7 +24,12 @@ impl std::fmt::Debug for Side {
 
 impl Side {
     /// With the kernel in memory and the vCPU before its first instruction.
-    pub fn new(engine: &Translate, start: &Start, trace: bool) -> Result<Self, Error> {
+    pub fn new(
+        engine: &Translate,
+        start: &Start,
+        trace: bool,
+        other_brand: bool,
+    ) -> Result<Self, Error> {
         let supported = &engine.caps().cpuid;
         let model = cpu_model::best_model(supported).ok_or("no CPU model for this host")?;
         let options = Options {
@@ -30,7 +38,10 @@ impl Side {
             apic_khz: (local_apic::TIMER_HZ / 1000) as u32,
             hypervisor: pv_kvm::leaves(pv_kvm::Features::all()),
         };
-        let cpuid = cpu_model::resolve(&model, supported, &options)?;
+        let mut cpuid = cpu_model::resolve(&model, supported, &options)?;
+        if let Some(entry) = cpuid.get_mut(BRAND, 0).filter(|_| other_brand) {
+            entry.ebx ^= 1;
+        }
         let config = VmConfig {
             counted: true,
             cpuid,
