@@ -9,7 +9,7 @@ use guest_mem::{ArenaOffset, Layout, PAGE};
 use std::{
     ops::Range,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*},
     },
 };
@@ -103,12 +103,20 @@ impl Slot {
 #[derive(Debug, Default)]
 pub struct Slots {
     all: RwLock<Vec<Arc<Slot>>>,
+    /// Held during a locked access that crosses pages.
+    split: Mutex<()>,
     code_pages: CodePages,
 }
 
 impl Slots {
     pub fn add(&self, slot: &Arc<Slot>) {
         self.all.write().unwrap_or_else(PoisonError::into_inner).push(slot.clone());
+    }
+
+    /// Locked accesses that cross pages are atomic to each other; to others, and to what a
+    /// single page holds, they are a read and a write of each piece.
+    pub fn split_lock(&self) -> MutexGuard<'_, ()> {
+        self.split.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn remove(&self, slot: &Arc<Slot>) {

@@ -1,6 +1,6 @@
 //! A VM with 2 MiB of RAM, long mode with identity paging, and a host that writes down.
 
-use crate::Translate;
+use crate::{Translate, Translation};
 use engine::{Engine, Exit, Flow, Intercepts, Pending, Vcpu, VcpuHost, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use iced_x86::code_asm::CodeAssembler;
@@ -124,9 +124,18 @@ pub fn vm_with(intercepts: Intercepts) -> Arc<dyn Vm> {
 }
 
 pub fn vm_of(engine: &Translate, intercepts: Intercepts) -> Arc<dyn Vm> {
+    vm_as(engine, VmConfig { intercepts, counted: true, ..VmConfig::default() })
+}
+
+/// Everything is translated at its first execution.
+pub fn translating() -> Translate {
+    let how = Translation { code_memory: 1 << 20, hot: 0, ..Translation::default() };
+    Translate::new().unwrap().with_translation(how)
+}
+
+pub fn vm_as(engine: &Translate, config: VmConfig) -> Arc<dyn Vm> {
     // Room to map what is mapped anew beside the old.
-    let config = VmConfig { intercepts, counted: true, memory: 0x40_0000, ..VmConfig::default() };
-    let vm = engine.create_vm(&config).unwrap();
+    let vm = engine.create_vm(&VmConfig { memory: 0x40_0000, ..config }).unwrap();
     let mem = Memfd::new(0x20_0000).unwrap();
     let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len: 0x20_0000, writable: true };
     vm.set_layout(&[Change::Map(slot)]).unwrap();

@@ -119,7 +119,8 @@ impl Ctx<'_> {
         Ok(())
     }
 
-    /// A locked access that crosses a page, or reaches a device, is a read and a write.
+    /// A locked access that reaches a device is a read and a write; for one that crosses pages
+    /// see [`crate::sync::Slots::split_lock`].
     #[cold]
     #[inline(never)]
     pub(super) fn rmw_slow<T: Plain>(
@@ -138,6 +139,11 @@ impl Ctx<'_> {
             }
             return Ok(old);
         }
+        let ram = |place: Option<Place>| place.is_some_and(|p| p.ram.is_some());
+        // A device may wait for other vCPUs, which must not wait for this one.
+        let split = locked && ram(Some(pieces.first)) && ram(pieces.second);
+        let slots = split.then(|| self.cpu.slots.clone());
+        let _alone = slots.as_ref().map(|slots| slots.split_lock());
         let mut bytes = [0; 8];
         self.read_pieces(&pieces, &mut bytes[..len]);
         let old = T::truncate(u64::from_le_bytes(bytes));
