@@ -3,6 +3,7 @@
 mod counted;
 mod cross;
 mod events;
+mod flow;
 mod integer;
 mod litmus;
 mod support;

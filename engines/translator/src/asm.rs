@@ -160,6 +160,11 @@ impl Asm {
         self.bytes(&[0x0f, 0xb7, 0xc0 | (to & 7) << 3 | from & 7]);
     }
 
+    /// All bits the other way round, unlike NEG without a flag.
+    pub fn not(&mut self, register: u8) {
+        self.bytes(&[0x48 | register >> 3, 0xf7, 0xd0 | register & 7]);
+    }
+
     /// The prefix C4; `map` 2 is 0F38, 3 is 0F3A; `pp` 1 is 66, 2 is F3, 3 is F2.
     fn vex(&mut self, map: u8, pp: u8, reg: u8, second: u8, mem: &Mem) {
         let x = mem.index.map_or(0, |(r, _)| r >> 3);
@@ -372,6 +377,15 @@ impl Asm {
         Patch(self.code.len() - 4)
     }
 
+    pub fn ret(&mut self) {
+        self.code.push(0xc3);
+    }
+
+    pub fn call_forward(&mut self) -> Patch {
+        self.bytes(&[0xe8, 0, 0, 0, 0]);
+        Patch(self.code.len() - 4)
+    }
+
     pub fn jmp_forward(&mut self) -> Patch {
         self.bytes(&[0xe9, 0, 0, 0, 0]);
         Patch(self.code.len() - 4)
@@ -410,6 +424,12 @@ impl Asm {
     /// A short jump, if the condition (0 to 15) holds, to where it will [`Self::land`].
     pub fn branch(&mut self, condition: u8) -> Short {
         self.bytes(&[0x70 | condition & 15, 0]);
+        Short(self.code.len())
+    }
+
+    /// The same if RCX is zero.
+    pub fn branch_rcx_zero(&mut self) -> Short {
+        self.bytes(&[0xe3, 0]);
         Short(self.code.len())
     }
 
@@ -459,6 +479,7 @@ mod tests {
         assert_eq!(text(|a| a.mov(1, 9, false)), "mov ecx,r9d;");
         assert_eq!(text(|a| a.mov_imm(10, -2)), "mov r10,0FFFFFFFFFFFFFFFEh;");
         assert_eq!(text(|a| a.movzx16(1, 1)), "movzx ecx,cx;");
+        assert_eq!(text(|a| a.not(1)), "not rcx;");
         assert_eq!(text(|a| a.jmp_mem(Mem::at(5, 300))), "jmp qword ptr [rbp+12Ch];");
         assert_eq!(text(|a| a.pop_mem(Mem::at(5, 8))), "pop qword ptr [rbp+8h];");
         assert_eq!(text(|a| a.store_imm(Mem::at(5, 8), 7, false)), "mov dword ptr [rbp+8h],7h;");

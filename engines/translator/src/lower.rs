@@ -5,6 +5,7 @@ mod copy;
 mod count;
 mod divide;
 mod flow;
+mod returns;
 mod reuse;
 mod stack;
 mod vector;
@@ -36,6 +37,8 @@ pub const BASE: u64 = 1 << 40;
 pub struct Exit {
     pub cell: u32,
     pub offset: i64,
+    /// It is what a call returns to, and may be part of a cycle that has no backward jump.
+    pub polled: bool,
     /// Offset in the code memory of what the cell refers to until it is linked.
     pub stub: usize,
 }
@@ -80,6 +83,8 @@ pub struct Lowerer<'t> {
     plane: usize,
     /// Retired instructions are counted.
     counted: bool,
+    /// A call at the end will return.
+    returns: bool,
     /// Number of the block.
     id: u32,
     /// Instruction under way.
@@ -110,6 +115,7 @@ impl<'t> Lowerer<'t> {
             factory: InstructionInfoFactory::new(),
             plane,
             counted: false,
+            returns: true,
             id,
             index: 0,
             first_cell,
@@ -220,6 +226,12 @@ impl<'t> Lowerer<'t> {
             }
             self.asm.jmp(self.ends.get(last).copied().unwrap_or(self.thunks.leave));
         }
+    }
+
+    /// Whether what follows the block looks like a place to return to.
+    pub fn returning(mut self, returns: bool) -> Self {
+        self.returns = returns;
+        self
     }
 
     fn site(&mut self, index: usize) {

@@ -17,6 +17,8 @@ pub const PLANES: usize = 3;
 pub const JUMPS: usize = 1 << 16;
 /// Distances that a block keeps for later accesses.
 pub const SLOTS: usize = 8;
+/// Entries in a table of expected returns.
+pub const EXPECTED: usize = 512;
 /// Exits of all blocks together.
 pub const CELLS: usize = 1 << 18;
 const PAGE: u64 = 4096;
@@ -57,6 +59,17 @@ pub struct Jump {
 impl Jump {
     /// No jump goes to an address that is not canonical.
     pub const NONE: Self = Self { linear: 1 << 63, space: 1, host: 0, page: 0 };
+}
+
+/// Where calls will return to.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Expected {
+    /// Linear addresses, with all bits inverted.
+    pub linear: [u64; EXPECTED],
+    pub host: [u64; EXPECTED],
+    /// For which address space.
+    pub space: u64,
 }
 
 #[derive(Debug)]
@@ -130,6 +143,10 @@ pub struct State {
     /// What the callout needs; an address.
     pub env: u64,
     pub filled: crate::tlb::Filled,
+    /// Bits of the stack pointer that select an entry of `expected`.
+    pub stack_mask: u64,
+    /// Of each plane; see `lower::returns`.
+    pub expected: [Expected; PLANES],
     pub jumps: [Jump; JUMPS],
     pub tlb: [Plane; PLANES],
     /// Where each exit goes: host address.
@@ -168,4 +185,26 @@ pub fn tlb_field(plane: usize, index: u8, at: usize) -> Mem {
 pub fn jump_field(index: u8, at: usize) -> Mem {
     let table = offset_of!(State, jumps) + at;
     Mem::indexed(RSP, index, 2, table as i32 - BIAS as i32)
+}
+
+/// Of the expected return whose number is in a register.
+pub fn expected_return(plane: usize, number: u8) -> Mem {
+    let at = offset_of!(State, expected) + plane * size_of::<Expected>();
+    Mem::indexed(RSP, number, 3, (at + offset_of!(Expected, linear)) as i32 - BIAS as i32)
+}
+
+pub fn expected_host(plane: usize, number: u8) -> Mem {
+    let at = offset_of!(State, expected) + plane * size_of::<Expected>();
+    Mem::indexed(RSP, number, 3, (at + offset_of!(Expected, host)) as i32 - BIAS as i32)
+}
+
+impl State {
+    /// No return is expected in the plane. A return to address 0 is, which goes to `elsewhere`.
+    pub fn forget_returns(&mut self, plane: usize, space: u64, elsewhere: u64) {
+        if let Some(expected) = self.expected.get_mut(plane) {
+            expected.linear.fill(!0);
+            expected.host.fill(elsewhere);
+            expected.space = space;
+        }
+    }
 }

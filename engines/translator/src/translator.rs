@@ -8,7 +8,7 @@ use crate::{
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
-    state::{BIAS, CELLS, JUMPS, Jump},
+    state::{BIAS, CELLS, EXPECTED, JUMPS, Jump, PLANES},
     table::{Table, Translated},
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
@@ -125,6 +125,7 @@ impl Translator {
         let mut state = Region::new()?;
         state.index_mask = tlb::INDEX_MASK;
         state.jump_mask = JUMPS as u64 - 1;
+        state.stack_mask = 8 * (EXPECTED as u64 - 1);
         state.half = 1 << 47;
         state.host_mxcsr = x86_defs::xsave::MXCSR_RESET;
         state.retired = 1;
@@ -137,7 +138,7 @@ impl Translator {
         tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
         let table = Table::default();
-        Ok(Some(Self {
+        let mut translator = Self {
             memory,
             thunks,
             state,
@@ -150,7 +151,9 @@ impl Translator {
             counters: Counters::default(),
             perf_map: None,
             listing: None,
-        }))
+        };
+        translator.forget_returns();
+        Ok(Some(translator))
     }
 
     /// Counts retired instructions: runs take [`Self::set_budget`].
@@ -212,7 +215,7 @@ impl Translator {
         let number = self.table.blocks.len() as u32;
         let first_cell = self.table.cells.len() as u32;
         let lowerer = Lowerer::new(self.next, &self.thunks, source.plane, number, first_cell);
-        let lowerer = lowerer.counted(self.state.counted);
+        let lowerer = lowerer.counted(self.state.counted).returning(returns(source));
         let features = self.features;
         let start = i64::from(source.start);
         let lowered = lowerer.run(start, &insns, |insn| features.allow(insn));
@@ -280,10 +283,20 @@ impl Translator {
         let (since, blocks) = (Instant::now(), self.table.blocks.len());
         self.table = Table::default();
         self.state.jumps.fill(Jump::NONE);
+        self.forget_returns();
         self.next = self.first;
         self.epoch = self.epoch.wrapping_add(1);
         emit::serialize();
         self.counters.evicted(blocks, since);
+    }
+
+    /// What calls expect leads to code that may not be there any more.
+    fn forget_returns(&mut self) {
+        let elsewhere = self.memory.address(self.thunks.jump) as u64;
+        for plane in 0..PLANES {
+            let space = self.state.expected[plane].space;
+            self.state.forget_returns(plane, space, elsewhere);
+        }
     }
 
     fn block(&self, code: Code) -> Option<&Translated> {
@@ -315,10 +328,12 @@ impl Translator {
     /// The blocks are not to be run until they are revived.
     pub fn suspend(&mut self, codes: &[Code]) {
         let epoch = self.epoch;
+        let mut expected = false;
         for code in codes.iter().filter(|c| c.epoch == epoch) {
             let Some(block) = self.table.blocks.get_mut(code.number as usize) else { continue };
             self.counters.removed += u64::from(block.alive);
             block.alive = false;
+            expected |= block.exits.iter().any(|exit| exit.polled);
             let entry = self.memory.address(block.entry) as u64;
             for jump in std::mem::take(&mut block.jumps) {
                 let jump = &mut self.state.jumps[jump as usize % JUMPS];
@@ -329,6 +344,9 @@ impl Translator {
             for cell in std::mem::take(&mut block.incoming) {
                 self.unlink(cell);
             }
+        }
+        if expected {
+            self.forget_returns();
         }
     }
 
@@ -353,6 +371,8 @@ impl Translator {
         let forward = to.start > block.start;
         let live = to.vectors & !block.vectors == 0;
         let at = match (live, forward) {
+            // Who returns is not known.
+            _ if exit.polled => to.entry,
             (false, _) => to.entry,
             (true, false) => to.polled,
             (true, true) => to.unpolled,
@@ -416,9 +436,13 @@ impl Translator {
         {
             return None;
         }
+        let (plane, elsewhere) = (block.plane, self.memory.address(self.thunks.jump) as u64);
         let state = &mut *self.state;
         state.page = rip & !(PAGE - 1);
         state.space = space;
+        if state.expected[plane].space != space {
+            state.forget_returns(plane, space, elsewhere);
+        }
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
         let counters = &mut self.counters;
@@ -490,6 +514,16 @@ const CRC: [u32; 256] = {
     }
     table
 };
+
+/// Whether a call at the end is one that returns. What is never to be executed stands behind
+/// those that do not, and behind the call of a retpoline, which replaces its return address:
+/// INT3, PAUSE or LFENCE.
+fn returns(source: &Source<'_>) -> bool {
+    let end = source.insns.last().map_or(0, |i| usize::from(i.end));
+    let next = source.bytes.get(end..).unwrap_or_default();
+    let traps: [&[u8]; 3] = [&[0xcc], &[0xf3, 0x90], &[0x0f, 0xae, 0xe8]];
+    !traps.iter().any(|trap| next.starts_with(trap))
+}
 
 /// The instructions, addressed as [`BASE`] says; as many as the interpreter found.
 fn decode(source: &Source<'_>) -> Option<Vec<Instruction>> {

@@ -128,7 +128,8 @@ fn calls_go_where_the_present_tables_lead() {
     });
 }
 
-/// The page that is called changes the address space, so that the return leads elsewhere.
+/// The page that is called changes the address space, so that the return leads elsewhere than
+/// it did before.
 #[test]
 fn returns_go_where_the_present_tables_lead() {
     each_engine(|e| {
@@ -145,13 +146,19 @@ fn returns_go_where_the_present_tables_lead() {
                     code.extend((0x3000u64.wrapping_sub(next) as u32).to_le_bytes());
                     code.extend([0xb0, n, 0xe6, 1]);
                 }
+                // dec esi; jnz CALLEE
+                code.extend([0xff, 0xce, 0x0f, 0x85]);
+                code.extend((-(code.len() as i32) - 4).to_le_bytes());
                 code.extend(END);
                 code
             };
             // jmp r8
             let mut g = Guest::new(e, Mode::Long, &[0x41, 0xff, 0xe0]);
-            // xchg rbx, rdx; mov cr3, rdx; ret: in both trees
-            g.write(0x3000, &[0x48, 0x87, 0xd3, 0x0f, 0x22, 0xda, 0xc3]);
+            // cmp esi, 1; jne l; xchg rbx, rdx; mov cr3, rdx; l: push rax; pop rax; ret: in both
+            // trees. The return's own access finds the stack known.
+            let switch = [0x83, 0xfe, 1, 0x75, 6, 0x48, 0x87, 0xd3, 0x0f, 0x22, 0xda];
+            g.write(0x3000, &[&switch[..], &[0x50, 0x58, 0xc3]].concat());
+            g.set(|s| s.regs.gpr[gpr::RSI] = 3);
             if global_callee {
                 g.write(TABLES[0] + 3 * 8, &(0x3000 | 7 | GLOBAL).to_le_bytes());
             }
@@ -159,8 +166,9 @@ fn returns_go_where_the_present_tables_lead() {
             g.write(FRAMES[0], &caller(0x11));
             g.write(FRAMES[1], &caller(0x22));
             g.finish();
-            let want = [0x22, 0x11, 0x22, 0x11, 0x22, 0x11].map(|v| Event::Out(1, vec![v]));
-            assert_eq!(g.bus.log[..6], want, "{global_callee}");
+            let rounds = [[0x11; 6], [0x11; 6], [0x22, 0x11, 0x22, 0x11, 0x22, 0x11]];
+            let want: Vec<_> = rounds.iter().flatten().map(|v| Event::Out(1, vec![*v])).collect();
+            assert_eq!(g.bus.log[..18], want, "{global_callee}");
         }
     });
 }

@@ -13,7 +13,7 @@ pub fn is_flow(insn: &Instruction) -> bool {
     !matches!(insn.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch)
 }
 
-const PAGE: i64 = 4096;
+pub(super) const PAGE: i64 = 4096;
 
 impl Lowerer<'_> {
     /// Control goes to an offset from the page: inside it, over a cell that can be linked.
@@ -23,8 +23,14 @@ impl Lowerer<'_> {
             return self.jump();
         }
         self.retire();
+        self.over_cell(offset, false);
+    }
+
+    /// Control goes to an offset in the page; if `polled`, whatever is there looks at the word
+    /// of requests.
+    pub(super) fn over_cell(&mut self, offset: i64, polled: bool) {
         let number = self.first_cell + self.exits.len() as u32;
-        self.exits.push(Exit { cell: number, offset, stub: 0 });
+        self.exits.push(Exit { cell: number, offset, polled, stub: 0 });
         self.asm.jmp_mem(cell(number));
     }
 
@@ -109,9 +115,13 @@ impl Lowerer<'_> {
             self.asm.store(field!(temp), SA);
         }
         let place = self.stack(GUEST_RSP, -8, true);
-        self.page_relative(SC, insn.next_ip().wrapping_sub(BASE) as i64);
+        let back = insn.next_ip().wrapping_sub(BASE) as i64;
+        self.page_relative(SC, back);
         self.asm.store(place.host(), SC);
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
+        if self.returns {
+            self.expect_return(back);
+        }
         match direct {
             Some(target) => self.exit(target),
             None => {
@@ -130,9 +140,14 @@ impl Lowerer<'_> {
         };
         let place = self.stack(GUEST_RSP, 0, false);
         self.asm.load(SA, place.host());
+        let expected = self.is_expected();
         self.canonical();
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
         self.jump();
+        self.asm.land(expected);
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
+        self.retire();
+        self.return_as_expected();
         Ok(())
     }
 }
