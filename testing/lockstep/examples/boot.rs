@@ -2,7 +2,7 @@
 //!
 //! `boot KERNEL INITRD [option=value ...]`: `append` to the command line, `memory` in MiB, `hot`,
 //! `code` MiB of code memory, `piece` instructions at most, `seed`, `limit` of instructions,
-//! `trace=1`. The exit status is 1 at a difference.
+//! `trace=1`, `close` from so many instructions on. The exit status is 1 at a difference.
 
 use lockstep::boots::{Error, Pair, Plan, Start};
 use std::{process::ExitCode, time::Instant};
@@ -41,13 +41,20 @@ fn run() -> Result<bool, Error> {
             "piece" => plan.piece = number()?,
             "seed" => plan.seed = number()?,
             "limit" => plan.limit = number()?,
+            "close" => plan.close = Some((number()?, 1000)),
             "trace" => plan.trace = number()? != 0,
             _ => return Err(format!("no option {name}").into()),
         }
     }
     let began = Instant::now();
-    let mut pair = Pair::new(&start, plan)?;
-    let end = pair.run()?;
+    let (pair, end) = loop {
+        let mut pair = Pair::new(&start, plan.clone())?;
+        let end = pair.run()?;
+        let closer = end.as_ref().err().and_then(|found| plan.closer(found));
+        let Some(closer) = closer else { break (pair, end) };
+        eprintln!("# different, not when run again; closer: {:?}", closer.close);
+        plan = closer;
+    };
     print!("{}", pair.console());
     println!("# {:?}, {:.1?}", pair.counts(), began.elapsed());
     match end {

@@ -50,6 +50,28 @@ fn pieces_shorter_than_blocks() -> Result<(), Error> {
 }
 
 #[test]
+fn looking_closer_changes_nothing() -> Result<(), Error> {
+    let start = Start {
+        kernel: microguest::GUEST.to_vec(),
+        initrd: None,
+        command_line: "run=info;timer".into(),
+        memory: 16 << 20,
+    };
+    let run = |close| -> Result<(u64, String), Error> {
+        let plan = Plan { translation: translation(1), piece: 3000, close, ..Plan::default() };
+        let mut pair = Pair::new(&start, plan)?;
+        if let Err(found) = pair.run()? {
+            panic!("{found}");
+        }
+        Ok((pair.counts().retired, pair.console()))
+    };
+    let as_usual = run(None)?;
+    assert_eq!(run(Some((5000, 1)))?, as_usual);
+    assert_eq!(run(Some((0, 37)))?, as_usual);
+    Ok(())
+}
+
+#[test]
 fn a_difference_is_found_at_its_instruction() -> Result<(), Error> {
     let start = Start {
         kernel: microguest::GUEST.to_vec(),

@@ -129,6 +129,11 @@ impl Board {
         self.time.advance(instructions);
     }
 
+    /// The last reading of the TSC was nobody's.
+    pub fn unread(&mut self) {
+        self.reads = self.reads.saturating_sub(1);
+    }
+
     /// The vCPU is halted: time goes on to what may wake it. False if nothing will.
     pub fn idle(&mut self) -> bool {
         if self.pending().is_some() {

@@ -26,6 +26,9 @@ pub struct Plan {
     pub trace: bool,
     /// Retired instructions after which it is enough.
     pub limit: u64,
+    /// From so many retired instructions on, both are compared after at most so many more:
+    /// which changes nothing that the guest sees.
+    pub close: Option<(u64, u64)>,
     /// CPUID names the second vCPU's processor otherwise: a difference, for tests to find.
     pub other_brand: bool,
 }
@@ -34,7 +37,28 @@ impl Default for Plan {
     fn default() -> Self {
         let translation = Translation::default();
         let (piece, limit) = (200_000, u64::MAX);
-        Self { translation, piece, seed: 1, trace: false, limit, other_brand: false }
+        let (trace, close, other_brand) = (false, None, false);
+        Self { translation, piece, seed: 1, trace, limit, close, other_brand }
+    }
+}
+
+impl Plan {
+    /// How far to go now, of `left` instructions of a piece.
+    fn part(&self, retired: u64, left: u64) -> u64 {
+        match self.close {
+            Some((from, step)) if retired >= from => left.min(step.max(1)),
+            Some((from, _)) => left.min(from - retired),
+            None => left,
+        }
+    }
+
+    /// A difference that does not come again when its piece is run again depends on what was
+    /// run before: how to see it closer, from the beginning.
+    #[must_use]
+    pub fn closer(&self, found: &Found) -> Option<Self> {
+        let now = self.close.map_or(self.piece, |(_, step)| step);
+        let worth = !found.again && now > 1;
+        worth.then(|| Self { close: Some((found.agreed, now.div_ceil(100))), ..self.clone() })
     }
 }
 
@@ -112,10 +136,41 @@ impl Pair {
         self.recorder.board.told.console()
     }
 
+    /// Time goes on after a piece, not inside.
     fn piece(&mut self) -> Result<Result<Option<End>, Box<Found>>, Error> {
-        let length = 1 + self.rng.u64() % self.plan.piece.max(1);
+        let mut left = 1 + self.rng.u64() % self.plan.piece.max(1);
+        let mut total = 0;
+        let exit = loop {
+            let (exit, done) = match self.part(self.plan.part(self.counts.retired, left))? {
+                Ok(ran) => ran,
+                Err(found) => return Ok(Err(found)),
+            };
+            (left, total) = (left - done.min(left), total + done);
+            if exit != Exit::Retired || left == 0 {
+                break exit;
+            }
+        };
+        self.counts.pieces += 1;
+        let board = &mut self.recorder.board;
+        board.advance(total);
+        if let Some(event) = board.told.power() {
+            return Ok(Ok(Some(End::Power(event))));
+        }
+        Ok(Ok(match exit {
+            Exit::Idle if !board.idle() => Some(End::Halted),
+            Exit::Idle | Exit::Retired | Exit::Stopped if self.counts.retired < self.plan.limit => {
+                None
+            }
+            Exit::Idle | Exit::Retired | Exit::Stopped => Some(End::Enough),
+            other => Some(End::Exit(other)),
+        }))
+    }
+
+    /// Both run for so many instructions and are compared.
+    fn part(&mut self, length: u64) -> Result<Result<(Exit, u64), Box<Found>>, Error> {
         self.recorder.begin();
         let (exit, done) = self.a.run(length, &mut self.recorder)?;
+        self.recorder.end();
         let mut host = Replayer::new(&self.recorder.log, self.b.memory(), false);
         let ran = self.b.run(length, &mut host)?;
         let mut what: Vec<String> = host.wrong().into_iter().collect();
@@ -135,20 +190,7 @@ impl Pair {
         self.reference.keep(&self.a)?;
         self.agreed = self.a.vcpu.state()?;
         self.counts.retired += done;
-        self.counts.pieces += 1;
-        let board = &mut self.recorder.board;
-        board.advance(done);
-        if let Some(event) = board.told.power() {
-            return Ok(Ok(Some(End::Power(event))));
-        }
-        Ok(Ok(match exit {
-            Exit::Idle if !board.idle() => Some(End::Halted),
-            Exit::Idle | Exit::Retired | Exit::Stopped if self.counts.retired < self.plan.limit => {
-                None
-            }
-            Exit::Idle | Exit::Retired | Exit::Stopped => Some(End::Enough),
-            other => Some(End::Exit(other)),
-        }))
+        Ok(Ok((exit, done)))
     }
 
     /// What differs now: registers, then memory.
