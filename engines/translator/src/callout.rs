@@ -96,6 +96,7 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
         state.gpr.copy_from_slice(gpr);
     }
     // The direction flag and the like stay the vCPU's: no copied instruction depends on them.
+    state.backward = cpu.rflags & rflags::DF;
     state.flags = cpu.flags.bits() & rflags::STATUS | rflags::FIXED;
     state.fs = cpu.segment(SegReg::Fs).base;
     state.gs = cpu.segment(SegReg::Gs).base;

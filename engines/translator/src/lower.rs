@@ -8,6 +8,7 @@ mod flow;
 mod returns;
 mod reuse;
 mod stack;
+mod string;
 mod vector;
 
 use crate::{

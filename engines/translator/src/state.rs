@@ -126,6 +126,13 @@ pub struct State {
     pub new_mxcsr: u32,
     /// `mxcsr` is what the guest has.
     pub masked: u32,
+    /// Not zero if RFLAGS.DF is set.
+    pub backward: u64,
+    /// Of a string instruction under way: the flags, the host address of the destination, and
+    /// the guest's RDI.
+    pub string_flags: u64,
+    pub string_to: u64,
+    pub string_rdi: u64,
     /// Block and instruction of the callout.
     pub site: u32,
     /// The callout is because of `missed`.

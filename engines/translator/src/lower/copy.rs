@@ -165,6 +165,8 @@ impl Lowerer<'_> {
             Call => self.call(insn),
             Ret => self.ret(insn),
             _ if insn.is_jcc_short_or_near() => self.jcc(insn),
+            Cld => self.cld(),
+            _ if insn.is_string_instruction() => self.string(insn),
             _ if listed(mnemonic) => self.copy(insn),
             _ if conditional(mnemonic) => self.copy(insn),
             Cmpxchg8b | Cmpxchg16b => self.cmpxchg_wide(insn),
