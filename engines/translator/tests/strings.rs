@@ -85,6 +85,13 @@ fn a_request_interrupts() {
     bytes.extend((LEN as u32).to_le_bytes());
     bytes.extend([0xf3, 0xaa, 0xeb, 0xf0]);
     let code = pair.block(&bytes).unwrap();
+    pair.native.cpu.leave = false;
+    // Each run makes one more page known to the TLB.
+    for _ in 0..LEN / 4096 + 1 {
+        pair.native.cpu.rip = CODE;
+        let left = pair.translator.run(&mut pair.native.ctx(), code, false);
+        assert!(matches!(left, Some(Ok(Left::Exit(_)))), "{left:?}");
+    }
     let slot = pair.native.cpu.slot.clone();
     let mut seen = false;
     for _ in 0..1000 {
