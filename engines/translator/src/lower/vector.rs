@@ -43,6 +43,9 @@ impl Lowerer<'_> {
             let place = self.aligned_operand(insn, memory.write, size, memory.alignment)?;
             plan.use_host_address(place);
         }
+        if properties.memory.is_none() && plan.temps.iter().all(|(_, scratch, _)| *scratch != SB) {
+            self.reuse.keep();
+        }
         for (guest, scratch, _) in &plan.temps {
             self.asm.load(*scratch, gpr(*guest));
         }
@@ -58,6 +61,7 @@ impl Lowerer<'_> {
     }
 
     fn zero(&mut self, insn: &Instruction) -> Done {
+        self.reuse.keep();
         self.encode(insn)?;
         self.vectors |= vectors::USED | vectors::AVX;
         Ok(())
