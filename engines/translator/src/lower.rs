@@ -7,6 +7,7 @@ mod divide;
 mod flow;
 mod returns;
 mod reuse;
+mod scratch;
 mod stack;
 mod string;
 mod vector;
@@ -15,13 +16,14 @@ use crate::{
     asm::{Asm, Mem, Patch},
     probe::{self, Place},
     regs::{self, SA, SB, SC},
-    state::{field, gpr},
+    state::field,
     thunks::{EXIT_BUDGET, EXIT_POLL, Thunks},
     vectors,
 };
 pub use flow::is_flow;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 use reuse::Reuse;
+use scratch::Scratch;
 
 /// The instruction has no translation: its handler executes it.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +104,9 @@ pub struct Lowerer<'t> {
     /// Where instructions begin in the plain part, by number.
     plain: Vec<usize>,
     reuse: Reuse,
+    scratch: Scratch,
+    /// What they hold after each instruction.
+    scratches: Vec<Scratch>,
 }
 
 /// Instructions in a block at most, and how a site is made of block and instruction.
@@ -127,6 +132,8 @@ impl<'t> Lowerer<'t> {
             calls: Vec::new(),
             plain: Vec::new(),
             reuse: Reuse::default(),
+            scratch: Scratch::default(),
+            scratches: Vec::new(),
         }
     }
 
@@ -152,7 +159,9 @@ impl<'t> Lowerer<'t> {
             callouts += usize::from(!translated);
             open = !translated || !flow::is_flow(insn);
             self.ends.push(self.asm.here());
+            self.scratches.push(self.scratch);
         }
+        self.scratch.clear();
         if open {
             // After a callout that changes RIP this is not reached.
             let end = insns.last().map_or(start, |i| i.next_ip().wrapping_sub(BASE) as i64);
@@ -204,12 +213,14 @@ impl<'t> Lowerer<'t> {
     fn one(&mut self, index: usize, insn: &Instruction, allowed: bool) -> bool {
         self.index = index;
         self.reuse.begin();
+        self.scratch.begin(copy::keeps_account(insn) && !self.reuse.plain);
         let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
         let result = if allowed { self.instruction(insn) } else { Err(Untranslated) };
         if result.is_err() {
             self.asm.code.truncate(code);
             self.exits.truncate(exits);
             self.misses.truncate(misses);
+            self.scratch.clear();
             self.callout();
         }
         self.reuse.end(index, result.is_err());
@@ -225,6 +236,7 @@ impl<'t> Lowerer<'t> {
                 self.plain[index] = self.asm.here();
                 self.one(index, insn, allowed(insn));
             }
+            self.load_again(last);
             self.asm.jmp(self.ends.get(last).copied().unwrap_or(self.thunks.leave));
         }
     }
@@ -274,6 +286,7 @@ impl<'t> Lowerer<'t> {
             let next = if self.reuse.inside(index) {
                 self.plain.get(index + 1)
             } else {
+                self.load_again(index);
                 self.ends.get(index)
             };
             let back = next.copied().unwrap_or(self.thunks.leave);
@@ -322,9 +335,12 @@ impl<'t> Lowerer<'t> {
             0 => place,
             _ => {
                 self.asm.lea(SA, place.linear(), true);
+                self.scratch.lost(SA);
                 Place::SA
             }
         };
+        self.scratch.lost(SB);
+        self.scratch.lost(SC);
         let mut patch = None;
         let miss = |asm: &mut Asm| patch = Some(asm.jmp_forward());
         match alignment {
@@ -336,33 +352,20 @@ impl<'t> Lowerer<'t> {
         place
     }
 
-    /// A guest register's value in its own host register or in `scratch`.
-    fn value(&mut self, guest: u8, scratch: u8) -> u8 {
-        regs::home(guest).unwrap_or_else(|| {
-            self.asm.load(scratch, gpr(guest));
-            scratch
-        })
-    }
-
-    /// Writes all of a guest register.
-    fn set(&mut self, guest: u8, from: u8) {
-        match regs::home(guest) {
-            Some(host) if host == from => {}
-            Some(host) => self.asm.mov(host, from, true),
-            None => self.asm.store(gpr(guest), from),
-        }
-    }
-
     /// The linear address of the memory operand: as it is, or in [`SA`]; [`SB`] is lost.
     fn place(&mut self, insn: &Instruction) -> Result<Place, Untranslated> {
         let plain = insn.memory_index() == Register::None
             && insn.memory_base().is_gpr64()
             && !matches!(insn.memory_segment(), Register::FS | Register::GS);
         if plain
-            && let Some(base) = regs::number(insn.memory_base()).and_then(regs::home)
+            && let Some(guest) = regs::number(insn.memory_base())
             && let Ok(disp) = i32::try_from(insn.memory_displacement64() as i64)
         {
-            return Ok(Place { base, disp });
+            let base = self.value(guest, SA);
+            // Both others are lost by the check.
+            if base != SB && base != SC {
+                return Ok(Place { base, disp });
+            }
         }
         self.address(insn)?;
         Ok(Place::SA)
@@ -372,12 +375,14 @@ impl<'t> Lowerer<'t> {
     fn address(&mut self, insn: &Instruction) -> Done {
         self.reuse.lost();
         self.offset(insn, SA, true)?;
+        self.scratch.lost(SA);
         let base = match insn.memory_segment() {
             Register::FS => field!(fs),
             Register::GS => field!(gs),
             _ => return Ok(()),
         };
         self.asm.load(SB, base);
+        self.scratch.lost(SB);
         self.asm.lea(SA, Mem::indexed(SA, SB, 0, 0), true);
         Ok(())
     }
@@ -411,7 +416,8 @@ impl<'t> Lowerer<'t> {
         }
         if index != Register::None {
             let number = regs::number(index).ok_or(Untranslated)?;
-            mem.index = Some((self.value(number, SB), scale));
+            let other = if mem.base == Some(SB) { SA } else { SB };
+            mem.index = Some((self.value(number, other), scale));
         }
         self.asm.lea(to, mem, wide && size == 8);
         Ok(())

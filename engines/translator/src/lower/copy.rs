@@ -4,7 +4,7 @@ use super::{Done, Lowerer, Untranslated};
 use crate::{
     probe::Place,
     regs::{self, GUEST_RCX, SA, SB, SC},
-    state::{field, gpr},
+    state::field,
 };
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
@@ -146,8 +146,6 @@ pub(super) struct Plan {
     pub insn: Instruction,
     /// Guest register, scratch register, and whether it is written.
     pub temps: Vec<(u8, u8, bool)>,
-    /// Memory: whether it is written, and its size.
-    pub memory: Option<(bool, usize)>,
 }
 
 impl Lowerer<'_> {
@@ -181,30 +179,35 @@ impl Lowerer<'_> {
             // Processors differ in the upper half of what stays as it is.
             return Err(Untranslated);
         }
-        let mut plan = self.plan(insn)?;
-        if let Some((write, size)) = plan.memory {
-            let place = self.operand(insn, write, size)?;
+        let mut plan = Plan { insn: *insn, temps: Vec::new() };
+        let info = self.factory.info(insn);
+        let accesses: Vec<OpAccess> = (0..insn.op_count()).map(|n| info.op_access(n)).collect();
+        let mut busy = Vec::new();
+        if let Some(n) = (0..insn.op_count()).find(|n| insn.op_kind(*n) == OpKind::Memory) {
+            let write = accesses.get(n as usize).is_some_and(|access| writes(*access));
+            let place = self.operand(insn, write, memory_size(insn)?)?;
             plan.use_host_address(place);
+            busy.extend([place.base, SB]);
         }
         if counts_in_cl(insn) {
             self.asm.mov(SC, GUEST_RCX, true);
+            self.scratch.lost(SC);
+            busy.push(SC);
         }
-        if plan.memory.is_none() && plan.temps.is_empty() {
+        self.registers(insn, &accesses, &mut plan, &mut busy)?;
+        if !busy.contains(&SB) {
             self.reuse.keep();
-        }
-        for (guest, scratch, _) in &plan.temps {
-            self.asm.load(*scratch, gpr(*guest));
         }
         self.encode(&plan.insn)?;
         for (guest, scratch, _) in plan.temps.iter().filter(|(.., written)| *written) {
-            self.asm.store(gpr(*guest), *scratch);
+            self.set(*guest, *scratch);
         }
         Ok(())
     }
 
     /// CMPXCHG8B and CMPXCHG16B: RCX is an operand.
     fn cmpxchg_wide(&mut self, insn: &Instruction) -> Done {
-        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+        let mut plan = Plan { insn: *insn, temps: Vec::new() };
         plan.use_host_address(Place::SA);
         self.address(insn)?;
         let size = insn.memory_size().size();
@@ -216,23 +219,44 @@ impl Lowerer<'_> {
         self.encode(&plan.insn)
     }
 
-    fn plan(&mut self, insn: &Instruction) -> Result<Plan, Untranslated> {
-        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
-        let info = self.factory.info(insn);
-        let accesses: Vec<OpAccess> = (0..insn.op_count()).map(|n| info.op_access(n)).collect();
-        let mut free: Vec<u8> = match (has_memory(insn), counts_in_cl(insn)) {
-            (false, false) => vec![SC, SB, SA],
-            (false, true) => vec![SB, SA],
-            (true, false) => vec![SC],
-            (true, true) => Vec::new(),
-        };
+    /// The registers that stand in for the operands.
+    fn registers(
+        &mut self,
+        insn: &Instruction,
+        accesses: &[OpAccess],
+        plan: &mut Plan,
+        busy: &mut Vec<u8>,
+    ) -> Done {
         let count_operand = counts_in_cl(insn).then(|| insn.op_count() - 1);
         for (n, access) in (0..).zip(accesses) {
             match insn.op_kind(n) {
                 OpKind::Register if Some(n) == count_operand => {}
-                OpKind::Register => plan.register(insn, n, writes(access), &mut free)?,
-                OpKind::Memory => plan.address(insn, writes(access))?,
-                OpKind::Immediate8
+                OpKind::Register => {
+                    let register = insn.op_register(n);
+                    if matches!(register, Register::AH | Register::BH | Register::DH) {
+                        // They are where the guest has them. With operands that need a REX
+                        // prefix there is no encoding, which the encoder finds.
+                        continue;
+                    }
+                    let guest = regs::number(register).ok_or(Untranslated)?;
+                    let known = plan.temps.iter_mut().find(|(known, ..)| *known == guest);
+                    let host = match (regs::home(guest), known) {
+                        (Some(host), _) => host,
+                        (None, Some((_, host, written))) => {
+                            *written |= writes(*access);
+                            *host
+                        }
+                        (None, None) => {
+                            let host =
+                                self.operand_in(guest, reads(insn, accesses, guest), busy)?;
+                            plan.temps.push((guest, host, writes(*access)));
+                            host
+                        }
+                    };
+                    plan.insn.set_op_register(n, regs::name(host, register.size()));
+                }
+                OpKind::Memory
+                | OpKind::Immediate8
                 | OpKind::Immediate16
                 | OpKind::Immediate32
                 | OpKind::Immediate64
@@ -243,12 +267,49 @@ impl Lowerer<'_> {
                 _ => return Err(Untranslated),
             }
         }
-        Ok(plan)
+        Ok(())
     }
 }
 
-fn has_memory(insn: &Instruction) -> bool {
-    (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory)
+/// The instruction's result depends on what is in a register, one of its operands.
+fn reads(insn: &Instruction, accesses: &[OpAccess], guest: u8) -> bool {
+    (0..).zip(accesses).any(|(n, access)| {
+        let register = insn.op_register(n);
+        let replaced = *access == OpAccess::Write && register.size() >= 4;
+        insn.op_kind(n) == OpKind::Register && regs::number(register) == Some(guest) && !replaced
+    })
+}
+
+/// The instruction keeps account of what it does to scratch registers.
+pub(super) fn keeps_account(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let mnemonic = insn.mnemonic();
+    matches!(mnemonic, Lea | Nop | Endbr64 | Endbr32) || listed(mnemonic) || conditional(mnemonic)
+}
+
+/// The size of a memory operand that general instructions can have.
+fn memory_size(insn: &Instruction) -> Result<usize, Untranslated> {
+    use Mnemonic::{Bt, Btc, Btr, Bts};
+    use iced_x86::Code::*;
+    let absolute = matches!(
+        insn.code(),
+        Mov_AL_moffs8
+            | Mov_AX_moffs16
+            | Mov_EAX_moffs32
+            | Mov_RAX_moffs64
+            | Mov_moffs8_AL
+            | Mov_moffs16_AX
+            | Mov_moffs32_EAX
+            | Mov_moffs64_RAX
+    );
+    // A bit number in a register reaches beyond the operand.
+    let bits =
+        matches!(insn.mnemonic(), Bt | Bts | Btr | Btc) && insn.op1_kind() == OpKind::Register;
+    let size = insn.memory_size().size();
+    if absolute || bits || !matches!(size, 1 | 2 | 4 | 8) {
+        return Err(Untranslated);
+    }
+    Ok(size)
 }
 
 impl Plan {
@@ -280,31 +341,6 @@ impl Plan {
             }
         };
         self.insn.set_op_register(n, regs::name(host, register.size()));
-        Ok(())
-    }
-
-    fn address(&mut self, insn: &Instruction, write: bool) -> Result<(), Untranslated> {
-        use Mnemonic::{Bt, Btc, Btr, Bts};
-        use iced_x86::Code::*;
-        let absolute = matches!(
-            insn.code(),
-            Mov_AL_moffs8
-                | Mov_AX_moffs16
-                | Mov_EAX_moffs32
-                | Mov_RAX_moffs64
-                | Mov_moffs8_AL
-                | Mov_moffs16_AX
-                | Mov_moffs32_EAX
-                | Mov_moffs64_RAX
-        );
-        // A bit number in a register reaches beyond the operand.
-        let bits =
-            matches!(insn.mnemonic(), Bt | Bts | Btr | Btc) && insn.op1_kind() == OpKind::Register;
-        let size = insn.memory_size().size();
-        if absolute || bits || !matches!(size, 1 | 2 | 4 | 8) {
-            return Err(Untranslated);
-        }
-        self.memory = Some((write, size));
         Ok(())
     }
 

@@ -186,6 +186,7 @@ impl Lowerer<'_> {
         if let Some(number) = self.reuse.fact(&access, len, write) {
             if self.reuse.held != Some(number) {
                 self.asm.load(SB, slot(number));
+                self.scratch.lost(SB);
             }
             self.reuse.holds = Some(number);
             self.reuse.held = None;
@@ -215,6 +216,7 @@ impl Lowerer<'_> {
         }
         fact.aligned = (access.at, alignment);
         let below = if alignment == 32 { field!(below_32) } else { field!(below_16) };
+        self.scratch.lost(SC);
         self.handler_unless_zero(|asm| {
             let address = match place.disp {
                 0 => place.base,
@@ -236,12 +238,15 @@ impl Lowerer<'_> {
             0 => place,
             _ => {
                 self.asm.lea(SA, start.linear(), true);
+                self.scratch.lost(SA);
                 Place { base: SA, disp: down }
             }
         };
         let mut patch = None;
         let miss = |asm: &mut Asm| patch = Some(asm.jmp_forward());
         probe::probe(&mut self.asm, self.plane, fact.write, place.base, len, miss);
+        self.scratch.lost(SB);
+        self.scratch.lost(SC);
         self.asm.store(slot(fact.slot), SB);
         self.plain_from(patch);
         self.reuse.facts.push(*fact);

@@ -6,7 +6,7 @@ use crate::{
     regs::{self, GUEST_RBP, GUEST_RSP, SA, SC},
     state::field,
 };
-use iced_x86::{Code, Instruction, OpKind, Register};
+use iced_x86::{Code, Instruction, OpKind};
 
 impl Lowerer<'_> {
     pub(super) fn push(&mut self, insn: &Instruction) -> Done {
@@ -69,11 +69,9 @@ impl Lowerer<'_> {
         };
         let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
         let to = regs::home(number).unwrap_or(SA);
-        let homed = |r| r == Register::None || regs::number(r).and_then(regs::home).is_some();
-        if homed(insn.memory_base()) && homed(insn.memory_index()) {
-            self.reuse.keep();
-        }
         self.offset(insn, to, wide)?;
+        self.reuse.keep();
+        self.scratch.lost(to);
         self.set(number, to);
         Ok(())
     }

@@ -74,7 +74,7 @@ impl Lowerer<'_> {
         if !matches!(size, 16 | 32) || integer && !std::is_x86_feature_detected!("avx2") {
             return Err(Untranslated);
         }
-        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+        let mut plan = Plan { insn: *insn, temps: Vec::new() };
         let place = self.operand(insn, insn.op0_kind() == OpKind::Memory, size)?;
         plan.use_host_address(place);
         self.encode(&plan.insn)?;
@@ -86,7 +86,7 @@ impl Lowerer<'_> {
     /// not.
     fn mxcsr(&mut self, insn: &Instruction) -> Done {
         use Mnemonic::{Ldmxcsr, Vldmxcsr, Vstmxcsr};
-        let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+        let mut plan = Plan { insn: *insn, temps: Vec::new() };
         plan.use_host_address(Place::SA);
         let load = matches!(insn.mnemonic(), Ldmxcsr | Vldmxcsr);
         self.address(insn)?;
@@ -118,7 +118,7 @@ impl Lowerer<'_> {
 }
 
 fn vector_plan(insn: &Instruction, properties: &Properties) -> Result<Plan, Untranslated> {
-    let mut plan = Plan { insn: *insn, temps: Vec::new(), memory: None };
+    let mut plan = Plan { insn: *insn, temps: Vec::new() };
     let mut free = if properties.memory.is_some() { Vec::new() } else { vec![SB, SA] };
     for n in 0..insn.op_count() {
         match insn.op_kind(n) {
