@@ -6,6 +6,7 @@ mod events;
 mod flow;
 mod integer;
 mod litmus;
+mod smc;
 mod support;
 mod threads;
 mod traps;

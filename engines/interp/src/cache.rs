@@ -286,6 +286,8 @@ impl Cache {
             checked,
             heat: Heat::Runs(0),
             translations: Translations::default(),
+            soft: 0,
+            changes: 0,
             next: 0,
         };
         if trust != Trust::Gone {
@@ -376,6 +378,31 @@ impl Cache {
         if let Some(block) = self.block_mut(span.id).filter(|b| b.trust == Trust::Suspect) {
             block.trust = if block.checked { Trust::Checked } else { Trust::Live };
         }
+    }
+
+    /// Of a checked block, only immediate operands have changed, of instructions with bits in
+    /// `changed`: these were decoded anew. Translations stay if they load these operands.
+    pub fn soften(&mut self, span: Span, insns: Vec<Insn>, bytes: &[u8], changed: u64) {
+        let Some(block) = self.block_mut(span.id) else { return };
+        if changed & !block.soft != 0 {
+            block.soft |= changed;
+            let translations = std::mem::take(&mut block.translations);
+            self.dropped.gone.extend(translations.into_iter().flatten());
+        }
+        let at = self.block(span.id).map_or(0, |b| b.bytes);
+        let old = self.insns.get_mut(span.start as usize, span.count.into());
+        old.iter_mut().zip(insns).for_each(|(old, new)| *old = new);
+        let old = self.bytes.get_mut(at, span.len.into());
+        old.iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
+    }
+
+    pub fn soft(&self, span: Span) -> u64 {
+        self.block(span.id).map_or(0, |b| b.soft)
+    }
+
+    /// How often the block, or what was there before it, has changed otherwise.
+    pub fn changes(&mut self, span: Span) -> Option<&mut u32> {
+        self.block_mut(span.id).map(|b| &mut b.changes)
     }
 
     pub fn clear(&mut self) {

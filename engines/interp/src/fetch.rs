@@ -69,6 +69,7 @@ impl Interp {
         let key = Key { start: page.gpa | linear & (PAGE - 1), mode, second: None };
         let at = ArenaOffset(ram.0.wrapping_add((linear % PAGE) as usize));
         let known = Known { linear, tag, room, code: [at, ArenaOffset(0)] };
+        self.replaced = 0;
         if let Some(span) = self.known(ctx, &key, &known) {
             return Ok(span);
         }
@@ -88,7 +89,9 @@ impl Interp {
         }
         // A block that the segment's limit cut short is not for others.
         let key = (room >= WINDOW as u64).then_some(key);
+        let before = std::mem::take(&mut self.replaced);
         let span = self.cache.add(New { key, insns, bytes, checked });
+        self.inherit(span, before);
         if key.is_some() && !checked {
             self.cache.set_jump(linear, tag, span);
         }
@@ -112,7 +115,7 @@ impl Interp {
                 return None;
             }
         }
-        if trust != Trust::Live && !self.unchanged(ctx, span, key, at.code) {
+        if trust != Trust::Live && !self.unchanged(ctx, span, key, at) {
             self.cache.forget(span.id);
             return None;
         }
@@ -125,20 +128,19 @@ impl Interp {
         Some(span)
     }
 
-    /// Memory, at these places in the first and the second page, has what the block was decoded
-    /// from.
-    fn unchanged(&self, ctx: &Ctx<'_>, span: Span, key: &Key, code: [ArenaOffset; 2]) -> bool {
+    /// Memory has what the block was decoded from, or is decoded anew in its place.
+    fn unchanged(&mut self, ctx: &Ctx<'_>, span: Span, key: &Key, at: &Known) -> bool {
         let bytes = self.cache.bytes(span);
         let first = (PAGE - key.start % PAGE) as usize;
         let mut now = [0; WINDOW];
         let Some(now) = now.get_mut(..bytes.len()) else { return false };
         let (low, high) = now.split_at_mut(first.min(bytes.len()));
         let arena = ctx.cpu.mem.arena();
-        arena.read(code[0], low);
+        arena.read(at.code[0], low);
         if !high.is_empty() {
-            arena.read(code[1], high);
+            arena.read(at.code[1], high);
         }
-        now == bytes
+        now == bytes || ctx.cpu.mode.is64() && key.second.is_none() && self.soften(ctx, span, now)
     }
 
     /// One instruction that begins in `first` and ends in the next page, or beyond the limit.

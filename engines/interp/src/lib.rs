@@ -7,6 +7,7 @@
 
 mod boundary;
 mod cache;
+mod checked;
 mod counters;
 mod fetch;
 mod run;

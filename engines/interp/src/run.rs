@@ -22,6 +22,8 @@ pub struct Interp {
     /// What `locate` found is in a page for which `Tags::global` holds.
     pub(crate) global: bool,
     pub(crate) factory: InstructionInfoFactory,
+    /// How often code had changed at the place of what is decoded now.
+    pub(crate) replaced: u32,
     /// Linear addresses before which a debugger wants to stop.
     breakpoints: Vec<u64>,
     single_step: bool,
@@ -39,6 +41,7 @@ impl Interp {
             hot: 0,
             global: false,
             factory: InstructionInfoFactory::new(),
+            replaced: 0,
             breakpoints: Vec::new(),
             single_step: false,
             retired: 0,

@@ -105,8 +105,7 @@ impl Interp {
     }
 
     fn make(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
-        // Blocks that compare their bytes are interpreted.
-        if !self.cache.is_kept(span) || self.cache.is_checked(span) {
+        if !self.cache.is_kept(span) {
             return None;
         }
         let start = (ctx.cpu.rip % x86_defs::PAGE_SIZE) as u16;
@@ -115,7 +114,12 @@ impl Interp {
         let mut insns = self.decode(ctx, &bytes, checked);
         insns.truncate(usize::from(span.count));
         let insns: Arc<[Insn]> = insns.into();
-        let source = Source { insns: &insns, bytes: &bytes, linear: ctx.cpu.rip, start, plane };
+        let check = match checked {
+            true => Some(self.check(ctx, span, &bytes)?),
+            false => None,
+        };
+        let linear = ctx.cpu.rip;
+        let source = Source { insns: &insns, bytes: &bytes, linear, start, plane, check };
         self.translator.as_mut()?.translate(&source)
     }
 }

@@ -152,6 +152,24 @@ impl Asm {
         self.bytes(&value.to_le_bytes());
     }
 
+    pub fn mov_imm64(&mut self, to: u8, value: u64) {
+        self.bytes(&[0x48 | to >> 3, 0xb8 | to & 7]);
+        self.bytes(&value.to_le_bytes());
+    }
+
+    /// 32 bits, sign-extended.
+    pub fn movsxd(&mut self, to: u8, mem: Mem) {
+        self.rex(true, to, &mem);
+        self.code.push(0x63);
+        self.modrm(to, &mem);
+    }
+
+    /// Gathers the bits of `from` that the mask selects.
+    pub fn pext_register(&mut self, to: u8, from: u8, mask: u8) {
+        self.vex(2, 2, to, from, &Mem::at(mask, 0));
+        self.bytes(&[0xf5, 0xc0 | (to & 7) << 3 | mask & 7]);
+    }
+
     pub fn movzx16(&mut self, to: u8, from: u8) {
         let rex = to >> 3 << 2 | from >> 3;
         if rex != 0 {
@@ -222,7 +240,8 @@ impl Asm {
         self.modrm(0, &mem);
     }
 
-    fn registers(&mut self, opcode: u8, reg: u8, rm: u8, wide: bool) {
+    /// An operation with this opcode, `rm` first; most change the flags.
+    pub fn registers(&mut self, opcode: u8, reg: u8, rm: u8, wide: bool) {
         let rex = u8::from(wide) << 3 | reg >> 3 << 2 | rm >> 3;
         if rex != 0 {
             self.code.push(0x40 | rex);
@@ -503,6 +522,9 @@ mod tests {
             a.patch(patch);
         };
         assert_eq!(text(forward), "lea r10,[0Ah];vzeroupper;");
+        assert_eq!(text(|a| a.pext_register(1, 1, 11)), "pext rcx,rcx,r11;");
+        assert_eq!(text(|a| a.movsxd(9, Mem::at(10, 0))), "movsxd r9,[r10];");
+        assert_eq!(text(|a| a.mov_imm64(10, 1 << 40)), "mov r10,10000000000h;");
         let skipped = text(|a| a.unless_rcx_zero(|a| a.jmp(0)));
         assert_eq!(skipped, "jrcxz 7h;jmp 0h;");
     }

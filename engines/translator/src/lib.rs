@@ -23,6 +23,7 @@ mod tlb;
 mod translator;
 mod vectors;
 
+pub use lower::{Check, immediate};
 pub use perf_map::PerfMap;
 pub use translator::{Code, Left, Link, Source, Translator};
 

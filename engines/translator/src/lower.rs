@@ -1,6 +1,7 @@
 //! One block: its instructions, its exits, and what lies out of line.
 
 mod access;
+mod check;
 mod copy;
 mod count;
 mod divide;
@@ -20,6 +21,7 @@ use crate::{
     thunks::{EXIT_BUDGET, EXIT_POLL, Thunks},
     vectors,
 };
+pub use check::{Check, immediate};
 pub use flow::is_flow;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
 use reuse::Reuse;
@@ -138,23 +140,35 @@ impl<'t> Lowerer<'t> {
     }
 
     /// Translates; `start` is the block's offset in its page. `allowed` says whether the
-    /// guest has the instruction.
+    /// guest has the instruction. `None` if it cannot be made.
     pub fn run(
         mut self,
         start: i64,
         insns: &[Instruction],
+        check: Option<&Check<'_>>,
         allowed: impl Fn(&Instruction) -> bool,
-    ) -> Lowered {
+    ) -> Option<Lowered> {
         let origin = self.asm.here();
         self.asm.load(SC, field!(poll));
         self.asm.load32(SC, Mem::at(SC, 0));
         let mut poll = None;
         self.asm.unless_rcx_zero(|asm| poll = Some(asm.jmp_forward()));
         let unpolled = self.asm.here();
+        let changed = check.map(|check| self.compare(check, insns)).unwrap_or_default();
         let short = self.want_budget(insns.len());
-        self.reuse = Reuse::new(access::accesses(insns));
+        // What is loaded from the code exists once.
+        let accesses = if check.is_some() { Vec::new() } else { access::accesses(insns) };
+        self.reuse = Reuse::new(accesses);
         let (mut callouts, mut open) = (0, true);
         for (index, insn) in insns.iter().enumerate() {
+            if let Some(check) = check
+                && check.soft.checked_shr(index as u32).unwrap_or(0) & 1 != 0
+            {
+                // Its handler knows one operand only.
+                self.soft(check, index, insn).ok()?;
+                self.ends.push(self.asm.here());
+                continue;
+            }
             let translated = self.one(index, insn, allowed(insn));
             callouts += usize::from(!translated);
             open = !translated || !flow::is_flow(insn);
@@ -172,6 +186,10 @@ impl<'t> Lowerer<'t> {
             self.asm.patch(poll);
             self.leave_at(start, EXIT_POLL);
         }
+        if !changed.is_empty() {
+            changed.into_iter().for_each(|patch| self.asm.patch(patch));
+            self.leave_at(start, EXIT_POLL);
+        }
         if let Some(short) = short {
             self.asm.patch(short);
             self.leave_at(start, EXIT_BUDGET);
@@ -180,7 +198,7 @@ impl<'t> Lowerer<'t> {
         self.out_of_line();
         let entry = self.vector_entry(origin, stop);
         let Self { vectors, exits, .. } = self;
-        Lowered { code: self.asm.code, exits, unpolled, vectors, entry, callouts }
+        Some(Lowered { code: self.asm.code, exits, unpolled, vectors, entry, callouts })
     }
 
     /// Where the block, which begins at `origin`, is entered from anywhere; at `stop` it is

@@ -4,7 +4,7 @@ use crate::{
     asm::Asm,
     callout,
     counters::{Cause, Counters},
-    lower::{BASE, Lowerer, SITE_BITS, is_flow},
+    lower::{BASE, Check, Lowerer, SITE_BITS, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
@@ -75,6 +75,8 @@ pub struct Source<'s> {
     pub start: u16,
     /// The TLB's plane for the rights with which it runs.
     pub plane: usize,
+    /// The bytes may change unnoticed.
+    pub check: Option<Check<'s>>,
 }
 
 /// One vCPU's translated code.
@@ -218,7 +220,8 @@ impl Translator {
         let lowerer = lowerer.counted(self.state.counted).returning(returns(source));
         let features = self.features;
         let start = i64::from(source.start);
-        let lowered = lowerer.run(start, &insns, |insn| features.allow(insn));
+        let check = source.check.as_ref();
+        let lowered = lowerer.run(start, &insns, check, |insn| features.allow(insn))?;
         let copied = insns.len() - lowered.callouts.min(insns.len());
         if lowered.callouts > 2 && copied < 4 * lowered.callouts || copied == 0 {
             self.counters.refused += 1;

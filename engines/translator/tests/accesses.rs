@@ -113,7 +113,7 @@ impl Pair {
         let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
         let plane = self.native.cpu.mmu.plane()?;
         let start = (CODE % PAGE) as u16;
-        let source = Source { insns: &insns, bytes, linear: CODE, start, plane };
+        let source = Source { insns: &insns, bytes, linear: CODE, start, plane, check: None };
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 

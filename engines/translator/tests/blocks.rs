@@ -84,8 +84,14 @@ impl Pair {
     fn translate(&mut self, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
         let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
         let plane = self.native.cpu.mmu.plane()?;
-        let source =
-            Source { insns: &insns, bytes, linear: CODE, start: (CODE % 4096) as u16, plane };
+        let source = Source {
+            insns: &insns,
+            bytes,
+            linear: CODE,
+            start: (CODE % 4096) as u16,
+            plane,
+            check: None,
+        };
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 

@@ -60,6 +60,10 @@ pub struct Block {
     pub checked: bool,
     pub heat: Heat,
     pub translations: Translations,
+    /// Instructions whose immediate operands were seen to change.
+    pub soft: u64,
+    /// How often anything else of it changed.
+    pub changes: u32,
     /// The next one with the same hash.
     pub next: u32,
 }
@@ -98,6 +102,8 @@ impl Block {
             checked: false,
             heat: Heat::Never,
             translations: Translations::default(),
+            soft: 0,
+            changes: 0,
             next: 0,
         }
     }

@@ -195,6 +195,7 @@ impl Pair {
                     start,
                     linear: CODE + offset,
                     plane,
+                    check: None,
                 })
             });
             match (before.take(), code) {
@@ -242,7 +243,7 @@ impl Pair {
         let (insns, bytes) = blocks.get(&0)?;
         let plane = self.native.cpu.mmu.plane()?;
         let start = (CODE % 4096) as u16;
-        self.translator.translate(&Source { insns, bytes, start, linear: CODE, plane })
+        self.translator.translate(&Source { insns, bytes, start, linear: CODE, plane, check: None })
     }
 }
 

@@ -1,0 +1,238 @@
+//! Code that changes (SDM volume 3, 9.1.3 and 13.6), interpreted and translated.
+
+use super::support::*;
+use crate::{Translate, Translation};
+use engine::{Exit, Intercepts};
+use iced_x86::{IcedError, code_asm::*};
+use vcpu_state::VcpuState;
+
+/// A function that is patched, in a page of its own.
+const TARGET: u64 = CODE + 0x1000;
+/// The same memory as at linear address zero.
+const ALIAS: u64 = 0x20_0000;
+
+/// The same guest, interpreted, and translated at once and when hot.
+fn each(
+    state: &VcpuState,
+    build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+    check: impl Fn(&mut Guest),
+) {
+    let engine = || Translate::new().unwrap();
+    let hot = |hot| {
+        engine().with_translation(Translation {
+            code_memory: 1 << 20,
+            hot,
+            ..Translation::default()
+        })
+    };
+    for engine in [engine(), hot(0), hot(5), hot(64)] {
+        let vm = vm_of(&engine, Intercepts::default());
+        let directory = 0x8_2000 + 8;
+        vm.memory().write(directory, &0x87_u64.to_le_bytes()).unwrap();
+        vm.memory().write(CODE, &assemble(64, CODE, &build)).unwrap();
+        let mut vcpu = vm.create_vcpu(0).unwrap();
+        vcpu.set_state(state).unwrap();
+        check(&mut Guest { vm, vcpu, host: Host::default() });
+    }
+}
+
+fn sum(guest: &mut Guest) -> u64 {
+    guest.vcpu.state().unwrap().regs.gpr[3]
+}
+
+/// The sum of what a function returns whose operand is patched, at `address`, before each call.
+fn patched(address: u64, times: u32) {
+    let build = |a: &mut CodeAssembler| {
+        let mut again = a.create_label();
+        a.mov(rsi, TARGET)?;
+        a.mov(rdi, address)?;
+        a.mov(word_ptr(rsi), 0xb8)?; // mov eax, imm32; ret
+        a.mov(byte_ptr(rsi + 5), 0xc3)?;
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, times)?;
+        a.set_label(&mut again)?;
+        a.mov(dword_ptr(rdi), ecx)?;
+        a.call(rsi)?;
+        a.add(rbx, rax)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    };
+    each(&long_mode(), build, |guest| {
+        assert_eq!(guest.run(), Exit::Idle);
+        let n = u64::from(times);
+        assert_eq!(sum(guest), n * (n + 1) / 2);
+    });
+}
+
+#[test]
+fn an_operand_is_patched_before_each_call() {
+    patched(TARGET + 1, 3000);
+}
+
+#[test]
+fn a_patch_by_another_linear_address_is_seen() {
+    patched(ALIAS + TARGET + 1, 3000);
+}
+
+/// Writes an operand of the instruction that comes next in the same block.
+fn next_instruction(wide: bool) {
+    let build = |a: &mut CodeAssembler| {
+        let (mut again, mut here) = (a.create_label(), a.create_label());
+        a.lea(rdi, ptr(here))?;
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, 2000)?;
+        a.set_label(&mut again)?;
+        a.xor(eax, eax)?;
+        match wide {
+            true => a.mov(dword_ptr(rdi + 2), ecx)?,
+            false => a.mov(byte_ptr(rdi + 1), cl)?,
+        }
+        a.set_label(&mut here)?;
+        match wide {
+            true => a.add(edx, 0x1234_5678)?, // ADD r/m32, imm32 by two bytes of opcode
+            false => a.add(al, 0x12)?,
+        }
+        a.add(rbx, rax)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    };
+    each(&long_mode(), build, |guest| {
+        assert_eq!(guest.run(), Exit::Idle);
+        let state = guest.vcpu.state().unwrap();
+        match wide {
+            true => assert_eq!(state.regs.gpr[2], 2000 * 2001 / 2),
+            false => assert_eq!(state.regs.gpr[3], (1..=2000_u64).map(|n| n & 0xff).sum()),
+        }
+    });
+}
+
+#[test]
+fn a_store_changes_the_next_instruction_of_its_block() {
+    next_instruction(true);
+    next_instruction(false);
+}
+
+#[test]
+fn an_opcode_changes_each_time() {
+    let build = |a: &mut CodeAssembler| {
+        let (mut again, mut here) = (a.create_label(), a.create_label());
+        a.lea(rdi, ptr(here))?;
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, 901)?;
+        a.set_label(&mut again)?;
+        // ADD and SUB of EBX and 5 differ in five bits of the ModRM byte.
+        a.xor(byte_ptr(rdi + 1), 0x28)?;
+        a.set_label(&mut here)?;
+        a.add(ebx, 5)?;
+        a.inc(ebx)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    };
+    each(&long_mode(), build, |guest| {
+        assert_eq!(guest.run(), Exit::Idle);
+        // The first of them subtracts, and so does the last.
+        assert_eq!(sum(guest), 901 - 5);
+    });
+}
+
+/// Everything that can be loaded from code, in each width, with registers that live in the
+/// host's and that do not; the operand is patched, the results are summed.
+#[test]
+fn each_operation_takes_the_operand_that_is_there() {
+    let forms: [&[u8]; 12] = [
+        &[0xbb],             // mov ebx, imm32
+        &[0x41, 0xbb],       // mov r11d, imm32
+        &[0x48, 0xc7, 0xc3], // mov rbx, imm32
+        &[0x49, 0xc7, 0xc3], // mov r11, imm32
+        &[0x81, 0xc3],       // add ebx, imm32
+        &[0x49, 0x81, 0xc3], // add r11, imm32
+        &[0x48, 0x81, 0xf3], // xor rbx, imm32
+        &[0x41, 0x81, 0xeb], // sub r11d, imm32
+        &[0x48, 0x0d],       // or rax, imm32
+        &[0x48, 0x25],       // and rax, imm32
+        &[0x3d],             // cmp eax, imm32
+        &[0x49, 0xf7, 0xc3], // test r11, imm32
+    ];
+    for form in forms {
+        let results = std::cell::RefCell::new(Vec::new());
+        let build = |a: &mut CodeAssembler| {
+            let mut again = a.create_label();
+            a.mov(rsi, TARGET)?;
+            a.mov(r9, 0x0123_4567_89ab_cdef_u64)?;
+            a.mov(r11, r9)?;
+            a.mov(rbx, r9)?;
+            a.mov(ecx, 300)?;
+            a.set_label(&mut again)?;
+            a.imul_2(r9d, dword_ptr(rsi + 64))?;
+            a.add(r9d, ecx)?;
+            a.mov(dword_ptr(rsi + form.len() as i32), r9d)?;
+            a.mov(rax, r9)?;
+            a.call(rsi)?;
+            a.pushfq()?;
+            a.pop(rdx)?;
+            a.and(edx, 0x8c5)?;
+            a.add(rbp, rdx)?;
+            a.add(rbp, rax)?;
+            a.rol(rbp, 7)?;
+            a.dec(ecx)?;
+            a.jnz(again)?;
+            a.hlt()
+        };
+        each(&long_mode(), build, |guest| {
+            let code = [form, &[0, 0, 0, 0, 0xc3]].concat();
+            guest.vm.memory().write(TARGET, &code).unwrap();
+            guest.vm.memory().write(TARGET + 64, &0x9e37_79b1_u32.to_le_bytes()).unwrap();
+            assert_eq!(guest.run(), Exit::Idle);
+            let gpr = guest.vcpu.state().unwrap().regs.gpr;
+            results.borrow_mut().push((gpr[3], gpr[5], gpr[11]));
+        });
+        let results = results.into_inner();
+        assert!(results.iter().all(|r| *r == results[0]), "{form:x?}: {results:x?}");
+    }
+}
+
+/// The function is executed often, patched by the guest in between, and by a device; its page
+/// leaves and enters the checked state.
+#[test]
+fn a_device_writes_code_and_pages_change_their_state() {
+    let build = |a: &mut CodeAssembler| {
+        let (mut again, mut inner, mut kept) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.mov(rsi, TARGET)?;
+        a.set_label(&mut again)?;
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, 100)?;
+        a.set_label(&mut inner)?;
+        a.test(edx, edx)?;
+        a.jz(kept)?;
+        a.mov(dword_ptr(rsi + 1), ecx)?;
+        a.set_label(&mut kept)?;
+        a.call(rsi)?;
+        a.add(rbx, rax)?;
+        a.dec(ecx)?;
+        a.jnz(inner)?;
+        a.out(0x80, al)?;
+        a.jmp(again)
+    };
+    each(&long_mode(), build, |guest| {
+        guest.host.stop_port = Some(0x80);
+        for (round, value) in [7_u32, 8, 9, 10, 11, 12].into_iter().enumerate() {
+            let patched = round % 3 == 1;
+            let mut code = [0xb8, 0, 0, 0, 0, 0xc3];
+            code[1..5].copy_from_slice(&value.to_le_bytes());
+            guest.vm.memory().write(TARGET, &code).unwrap();
+            let mut state = guest.vcpu.state().unwrap();
+            state.regs.gpr[2] = patched.into();
+            guest.vcpu.set_state(&state).unwrap();
+            assert_eq!(guest.run(), Exit::Stopped);
+            let expected = if patched { 5050 } else { 100 * u64::from(value) };
+            assert_eq!(sum(guest), expected, "round {round}");
+            if round == 3 {
+                std::thread::sleep(std::time::Duration::from_millis(700));
+            }
+        }
+    });
+}
