@@ -108,6 +108,7 @@ impl Interp {
 
     /// Asks the host what is pending, and takes it if it can be taken.
     fn look(&mut self, ctx: &mut Ctx<'_>) -> Option<Next> {
+        ctx.cpu.held = false;
         let pending = ctx.pending();
         let Some(what) = pending else {
             ctx.cpu.look = false;
@@ -120,7 +121,7 @@ impl Interp {
                     && matches!(ctx.cpu.mp, MpState::Running | MpState::Halted);
                 if !open {
                     // Whatever opens the window looks again.
-                    ctx.cpu.look = false;
+                    (ctx.cpu.look, ctx.cpu.held) = (false, true);
                     return None;
                 }
                 match ctx.call(|host| host.ack(Pending::Interrupt)) {

@@ -29,7 +29,8 @@ impl Counters {
         self.exceptions[usize::from(vector) % 32] += 1;
     }
 
-    pub fn report(&self, stats: &mut Stats, walks: u64) {
+    /// `inside` are exceptions of translated code that never got here.
+    pub fn report(&self, stats: &mut Stats, walks: u64, inside: &[u64; 32]) {
         stats.group("translation").time("time", self.translation_ns);
         stats
             .group("run loop")
@@ -41,6 +42,7 @@ impl Counters {
         let events = stats.group("events");
         events.count("interrupts", self.interrupts).count("NMIs", self.nmis);
         for (vector, count) in self.exceptions.iter().enumerate() {
+            let count = &(count + inside[vector]);
             if *count != 0 || vector == 14 {
                 let name = EXCEPTIONS.get(vector).copied().unwrap_or("other exceptions");
                 events.add(name, Value::Count(*count));

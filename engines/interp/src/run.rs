@@ -59,7 +59,8 @@ impl Interp {
         if let Some(translator) = &self.translator {
             translator.report(stats);
         }
-        self.counters.report(stats, cpu.mmu.walks());
+        let inside = self.translator.as_ref().map(Translator::exceptions).unwrap_or_default();
+        self.counters.report(stats, cpu.mmu.walks(), &inside);
     }
 
     /// Sets what a debugger watches for; data breakpoints are the MMU's.
@@ -109,13 +110,18 @@ impl Interp {
     }
 
     /// Something wants attention before or after every single instruction.
-    fn steps(&self, ctx: &Ctx<'_>) -> bool {
-        let cpu = &*ctx.cpu;
-        cpu.rflags & (rflags::TF | rflags::RF) != 0
+    fn steps(&self, ctx: &mut Ctx<'_>) -> bool {
+        let cpu = &mut *ctx.cpu;
+        let steps = cpu.rflags & rflags::TF != 0
             || cpu.dr7 & dr::DR7_ENABLED != 0
             || cpu.events.shadow != Shadow::None
             || self.single_step
-            || !self.breakpoints.is_empty()
+            || !self.breakpoints.is_empty();
+        if !steps {
+            // It suppresses breakpoints, which there are none of, for one instruction.
+            cpu.rflags &= !rflags::RF;
+        }
+        steps
     }
 
     /// Block after block, until one has to be left.

@@ -17,7 +17,7 @@ impl Interp {
     pub fn set_translator(&mut self, translator: Translator, hot: u32) {
         self.hot = hot;
         self.cache.resize(WITH_TRANSLATIONS);
-        self.translator = Some(translator);
+        self.translator = Some(translator.autonomous());
     }
 
     pub fn translator(&mut self) -> Option<&mut Translator> {

@@ -92,6 +92,8 @@ pub struct Cpu {
     pub stop_asked: bool,
     /// Ask the host what is pending at the next boundary where it could be taken.
     pub look: bool,
+    /// An interrupt waits for its window: whatever opens that looks again.
+    pub held: bool,
     pub seg: [Segment; 8],
     pub mmu: Mmu,
     pub slot: Arc<Slot>,
@@ -211,6 +213,7 @@ impl Cpu {
             leave: false,
             stop_asked: false,
             look: true,
+            held: false,
             seg: reset.segments.reg,
             mmu: Mmu::new(mem),
             slot: Arc::new(Slot::new(id)),

@@ -27,6 +27,7 @@ mod int_string;
 pub mod mem;
 mod msr;
 pub mod operand;
+mod quiet;
 mod seg;
 pub mod select;
 pub mod sync;

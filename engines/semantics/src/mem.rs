@@ -300,8 +300,9 @@ impl Cpu {
         let user = self.mode.cpl == 3;
         self.mmu.privilege = match (user, ac) {
             (true, _) => Privilege::User,
-            (false, true) if self.cr4 & cr4::SMAP != 0 => Privilege::SupervisorAc,
-            (false, _) => Privilege::Supervisor,
+            // Without CR4.SMAP the two have the same rights.
+            (false, true) => Privilege::SupervisorAc,
+            (false, false) => Privilege::Supervisor,
         };
         self.mmu.align = user && ac && self.cr0 & cr0::AM != 0;
         self.mmu.open_fast_path();

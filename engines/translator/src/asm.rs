@@ -198,6 +198,17 @@ impl Asm {
         self.modrm(to, &mask);
     }
 
+    /// Puts the low bits of `from` where the mask in memory has bits.
+    pub fn pdep(&mut self, to: u8, from: u8, mask: Mem) {
+        self.vex(2, 3, to, from, &mask);
+        self.code.push(0xf5);
+        self.modrm(to, &mask);
+    }
+
+    pub fn pushfq(&mut self) {
+        self.bytes(&[0x9c]);
+    }
+
     /// `to = from >> count`, count modulo 64.
     pub fn shrx(&mut self, to: u8, from: u8, count: u8) {
         self.vex(2, 3, to, count, &Mem::at(from, 0));
@@ -491,6 +502,7 @@ mod tests {
         assert_eq!(text(|a| a.lea(11, scaled, true)), "lea r11,[r11*8];");
         assert_eq!(text(|a| a.lea(8, Mem::at(1, 5), false)), "lea r8d,[rcx+5h];");
         assert_eq!(text(|a| a.pext(11, 10, Mem::at(5, 64))), "pext r11,r10,[rbp+40h];");
+        assert_eq!(text(|a| a.pdep(1, 10, Mem::at(5, 64))), "pdep rcx,r10,[rbp+40h];");
         assert_eq!(text(|a| a.shrx(1, 1, 5)), "shrx rcx,rcx,rbp;");
         assert_eq!(text(|a| a.rorx(1, 10, 48)), "rorx rcx,r10,30h;");
         assert_eq!(text(|a| a.crc32(11, 10)), "crc32 r11,r10;");

@@ -1,20 +1,28 @@
 //! One instruction executed by its handler, in the middle of translated code.
 
-use crate::{counters::Cause, native::Env, state::State, table::Site, tlb, vectors};
-use semantics::{Cpu, Stop};
+use crate::{
+    counters::Cause,
+    native::Env,
+    state::State,
+    table::Site,
+    thunks::{GO_ELSEWHERE, GO_ON, LEAVE},
+    tlb, vectors,
+};
+use semantics::{Cpu, Ctx, Stop, event};
 use vcpu_state::SegReg;
 use x86_defs::{
     cr::{cr0, cr4, xcr0},
     rflags, xsave,
 };
 
-/// True to leave translated code: then the guest's registers are the vCPU's.
-pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
+/// Executes the instruction of `State::site`. The result is one of [`GO_ON`], [`LEAVE`] and
+/// [`GO_ELSEWHERE`].
+pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     let missed = std::mem::take(&mut state.miss) != 0;
     let Some(Site { start, insn, flow, index, count }) = env.table.site(state.site) else {
         // Cannot be: sites are made with their block. Going on would be worse.
         env.stop = Some(Stop::Shutdown);
-        return true;
+        return LEAVE;
     };
     if missed {
         env.counters.tlb_misses += 1;
@@ -28,7 +36,8 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     }
     let base = state.page.wrapping_add(u64::from(start));
     let (tags, plane) = (env.ctx.cpu.mmu.tags(), env.ctx.cpu.mmu.plane());
-    env.ctx.cpu.rip = base.wrapping_add(u64::from(insn.end));
+    let next = base.wrapping_add(u64::from(insn.end));
+    env.ctx.cpu.rip = next;
     let result = (insn.handler)(env.ctx, insn);
     if let Err(stop) = result
         && stop != Stop::Branch
@@ -38,34 +47,87 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> bool {
             env.ctx.cpu.rip = base.wrapping_add(start);
         }
         settle(state, env, index + u32::from(stop == Stop::Halt));
-        env.counters.exit(if stop == Stop::Fault { Cause::Fault } else { Cause::Stop });
-        env.stop = Some(stop);
-        return true;
+        return stopped(state, env, stop);
     }
     if missed {
         tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters);
         tlb::enter(state, &env.ctx.cpu.mmu, state.missed, env.counters);
     }
     let mmu = &env.ctx.cpu.mmu;
-    let cause = if flow || result.is_err() {
-        Cause::Flow
-    } else if mmu.tags() != tags || mmu.plane() != plane {
-        Cause::Space
-    } else if env.ctx.cpu.leave {
-        Cause::Asked
-    } else {
+    // A REP may have more iterations to do.
+    let moved = flow || result.is_err() || env.ctx.cpu.rip != next;
+    let other = mmu.tags() != tags || mmu.plane() != plane;
+    if !moved && !other && (!env.ctx.cpu.leave || env.autonomous && env.ctx.quiet()) {
         let bad = state.bad;
         give(state, env);
         if state.bad == bad {
             settle(state, env, 0);
-            return false;
+            return GO_ON;
         }
         // The block relies on what it was entered with.
-        Cause::Asked
-    };
-    env.counters.exit(cause);
+    }
     settle(state, env, index + 1);
+    if go_elsewhere(state, env) {
+        return GO_ELSEWHERE;
+    }
+    env.counters.exit(match (moved, other) {
+        (true, _) => Cause::Flow,
+        (false, true) => Cause::Space,
+        (false, false) => Cause::Asked,
+    });
+    LEAVE
+}
+
+/// The instruction did not complete. Exceptions that nobody wants to see are delivered at once.
+fn stopped(state: &mut State, env: &mut Env<'_, '_>, stop: Stop) -> u32 {
+    if stop == Stop::Fault && env.autonomous && env.ctx.cpu.intercepts.exceptions == 0 {
+        env.counters.exception(env.ctx.cpu.raised.vector);
+        match event::raise(env.ctx) {
+            Ok(()) if go_elsewhere(state, env) => return GO_ELSEWHERE,
+            Ok(()) => env.counters.exit(Cause::Fault),
+            Err(stop) => {
+                env.counters.exit(Cause::Stop);
+                env.stop = Some(stop);
+            }
+        }
+        return LEAVE;
+    }
+    env.counters.exit(if stop == Stop::Fault { Cause::Fault } else { Cause::Stop });
+    env.stop = Some(stop);
+    LEAVE
+}
+
+/// Prepares to go on at the vCPU's RIP by the table of jumps, if nothing has to be looked at
+/// first. If false, the run loop has to look.
+fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
+    let cpu = &mut *env.ctx.cpu;
+    cpu.leave = true;
+    // The next instruction clears RF: a run that ends before it must not.
+    if !env.autonomous || !cpu.mode.is64() || state.counted && cpu.rflags & rflags::RF != 0 {
+        return false;
+    }
+    let Some(space) = space(env.ctx, true).filter(|_| env.ctx.quiet()) else { return false };
+    env.counters.stayed += 1;
+    give(state, env);
+    state.rip = env.ctx.cpu.rip;
+    // Of supervisor code the table has under this only what is in global pages, for which it
+    // is right.
+    let plane = env.ctx.cpu.mmu.plane().unwrap_or_default();
+    state.enter_space(plane, space, env.elsewhere);
     true
+}
+
+/// What jump targets depend on beside the address: a number of its own for each plane and each
+/// lifetime of an address space. Loads of CR3 do not change that of supervisor code in global
+/// pages, and from there only jumps to such code are known. `None` if there are no translations
+/// for the present rights, which are never made for levels 1 and 2.
+pub fn space(ctx: &Ctx<'_>, global: bool) -> Option<u64> {
+    let cpu = &*ctx.cpu;
+    let tags = cpu.mmu.tags();
+    let tag = if global { tags.global } else { tags.all };
+    let plane = cpu.mmu.plane().filter(|_| matches!(cpu.mode.cpl, 0 | 3))?;
+    // The last bits are the plane's alone: code that sets RFLAGS.AC changes them.
+    Some(tag << 2 | plane as u64)
 }
 
 /// Of the block, so many instructions are retired that were not counted yet, and what
@@ -84,6 +146,13 @@ pub fn take(state: &State, env: &mut Env<'_, '_>) {
         gpr.copy_from_slice(&state.gpr);
     }
     cpu.flags.set_bits(state.flags);
+    let ac = (cpu.rflags ^ state.ac) & rflags::AC != 0;
+    cpu.rflags = state.rest | state.intf | state.ac;
+    cpu.segment_mut(SegReg::Gs).base = state.gs;
+    cpu.hot.kernel_gs_base = state.kernel_gs;
+    if ac {
+        cpu.mode_changed();
+    }
     if state.masked != 0 {
         cpu.fpu.set_u32(xsave::MXCSR, state.mxcsr);
     }
@@ -95,8 +164,13 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     if let Some(gpr) = cpu.gpr.get(..16) {
         state.gpr.copy_from_slice(gpr);
     }
-    // The direction flag and the like stay the vCPU's: no copied instruction depends on them.
     state.backward = cpu.rflags & rflags::DF;
+    // No copied instruction depends on the direction flag and the like.
+    state.intf = cpu.rflags & rflags::IF;
+    state.ac = cpu.rflags & rflags::AC;
+    state.rest = cpu.rflags & !(rflags::STATUS | rflags::IF | rflags::AC) | rflags::FIXED;
+    state.held = (cpu.held || cpu.look).into();
+    state.kernel_gs = cpu.hot.kernel_gs_base;
     state.flags = cpu.flags.bits() & rflags::STATUS | rflags::FIXED;
     state.fs = cpu.segment(SegReg::Fs).base;
     state.gs = cpu.segment(SegReg::Gs).base;

@@ -59,6 +59,10 @@ pub struct Counters {
     pub links: u64,
     /// Misses of the table of jumps that were entered in it.
     pub jumps: u64,
+    /// Callouts after which translated code went on elsewhere.
+    pub stayed: u64,
+    /// Raised and delivered there, by vector.
+    pub exceptions: [u64; 32],
     /// Accesses that missed the TLB, or crossed a page.
     pub tlb_misses: u64,
     pub tlb_fills: [u64; PLANES],
@@ -84,6 +88,8 @@ impl Default for Counters {
             entries: 0,
             links: 0,
             jumps: 0,
+            stayed: 0,
+            exceptions: [0; 32],
             tlb_misses: 0,
             tlb_fills: [0; PLANES],
             tlb_clears: 0,
@@ -97,6 +103,10 @@ impl Counters {
     #[inline]
     pub fn exit(&mut self, cause: Cause) {
         self.exits[cause as usize % Cause::ALL.len()] += 1;
+    }
+
+    pub fn exception(&mut self, vector: u8) {
+        self.exceptions[usize::from(vector) % 32] += 1;
     }
 
     #[inline]
@@ -140,6 +150,7 @@ impl Counters {
             .count("exits linked", self.links)
             .count("jumps entered in the table", self.jumps)
             .count("callouts", self.callouts.iter().sum())
+            .count("callouts that jumped", self.stayed)
             .count("TLB misses", self.tlb_misses)
             .count("TLB entries filled", self.tlb_fills.iter().sum())
             .count("TLB cleared", self.tlb_clears);

@@ -11,6 +11,7 @@ mod reuse;
 mod scratch;
 mod stack;
 mod string;
+mod system;
 mod vector;
 
 use crate::{
@@ -23,9 +24,10 @@ use crate::{
 };
 pub use check::{Check, immediate};
 pub use flow::is_flow;
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Register};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, Register};
 use reuse::Reuse;
 use scratch::Scratch;
+pub use system::ends;
 
 /// The instruction has no translation: its handler executes it.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +46,8 @@ pub struct Exit {
     pub offset: i64,
     /// It is what a call returns to, and may be part of a cycle that has no backward jump.
     pub polled: bool,
+    /// The TLB's plane of what is there.
+    pub plane: usize,
     /// Offset in the code memory of what the cell refers to until it is linked.
     pub stub: usize,
 }
@@ -86,6 +90,10 @@ pub struct Lowerer<'t> {
     encoder: Encoder,
     factory: InstructionInfoFactory,
     plane: usize,
+    /// The same of what follows the block.
+    exit_plane: usize,
+    /// The instruction under way is the last one.
+    last: bool,
     /// Retired instructions are counted.
     counted: bool,
     /// A call at the end will return.
@@ -122,6 +130,8 @@ impl<'t> Lowerer<'t> {
             encoder: Encoder::new(64),
             factory: InstructionInfoFactory::new(),
             plane,
+            exit_plane: plane,
+            last: false,
             counted: false,
             returns: true,
             id,
@@ -161,6 +171,7 @@ impl<'t> Lowerer<'t> {
         self.reuse = Reuse::new(accesses);
         let (mut callouts, mut open) = (0, true);
         for (index, insn) in insns.iter().enumerate() {
+            self.last = index + 1 == insns.len();
             if let Some(check) = check
                 && check.soft.checked_shr(index as u32).unwrap_or(0) & 1 != 0
             {
@@ -171,7 +182,7 @@ impl<'t> Lowerer<'t> {
             }
             let translated = self.one(index, insn, allowed(insn));
             callouts += usize::from(!translated);
-            open = !translated || !flow::is_flow(insn);
+            open = !translated || !(flow::is_flow(insn) || ends(insn, self.plane));
             self.ends.push(self.asm.here());
             self.scratches.push(self.scratch);
         }
@@ -241,7 +252,10 @@ impl<'t> Lowerer<'t> {
             self.scratch.clear();
             self.callout();
         }
-        self.reuse.end(index, result.is_err());
+        // With another GS, or other rights, the same addresses are elsewhere.
+        let elsewhere =
+            matches!(insn.mnemonic(), Mnemonic::Swapgs | Mnemonic::Stac | Mnemonic::Clac);
+        self.reuse.end(index, elsewhere || result.is_err());
         result.is_ok()
     }
 
@@ -252,6 +266,7 @@ impl<'t> Lowerer<'t> {
         for (first, last) in self.reuse.doubled.clone() {
             for (index, insn) in insns.iter().enumerate().take(last + 1).skip(first) {
                 self.plain[index] = self.asm.here();
+                self.last = index + 1 == insns.len();
                 self.one(index, insn, allowed(insn));
             }
             self.load_again(last);

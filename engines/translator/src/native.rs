@@ -15,6 +15,10 @@ pub struct Env<'e, 'c> {
     pub ctx: &'e mut Ctx<'c>,
     pub table: &'e Table,
     pub counters: &'e mut Counters,
+    /// Host address of the code that looks jumps up.
+    pub elsewhere: u64,
+    /// See [`crate::Translator::autonomous`].
+    pub autonomous: bool,
     /// Why an instruction did not complete.
     pub stop: Option<Stop>,
 }
@@ -56,8 +60,8 @@ pub(crate) fn enter(
     }
 }
 
-/// Called by translated code: executes the instruction of `State::site`. The result is 0 to go
-/// on with the next one.
+/// Called by translated code: executes the instruction of `State::site`. The result is
+/// [`crate::thunks::GO_ON`] or one of the others.
 extern "sysv64" fn called_out(rsp: *mut u8) -> u32 {
     // SAFETY: translated code passes the address that `enter` gave it, of a state that `enter`
     // borrows exclusively, and does not access it before this returns. The environment is the
@@ -67,7 +71,7 @@ extern "sysv64" fn called_out(rsp: *mut u8) -> u32 {
         let env = &mut *(state.env as Opaque);
         (state, env)
     };
-    u32::from(callout::execute(state, env))
+    callout::execute(state, env)
 }
 
 /// Writes code where no translated code is that could run meanwhile.

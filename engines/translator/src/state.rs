@@ -98,6 +98,15 @@ pub struct State {
     pub half: u64,
     pub fs: u64,
     pub gs: u64,
+    pub kernel_gs: u64,
+    /// RFLAGS but for the status flags: IF, AC, and the rest.
+    pub intf: u64,
+    pub ac: u64,
+    pub rest: u64,
+    /// Not zero if opening the window for interrupts takes one.
+    pub held: u64,
+    /// The status flags of RFLAGS.
+    pub status_mask: u64,
     /// Linear address that missed the TLB.
     pub missed: u64,
     pub temp: u64,
@@ -206,6 +215,18 @@ pub fn expected_host(plane: usize, number: u8) -> Mem {
 }
 
 impl State {
+    /// Translated code goes on with a plane, in this space. Setting RFLAGS.AC in place changes
+    /// to the other one of a supervisor's planes, and to the space that differs as they do.
+    pub fn enter_space(&mut self, plane: usize, space: u64, elsewhere: u64) {
+        self.space = space;
+        let other = (plane < 2).then_some((plane ^ 1, space ^ 1));
+        for (plane, space) in [Some((plane, space)), other].into_iter().flatten() {
+            if self.expected.get(plane).is_some_and(|expected| expected.space != space) {
+                self.forget_returns(plane, space, elsewhere);
+            }
+        }
+    }
+
     /// No return is expected in the plane. A return to address 0 is, which goes to `elsewhere`.
     pub fn forget_returns(&mut self, plane: usize, space: u64, elsewhere: u64) {
         if let Some(expected) = self.expected.get_mut(plane) {

@@ -27,6 +27,12 @@ pub struct Thunks {
     pub jump: usize,
 }
 
+/// What a callout answers: translated code goes on behind it;
+pub const GO_ON: u32 = 0;
+/// it is left, and the guest's registers are the vCPU's;
+pub const LEAVE: u32 = 1;
+/// it goes on where `rip` says.
+pub const GO_ELSEWHERE: u32 = 2;
 /// Translated code left by an exit.
 pub const LEFT: u32 = 0;
 /// The value of `exit` if a jump was not in the table.
@@ -59,17 +65,22 @@ pub fn build(asm: &mut Asm) -> Thunks {
     SAVED.iter().rev().for_each(|r| asm.pop(*r));
     asm.bytes(&[0xc3]);
 
-    let (miss, callout) = callouts(asm, leave_with_eax, false);
-    let (miss_live, callout_live) = callouts(asm, leave_with_eax, true);
-    let revive = asm.here();
-    vectors::revive_thunk(asm);
     let jump = asm.here();
     jump_thunk(asm, leave);
+    let elsewhere = asm.here();
+    load(asm);
+    asm.load(SA, field!(rip));
+    asm.jmp(jump);
+    let back = [leave_with_eax, elsewhere];
+    let (miss, callout) = callouts(asm, back, false);
+    let (miss_live, callout_live) = callouts(asm, back, true);
+    let revive = asm.here();
+    vectors::revive_thunk(asm);
     Thunks { enter, leave, callout, miss, callout_live, miss_live, revive, jump }
 }
 
 /// After which vector registers are live, or need not be.
-fn callouts(asm: &mut Asm, leave_with_eax: usize, live: bool) -> (usize, usize) {
+fn callouts(asm: &mut Asm, [leave_with_eax, elsewhere]: [usize; 2], live: bool) -> (usize, usize) {
     let miss = asm.here();
     // Above the return address of the call to here.
     let above = |mem: Mem| Mem { disp: mem.disp + 8, ..mem };
@@ -85,8 +96,10 @@ fn callouts(asm: &mut Asm, leave_with_eax: usize, live: bool) -> (usize, usize) 
     asm.load(RSP, field!(host_rsp));
     asm.call_mem(Mem { base: Some(RBX), ..field!(callout) });
     asm.mov(RSP, RBX, true);
-    asm.bytes(&[0x85, 0xc0]); // test eax, eax
-    asm.unless(4, |asm| asm.jmp(leave_with_eax));
+    const { assert!(GO_ON < LEAVE && GO_ELSEWHERE > LEAVE) };
+    asm.cmp_imm(RAX, LEAVE as i8, false);
+    asm.unless(5, |asm| asm.jmp(leave_with_eax));
+    asm.unless(6, |asm| asm.jmp(elsewhere));
     if live {
         vectors::revive(asm);
     }

@@ -2,9 +2,9 @@
 
 use crate::{
     asm::Asm,
-    callout,
+    callout::{self, space},
     counters::{Cause, Counters},
-    lower::{BASE, Check, Lowerer, SITE_BITS, is_flow},
+    lower::{BASE, Check, Lowerer, SITE_BITS, ends, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
@@ -23,7 +23,7 @@ use std::{
     sync::{Arc, atomic::AtomicU32},
     time::Instant,
 };
-use x86_defs::is_canonical_48;
+use x86_defs::{is_canonical_48, rflags};
 
 const PAGE: u64 = 4096;
 /// Room that must be left for one more block.
@@ -93,6 +93,7 @@ pub struct Translator {
     epoch: u32,
     /// The last budget.
     given: u64,
+    autonomous: bool,
     counters: Counters,
     perf_map: Option<Arc<PerfMap>>,
     listing: Option<Listing>,
@@ -129,6 +130,7 @@ impl Translator {
         state.jump_mask = JUMPS as u64 - 1;
         state.stack_mask = 8 * (EXPECTED as u64 - 1);
         state.half = 1 << 47;
+        state.status_mask = rflags::STATUS;
         state.host_mxcsr = x86_defs::xsave::MXCSR_RESET;
         state.retired = 1;
         state.dead.fill(1);
@@ -150,12 +152,21 @@ impl Translator {
             first,
             epoch: 0,
             given: 0,
+            autonomous: false,
             counters: Counters::default(),
             perf_map: None,
             listing: None,
         };
         translator.forget_returns();
         Ok(Some(translator))
+    }
+
+    /// Translated code does what the run loop would do between two instructions, as far as that
+    /// is nothing or the delivery of an exception that the host does not want to see.
+    #[must_use]
+    pub fn autonomous(mut self) -> Self {
+        self.autonomous = true;
+        self
     }
 
     /// Counts retired instructions: runs take [`Self::set_budget`].
@@ -199,6 +210,11 @@ impl Translator {
         Some((self.memory.address(entry) as u64, self.memory.copy(entry, len)))
     }
 
+    /// Raised and delivered in callouts, by vector.
+    pub fn exceptions(&self) -> [u64; 32] {
+        self.counters.exceptions
+    }
+
     /// What was counted.
     pub fn report(&self, stats: &mut Stats) {
         let blocks = self.table.blocks.iter().filter(|b| b.alive).count();
@@ -223,7 +239,8 @@ impl Translator {
         let check = source.check.as_ref();
         let lowered = lowerer.run(start, &insns, check, |insn| features.allow(insn))?;
         let copied = insns.len() - lowered.callouts.min(insns.len());
-        if lowered.callouts > 2 && copied < 4 * lowered.callouts || copied == 0 {
+        // Few callouts cost less than leaving translated code for them.
+        if lowered.callouts > 4 && copied < 2 * lowered.callouts {
             self.counters.refused += 1;
             return None;
         }
@@ -367,7 +384,7 @@ impl Translator {
         let Some(to) = self.block(code) else { return };
         let Some((from, exit)) = self.table.exit(link.cell) else { return };
         let Some(block) = self.table.blocks.get(from as usize) else { return };
-        if block.plane != to.plane || exit.offset != i64::from(to.start) || !block.alive {
+        if exit.plane != to.plane || exit.offset != i64::from(to.start) || !block.alive {
             return;
         }
         // Each cycle of jumps has one that does not go forward.
@@ -442,15 +459,19 @@ impl Translator {
         let (plane, elsewhere) = (block.plane, self.memory.address(self.thunks.jump) as u64);
         let state = &mut *self.state;
         state.page = rip & !(PAGE - 1);
-        state.space = space;
-        if state.expected[plane].space != space {
-            state.forget_returns(plane, space, elsewhere);
-        }
+        state.enter_space(plane, space, elsewhere);
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
         let counters = &mut self.counters;
         counters.entries += 1;
-        let mut env = Env { ctx, table: &self.table, counters, stop: None };
+        let mut env = Env {
+            ctx,
+            table: &self.table,
+            counters,
+            elsewhere,
+            autonomous: self.autonomous,
+            stop: None,
+        };
         callout::give(state, &mut env);
         if !callout::may_run(state, vectors) {
             return None;
@@ -477,16 +498,6 @@ fn inside(rip: u64) -> bool {
     let reach = (1 << 31) + 2 * PAGE;
     let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
     is_canonical_48(rip) && is_canonical_48(low) && is_canonical_48(high)
-}
-
-/// What jump targets depend on beside the address: a number of its own for each plane and each
-/// lifetime of an address space. Loads of CR3 do not change that of supervisor code in global
-/// pages, and from there only jumps to such code are known.
-fn space(ctx: &Ctx<'_>, global: bool) -> Option<u64> {
-    let mmu = &ctx.cpu.mmu;
-    let tags = mmu.tags();
-    let tag = if global { tags.global } else { tags.all };
-    Some(tag.rotate_left(2) ^ mmu.plane()? as u64)
 }
 
 /// As translated code computes it.
@@ -539,6 +550,9 @@ fn decode(source: &Source<'_>) -> Option<Vec<Instruction>> {
             return None;
         }
         insns.push(insn);
+        if ends(&insn, source.plane) {
+            break;
+        }
     }
     (!insns.is_empty() && insns.len() < 1 << SITE_BITS).then_some(insns)
 }

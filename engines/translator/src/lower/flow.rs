@@ -30,7 +30,8 @@ impl Lowerer<'_> {
     /// of requests.
     pub(super) fn over_cell(&mut self, offset: i64, polled: bool) {
         let number = self.first_cell + self.exits.len() as u32;
-        self.exits.push(Exit { cell: number, offset, polled, stub: 0 });
+        let plane = self.exit_plane;
+        self.exits.push(Exit { cell: number, offset, polled, plane, stub: 0 });
         self.asm.jmp_mem(cell(number));
     }
 

@@ -1,0 +1,103 @@
+//! The supervisor's instructions that only move a flag or a base: they are executed in place.
+//!
+//! RFLAGS is spread over [`crate::state::State`]: the status flags are the host's, IF and AC
+//! have words of their own, and the rest is a third. Code of the supervisor's planes runs at
+//! level 0 only.
+
+use super::{BASE, Done, Lowerer, Untranslated};
+use crate::{
+    asm::Mem,
+    regs::{GUEST_RSP, SA, SB, SC},
+    state::field,
+};
+use iced_x86::{Code, Instruction, Mnemonic};
+use x86_defs::rflags;
+
+/// The TLB's planes.
+const SUPERVISOR: usize = 0;
+const SUPERVISOR_AC: usize = 1;
+
+/// No instruction that follows belongs to the same block: its rights are others.
+pub fn ends(insn: &Instruction, plane: usize) -> bool {
+    match insn.mnemonic() {
+        Mnemonic::Stac => plane == SUPERVISOR,
+        Mnemonic::Clac => plane == SUPERVISOR_AC,
+        _ => false,
+    }
+}
+
+impl Lowerer<'_> {
+    fn supervisor(&self) -> Done {
+        match self.plane {
+            SUPERVISOR | SUPERVISOR_AC => Ok(()),
+            _ => Err(Untranslated),
+        }
+    }
+
+    pub(super) fn cli(&mut self) -> Done {
+        self.supervisor()?;
+        self.asm.store_imm(field!(intf), 0, true);
+        Ok(())
+    }
+
+    /// The instruction that follows is executed before an interrupt is taken (SDM volume 2,
+    /// STI): requests are looked at between blocks only, and there is one that follows in this
+    /// block.
+    pub(super) fn sti(&mut self) -> Done {
+        self.supervisor()?;
+        if self.last {
+            return Err(Untranslated);
+        }
+        self.asm.load(SC, field!(held));
+        let mut patch = None;
+        self.asm.unless_rcx_zero(|asm| patch = Some(asm.jmp_forward()));
+        self.handler_from(patch);
+        self.asm.store_imm(field!(intf), rflags::IF as i32, true);
+        Ok(())
+    }
+
+    pub(super) fn swapgs(&mut self) -> Done {
+        self.supervisor()?;
+        self.asm.load(SA, field!(gs));
+        self.asm.load(SB, field!(kernel_gs));
+        self.asm.store(field!(gs), SB);
+        self.asm.store(field!(kernel_gs), SA);
+        Ok(())
+    }
+
+    pub(super) fn pushf(&mut self, insn: &Instruction) -> Done {
+        if insn.code() != Code::Pushfq {
+            return Err(Untranslated);
+        }
+        let place = self.stack(GUEST_RSP, -8, true);
+        self.asm.lea(SB, place.host(), true);
+        self.asm.pushfq();
+        self.asm.pop(SC);
+        self.asm.pext(SC, SC, field!(status_mask));
+        self.asm.pdep(SC, SC, field!(status_mask));
+        for part in [field!(intf), field!(ac), field!(rest)] {
+            self.asm.load(SA, part);
+            self.asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
+        }
+        self.asm.store(Mem::at(SB, 0), SC);
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
+        Ok(())
+    }
+
+    /// STAC, CLAC: what follows has other rights to memory.
+    pub(super) fn set_ac(&mut self, insn: &Instruction) -> Done {
+        self.supervisor()?;
+        let set = insn.mnemonic() == Mnemonic::Stac;
+        self.asm.store_imm(field!(ac), if set { rflags::AC as i32 } else { 0 }, true);
+        if !ends(insn, self.plane) {
+            return Ok(());
+        }
+        self.asm.load(SC, field!(space));
+        self.asm.lea(SC, Mem::at(SC, if set { 1 } else { -1 }), true);
+        self.asm.store(field!(space), SC);
+        self.exit_plane = if set { SUPERVISOR_AC } else { SUPERVISOR };
+        self.exit(insn.next_ip().wrapping_sub(BASE) as i64);
+        self.exit_plane = self.plane;
+        Ok(())
+    }
+}
