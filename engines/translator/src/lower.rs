@@ -96,6 +96,8 @@ pub struct Lowerer<'t> {
     last: bool,
     /// Retired instructions are counted.
     counted: bool,
+    /// Instructions of the block.
+    length: usize,
     /// A call at the end will return.
     returns: bool,
     /// Number of the block.
@@ -133,6 +135,7 @@ impl<'t> Lowerer<'t> {
             exit_plane: plane,
             last: false,
             counted: false,
+            length: 0,
             returns: true,
             id,
             index: 0,
@@ -165,7 +168,8 @@ impl<'t> Lowerer<'t> {
         self.asm.unless_rcx_zero(|asm| poll = Some(asm.jmp_forward()));
         let unpolled = self.asm.here();
         let changed = check.map(|check| self.compare(check, insns)).unwrap_or_default();
-        let short = self.want_budget(insns.len());
+        self.length = insns.len();
+        let short = self.want_budget();
         // What is loaded from the code exists once.
         let accesses = if check.is_some() { Vec::new() } else { access::accesses(insns) };
         self.reuse = Reuse::new(accesses);

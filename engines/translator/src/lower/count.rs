@@ -21,13 +21,13 @@ impl Lowerer<'_> {
         self
     }
 
-    /// At the block's entry: the jump that is taken if so many instructions are too many.
-    pub(super) fn want_budget(&mut self, insns: usize) -> Option<Patch> {
+    /// At the block's entry: the jump that is taken if its instructions are too many.
+    pub(super) fn want_budget(&mut self) -> Option<Patch> {
         if !self.counted {
             return None;
         }
         self.asm.load(SC, field!(budget));
-        self.asm.lea(SC, Mem::at(SC, -(insns as i32)), true);
+        self.asm.lea(SC, Mem::at(SC, -(self.length as i32)), true);
         // A budget is below 2^47, so that these bits are zero but for a negative number.
         self.asm.rorx(SC, SC, 48);
         self.asm.movzx16(SC, SC);

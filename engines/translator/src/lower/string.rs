@@ -17,6 +17,7 @@ use std::mem::offset_of;
 const RSI: u8 = 6;
 const PAGE: i32 = 4096;
 /// Condition codes (SDM volume 1, appendix B).
+const NOT_BELOW: u8 = 3;
 const NOT_EQUAL: u8 = 5;
 const NOT_ABOVE: u8 = 6;
 
@@ -41,9 +42,8 @@ impl Lowerer<'_> {
             && (!moves || insn.op1_kind() == OpKind::MemorySegRSI)
             && !matches!(insn.memory_segment(), Register::FS | Register::GS);
         let homes = [0, RSI, RDI].iter().all(|r| regs::home(*r) == Some(*r));
-        // Where instructions are counted, each iteration is one.
         let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
-        if !operands || !homes || self.counted || !repeated {
+        if !operands || !homes || !repeated {
             return Err(Untranslated);
         }
         self.handler_unless_zero(|asm| asm.load(SC, field!(backward)));
@@ -52,6 +52,7 @@ impl Lowerer<'_> {
         self.emit(Instruction::with2(Code::Test_rm64_r64, q(GUEST_RCX), q(GUEST_RCX)))?;
         let mut none = None;
         self.asm.unless(NOT_EQUAL, |asm| none = Some(asm.jmp_forward()));
+        self.want_iterations()?;
         let again = self.asm.here();
         self.piece(insn, moves, shift)?;
         let (mut done, mut asked) = (None, None);
@@ -64,9 +65,50 @@ impl Lowerer<'_> {
         self.flags_back();
         let asked = self.asm.jmp_forward();
         self.handler_from(Some(asked));
-        none.into_iter().chain(done).for_each(|end| self.asm.patch(end));
+        done.into_iter().for_each(|end| self.asm.patch(end));
+        self.one_is_the_instruction();
+        none.into_iter().for_each(|end| self.asm.patch(end));
         self.flags_back();
         Ok(())
+    }
+
+    /// Where instructions are counted, each iteration is one: if not all of them fit, they are
+    /// left to the handler, which knows where to stop. The block's other instructions fit.
+    fn want_iterations(&mut self) -> Done {
+        if !self.counted {
+            return Ok(());
+        }
+        let others = self.length.saturating_sub(1) as i32;
+        self.asm.load(SC, field!(budget));
+        self.asm.lea(SC, Mem::at(SC, -others), true);
+        self.emit(Instruction::with2(Code::Cmp_rm64_r64, q(SC), q(GUEST_RCX)))?;
+        let mut short = None;
+        self.asm.unless(NOT_BELOW, |asm| {
+            asm.push_mem(field!(string_flags));
+            asm.bytes(&[0x9d]); // popfq
+            short = Some(asm.jmp_forward());
+        });
+        self.handler_from(short);
+        Ok(())
+    }
+
+    /// So many iterations as [`SA`] says are retired.
+    fn retire_iterations(&mut self) -> Done {
+        if self.counted {
+            self.asm.load(SC, field!(budget));
+            self.emit(Instruction::with2(Code::Sub_rm64_r64, q(SC), q(SA)))?;
+            self.asm.store(field!(budget), SC);
+        }
+        Ok(())
+    }
+
+    /// The block's end counts the instruction, whose first iteration is counted already.
+    fn one_is_the_instruction(&mut self) {
+        if self.counted {
+            self.asm.load(SC, field!(budget));
+            self.asm.lea(SC, Mem::at(SC, 1), true);
+            self.asm.store(field!(budget), SC);
+        }
     }
 
     /// At least one iteration; ZF says whether all of them are done.
@@ -93,6 +135,7 @@ impl Lowerer<'_> {
             self.asm.load(RDI, field!(string_rdi));
             self.asm.lea(RDI, Mem::indexed(RDI, SA, shift, 0), true);
         }
+        self.retire_iterations()?;
         self.emit(Instruction::with2(Code::Sub_rm64_r64, q(GUEST_RCX), q(SA)))
     }
 
