@@ -103,7 +103,7 @@ fn debian(pattern: &str) -> Result<Option<Start>, Error> {
 fn boot(pattern: &str) -> Result<(), Error> {
     let Some(start) = debian(pattern)? else { return Ok(()) };
     if std::env::var_os("SARANG_LONG").is_none() {
-        let plan = Plan { translation: translation(2), limit: 40_000_000, ..Plan::default() };
+        let plan = Plan { translation: translation(2), limit: 25_000_000, ..Plan::default() };
         return same(&start, plan, End::Enough).map(drop);
     }
     for hot in [1, 2, 64] {
