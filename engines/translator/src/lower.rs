@@ -180,8 +180,10 @@ impl<'t> Lowerer<'t> {
                 && check.soft.checked_shr(index as u32).unwrap_or(0) & 1 != 0
             {
                 // Its handler knows one operand only.
+                self.scratch.begin(false);
                 self.soft(check, index, insn).ok()?;
                 self.ends.push(self.asm.here());
+                self.scratches.push(self.scratch);
                 continue;
             }
             let translated = self.one(index, insn, allowed(insn));

@@ -9,7 +9,7 @@ use emit::StubCache;
 use iced_x86::{Decoder, DecoderOptions};
 use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
 use std::sync::Arc;
-use translator::{Code, Source, Translator};
+use translator::{Check, Code, Source, Translator, immediate};
 
 const CODE: u64 = 0x7000;
 const DATA: u64 = 0x20_0000;
@@ -74,7 +74,13 @@ struct Pair {
     native: Machine,
     translator: Translator,
     stubs: StubCache,
+    /// Where translations find operands that are loaded from the code, if they are.
+    page: Box<CodePage>,
+    soft: bool,
 }
+
+#[repr(align(4096))]
+struct CodePage([u8; PAGE as usize]);
 
 /// The entry of a page's table entry.
 fn pte(page: u64) -> u64 {
@@ -106,14 +112,23 @@ impl Pair {
         };
         let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
         let stubs = StubCache::new().unwrap();
-        Some(Self { handlers: machine(), native: machine(), translator, stubs })
+        let page = Box::new(CodePage([0; PAGE as usize]));
+        Some(Self { handlers: machine(), native: machine(), translator, stubs, page, soft: false })
     }
 
     fn translate(&mut self, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
         let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
         let plane = self.native.cpu.mmu.plane()?;
         let start = (CODE % PAGE) as u16;
-        let source = Source { insns: &insns, bytes, linear: CODE, start, plane, check: None };
+        self.page.0[..bytes.len()].copy_from_slice(bytes);
+        let mut soft = 0;
+        for (n, insn) in insns.iter().enumerate() {
+            let own = usize::from(insn.end) - usize::from(insn.len)..usize::from(insn.end);
+            soft |= u64::from(immediate(&bytes[own]).is_some()) << n;
+        }
+        let host = std::ptr::from_ref(&*self.page) as u64;
+        let check = self.soft.then_some(Check { host, soft, bytes });
+        let source = Source { insns: &insns, bytes, linear: CODE, start, plane, check };
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 
@@ -223,7 +238,8 @@ fn random_insn(rng: &mut Rng) -> Vec<u8> {
         // ADD base, imm32; MOV base, base; LEA base, [base+imm8]; INC base.
         11 => {
             let by = rng.below(600) as i32 - 300;
-            out.extend([0x48 | base >> 3, 0x81, 0xc0 | base & 7]);
+            let to = if rng.below(3) == 0 { other } else { base };
+            out.extend([0x48 | to >> 3, 0x81, 0xc0 | to & 7]);
             out.extend(by.to_le_bytes());
         }
         12 => {
@@ -288,6 +304,7 @@ fn neighbouring_accesses() {
     for n in 0..12_000 {
         let count = 2 + rng.below(12);
         let bytes: Vec<u8> = (0..count).flat_map(|_| random_insn(&mut rng)).collect();
+        pair.soft = rng.below(4) == 0;
         for _ in 0..2 {
             let mut gpr = [0; 16].map(|_: u64| rng.next());
             BASES.iter().for_each(|r| gpr[usize::from(*r)] = address(&mut rng));
