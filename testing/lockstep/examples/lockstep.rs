@@ -18,13 +18,27 @@ fn main() -> Result<(), Error> {
     }
 }
 
+/// With `SARANG_TRANSLATE=1` everything is translated at its first execution.
+fn engine() -> Result<Translate, Error> {
+    let engine = Translate::new()?;
+    Ok(if translated() { engine.with_translation(lockstep::at_once()) } else { engine })
+}
+
+fn translated() -> bool {
+    std::env::var_os("SARANG_TRANSLATE").is_some_and(|value| value == "1")
+}
+
+fn warmed(oracle: Oracle) -> Oracle {
+    if translated() { oracle.warm() } else { oracle }
+}
+
 fn search(args: &[String]) -> Result<(), Error> {
     let count = args.first().map_or(Ok(100_000), |n| n.parse())?;
     let seed = args.get(1).map_or(Ok(1), |n| n.parse())?;
     let names: Vec<String> = args.iter().skip(2).map(|n| n.to_lowercase()).collect();
-    let engine = Translate::new()?;
+    let engine = engine()?;
     for mode in Mode::ALL {
-        let mut oracle = Oracle::new(&engine, mode)?;
+        let mut oracle = warmed(Oracle::new(&engine, mode)?);
         let mut generator = oracle.generator();
         if !names.is_empty() {
             generator.only(|code| names.contains(&format!("{:?}", code.mnemonic()).to_lowercase()));
@@ -66,10 +80,10 @@ fn disassembly(mode: Mode, case: &Case) -> String {
 }
 
 fn replay() -> Result<(), Error> {
-    let engine = Translate::new()?;
+    let engine = engine()?;
     for line in std::io::stdin().lock().lines() {
         let Some(kept) = Kept::parse(&line?)? else { continue };
-        let mut oracle = Oracle::new(&engine, kept.mode)?;
+        let mut oracle = warmed(Oracle::new(&engine, kept.mode)?);
         let background = generate::values::background(kept.seed);
         let (native, guest) = oracle.both(&background, &kept.case)?;
         println!("{}", disassembly(kept.mode, &kept.case));

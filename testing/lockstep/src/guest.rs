@@ -5,6 +5,7 @@ use crate::{
     case::{Background, Case, ENGINE, Mode, Outcome, TIMED_OUT},
     layout::{AREAS, Area, CODE, FILL, MEMORY, PAGE, WORDS},
     segments::{self, USER_CS, USER_DS, USER32_CS},
+    warm,
 };
 use engine::{Engine, Exit, Flow, Pending, Vcpu, VcpuHost, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
@@ -19,7 +20,7 @@ use x86_defs::{
 
 /// Where the guest's memory is mapped for the supervisor, all of it.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
-const LEN: u64 = 0x40_000;
+const LEN: u64 = CODE_AT + CODE_PLACES * CODE.len() as u64;
 // Guest-physical addresses.
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -27,9 +28,13 @@ const TSS: u64 = 0x3000;
 /// One HLT per vector, 16 bytes apart.
 const HANDLERS: u64 = 0x4000;
 const HANDLER_STACK: u64 = 0x7000;
-const CODE_AT: u64 = 0x8000;
 const AREAS_AT: u64 = 0x10_000;
+const WARM_AT: u64 = 0x18_000;
 const TABLES: u64 = 0x20_000;
+/// Each case has its code elsewhere: an engine may treat pages otherwise in which code is
+/// replaced again and again.
+const CODE_AT: u64 = 0x40_000;
+const CODE_PLACES: u64 = 128;
 
 const KERNEL_CS: u16 = 0x10;
 const TSS_SELECTOR: u16 = 0x40;
@@ -46,6 +51,11 @@ pub struct Guest {
     /// What memory holds now, as the last case left it and put back.
     background: Box<Background>,
     seen: Vec<u8>,
+    warm: bool,
+    /// Cases so far.
+    number: u64,
+    /// Where the page tables name the first page of code.
+    code_entry: u64,
 }
 
 impl std::fmt::Debug for Guest {
@@ -67,7 +77,7 @@ impl Guest {
             Memfd::new(LEN).map_err(|source| engine::Error::Os { call: "memfd_create", source })?;
         let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len: LEN, writable: true };
         vm.set_layout(&[Change::Map(slot)])?;
-        furnish(&vm)?;
+        let code_entry = furnish(&vm)?;
         let vcpu = vm.create_vcpu(0)?;
         Ok(Self {
             mode,
@@ -76,7 +86,21 @@ impl Guest {
             start: start(mode),
             background: Box::new([0; WORDS]),
             seen: vec![0; MEMORY],
+            warm: false,
+            number: 0,
+            code_entry,
         })
+    }
+
+    /// Cases begin with their memory known, see [`warm`]. In 64-bit mode.
+    #[must_use]
+    pub fn warm(mut self) -> Self {
+        self.warm = self.mode == Mode::Long;
+        self
+    }
+
+    pub fn stats(&self) -> engine::Stats {
+        self.vcpu.stats()
     }
 
     /// Runs each case from `background`.
@@ -94,7 +118,13 @@ impl Guest {
     fn one(&mut self, case: &Case) -> Result<Outcome, engine::Error> {
         let mem = self.vm.memory();
         let code = case.mapped_bytes();
-        let code_at = CODE_AT + u64::from(case.at);
+        let place = CODE_AT + self.number % CODE_PLACES * CODE.len() as u64;
+        self.number += 1;
+        for page in 0..CODE.pages as u64 {
+            let entry = (place + page * PAGE as u64) | CODE_RIGHTS;
+            mem.write(self.code_entry + 8 * page, &entry.to_le_bytes())?;
+        }
+        let code_at = place + u64::from(case.at);
         mem.write(code_at, code)?;
         let state = &mut self.start;
         state.regs.gpr = case.gpr;
@@ -105,6 +135,10 @@ impl Guest {
         if self.mode == Mode::Long {
             state.segment_mut(SegReg::Fs).base = case.fs_base;
             state.segment_mut(SegReg::Gs).base = case.gs_base;
+        }
+        if self.warm {
+            mem.write(WARM_AT + PAGE as u64, &warm::values(&state.regs.gpr, state.regs.rip))?;
+            state.regs.rip = warm::LINEAR;
         }
         self.vcpu.set_state(&self.start)?;
         let exit = self.vcpu.run_for(BUDGET, &mut Nothing)?;
@@ -162,8 +196,11 @@ impl Guest {
     }
 }
 
-/// Writes page tables, descriptor tables and handlers.
-fn furnish(vm: &Arc<dyn Vm>) -> Result<(), engine::Error> {
+const CODE_RIGHTS: u64 = paging::P | paging::US;
+
+/// Writes page tables, descriptor tables and handlers; returns where the entry of the first
+/// page of code is.
+fn furnish(vm: &Arc<dyn Vm>) -> Result<u64, engine::Error> {
     let mem = vm.memory();
     let mut tables = Tables { next: TABLES + PAGE as u64, entries: Vec::new() };
     for page in (0..LEN).step_by(PAGE) {
@@ -174,8 +211,15 @@ fn furnish(vm: &Arc<dyn Vm>) -> Result<(), engine::Error> {
         paging::P | paging::US | write
     };
     for page in (0..CODE.len() as u64).step_by(PAGE) {
-        tables.map(CODE.linear + page, CODE_AT + page, user(CODE));
+        tables.map(CODE.linear + page, CODE_AT + page, CODE_RIGHTS);
     }
+    let code =
+        |(_, entry): &&(u64, u64)| entry & paging::ADDRESS == CODE_AT && entry & paging::US != 0;
+    let code_entry = tables.entries.iter().find(code).map_or(0, |(at, _)| *at);
+    for page in (0..warm::LEN).step_by(PAGE) {
+        tables.map(warm::LINEAR + page, WARM_AT + page, paging::P | paging::US);
+    }
+    mem.write(WARM_AT, &warm::code())?;
     let mut at = AREAS_AT;
     for area in AREAS {
         for page in (0..area.len() as u64).step_by(PAGE) {
@@ -212,8 +256,8 @@ fn furnish(vm: &Arc<dyn Vm>) -> Result<(), engine::Error> {
     mem.write(TSS + 4, &stack)?;
     // No bitmap: no port is open.
     mem.write(TSS + 0x66, &0xffff_u16.to_le_bytes())?;
-    mem.write(CODE_AT, &vec![FILL; CODE.len()])?;
-    Ok(())
+    mem.write(CODE_AT, &vec![FILL; (LEN - CODE_AT) as usize])?;
+    Ok(code_entry)
 }
 
 /// Four levels of page tables in the making.

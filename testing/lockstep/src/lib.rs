@@ -17,6 +17,7 @@ mod oracle;
 mod rng;
 mod segments;
 mod text;
+mod warm;
 
 pub use case::{
     Background, CODE_LEN, Case, DIED, ENGINE, Mode, Outcome, TIMED_OUT, WRITTEN, Written,
@@ -28,3 +29,9 @@ pub use native::Native;
 pub use oracle::{Difference, Oracle, Spoil, Tally};
 pub use rng::Rng;
 pub use text::Kept;
+
+/// Everything is translated at its first execution, in little memory.
+pub fn at_once() -> engine_translate::Translation {
+    let all = engine_translate::Translation::default();
+    engine_translate::Translation { code_memory: 1 << 20, hot: 0, ..all }
+}

@@ -50,6 +50,18 @@ impl Oracle {
         Ok(Self { mode, native: Native::new(mode)?, guest: Guest::new(engine, mode)? })
     }
 
+    /// Cases begin with their memory known to the engine.
+    #[must_use]
+    pub fn warm(mut self) -> Self {
+        self.guest = self.guest.warm();
+        self
+    }
+
+    /// What the engine counted.
+    pub fn stats(&self) -> engine::Stats {
+        self.guest.stats()
+    }
+
     pub fn generator(&self) -> Generator {
         Generator::new(self.mode, self.native.has_bases())
     }

@@ -4,6 +4,7 @@
 //! `SARANG_LONG=1` makes millions of cases. A case that differs is printed, minimised, as a
 //! line for `cases/kept.txt` and for the example's `replay`.
 
+use engine::stats::Value;
 use engine_translate::Translate;
 use lockstep::{Kept, Mode, Oracle, Outcome, Tally};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -81,6 +82,38 @@ fn cases_never_seen_before_agree() {
     let count = if long_run() { 500_000 } else { 3_000 };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     search("seed from the clock", now.as_nanos() as u64, count);
+}
+
+/// The same by translated code, with memory known and not: its accesses are other ones then.
+#[test]
+fn translated_cases_agree() {
+    let count = if long_run() { 1_000_000 } else { 6_000 };
+    let engine = Translate::new().unwrap().with_translation(lockstep::at_once());
+    for warm in [false, true] {
+        let mut oracle = Oracle::new(&engine, Mode::Long).unwrap();
+        if warm {
+            oracle = oracle.warm();
+        }
+        let mut generator = oracle.generator();
+        let mut found = Vec::new();
+        let keep = |difference| found.push(difference);
+        let seed = 0x7472_616e + u64::from(warm);
+        let tally = oracle.search(&mut generator, seed, count, None, keep).unwrap();
+        println!("translated, warm {warm}: {tally:?}");
+        for difference in found.iter().take(20) {
+            let small = oracle.minimise(difference).unwrap();
+            let kept = Kept { mode: Mode::Long, seed: small.seed, case: small.case };
+            println!("# {}\n{}", small.what.join("; "), kept.to_line());
+        }
+        assert!(found.is_empty(), "warm {warm}: see above");
+        if std::is_x86_feature_detected!("bmi2") {
+            let counted = |name| match oracle.stats().get("translated code", name) {
+                Some(Value::Count(n)) => n,
+                other => panic!("{name}: {other:?}"),
+            };
+            assert!(counted("entries") as usize > count / 3, "{}", counted("entries"));
+        }
+    }
 }
 
 /// Each kind of wrong result is found, and where nothing is wrong, nothing is.
