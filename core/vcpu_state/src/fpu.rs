@@ -37,30 +37,45 @@ impl FpuState {
         fpu
     }
 
+    /// Makes the header say that all components are in the area, in standard format: host code
+    /// can load them, whatever a saved state says.
+    pub fn own_header(&mut self) {
+        let end = xsave::XSTATE_BV + xsave::HEADER_LEN;
+        self.area[xsave::XSTATE_BV..end].fill(0);
+        self.set_u64(xsave::XSTATE_BV, 7);
+    }
+
+    #[inline]
     pub fn u16(&self, at: usize) -> u16 {
         u16::from_le_bytes(self.bytes(at))
     }
 
+    #[inline]
     pub fn u32(&self, at: usize) -> u32 {
         u32::from_le_bytes(self.bytes(at))
     }
 
+    #[inline]
     pub fn u64(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.bytes(at))
     }
 
+    #[inline]
     pub fn set_u16(&mut self, at: usize, value: u16) {
         self.area[at..at + 2].copy_from_slice(&value.to_le_bytes());
     }
 
+    #[inline]
     pub fn set_u32(&mut self, at: usize, value: u32) {
         self.area[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
 
+    #[inline]
     pub fn set_u64(&mut self, at: usize, value: u64) {
         self.area[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
 
+    #[inline]
     pub fn mxcsr(&self) -> u32 {
         self.u32(xsave::MXCSR)
     }

@@ -140,6 +140,8 @@ pub struct Cpu {
 
     pub id: u32,
     pub cpuid: Arc<CpuidTable>,
+    /// CPUID.(7,0):EBX[6]: FDP and FOP change at unmasked x87 exceptions only.
+    pub fdp_exceptions_only: bool,
 }
 
 /// MSRs that instructions read; the others are in [`Cpu::msrs`].
@@ -249,6 +251,7 @@ impl Cpu {
             intercepts: engine::Intercepts::default(),
             id,
             cpuid,
+            fdp_exceptions_only: false,
         };
         slots.add(&cpu.slot);
         cpu.load_state(&reset);
@@ -327,6 +330,7 @@ impl Cpu {
         DebugRegs { dr: self.dr, dr6: self.dr6, dr7: self.dr7 } = state.debug;
         self.dr_hits = 0;
         self.fpu.clone_from(&state.fpu);
+        self.fpu.own_header();
         self.msrs.clone_from(&state.msrs);
         self.hot = HotMsrs::default();
         for index in HotMsrs::ALL {

@@ -325,6 +325,7 @@ impl Cpu {
     pub fn state_replaced(&mut self) {
         let cpuid = self.cpuid.clone();
         self.mmu.set_features(&cpuid);
+        self.fdp_exceptions_only = cpuid.lookup(7, 0)[1] & 1 << 6 != 0;
         let pcid = Paging::pcid(self.cr3, self.cr4);
         let paging = self.new_paging();
         self.mmu.switch(paging, pcid, false);

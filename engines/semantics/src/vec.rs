@@ -217,7 +217,7 @@ fn run(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     }
     if properties.x87_pointers {
         let fip = ctx.start(insn);
-        let exceptions_only = ctx.cpu.cpuid.lookup(7, 0)[1] & FDP_EXCPTN_ONLY != 0;
+        let exceptions_only = ctx.cpu.fdp_exceptions_only;
         let fdp = properties.memory.map(|_| ea);
         let last = x87::LastInstruction { fip, fdp, fop: cold.fop, exceptions_only };
         x87::record(&mut ctx.cpu.fpu, &last);
@@ -229,9 +229,6 @@ fn run(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
 fn checks_alignment(iced: &Instruction) -> bool {
     !matches!(iced.mnemonic(), iced_x86::Mnemonic::Vcvtph2ps | iced_x86::Mnemonic::Vcvtps2ph)
 }
-
-/// CPUID leaf 7, EBX: FDP is updated on unmasked exceptions only.
-const FDP_EXCPTN_ONLY: u32 = 1 << 6;
 
 #[inline]
 fn stub_run(ctx: &mut Ctx<'_>, stub: &Stub, flags: &mut u64, operand: &mut Operand) -> Outcome {

@@ -6,6 +6,7 @@
 /// Host registers by number.
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
+pub const RDX: u8 = 2;
 pub const RBX: u8 = 3;
 pub const RSP: u8 = 4;
 pub const RBP: u8 = 5;
@@ -115,6 +116,11 @@ impl Asm {
         self.rex(true, from, &mem);
         self.code.push(0x89);
         self.modrm(from, &mem);
+    }
+
+    pub fn store16(&mut self, mem: Mem, from: u8) {
+        self.code.push(0x66);
+        self.store32(mem, from);
     }
 
     pub fn store32(&mut self, mem: Mem, from: u8) {
@@ -523,6 +529,7 @@ mod tests {
         assert_eq!(text(|a| a.vload_upper(9, upper)), insert);
         assert_eq!(text(|a| a.vstore_upper(upper, 9)), "vextractf128 [rcx+240h],ymm9,1h;");
         assert_eq!(text(|a| a.vzeroupper()), "vzeroupper;");
+        assert_eq!(text(|a| a.store16(Mem::at(11, 6), 1)), "mov [r11+6h],cx;");
         assert_eq!(text(|a| a.not32(1)), "not ecx;");
         assert_eq!(text(|a| a.vpor(0, 0, upper)), "vpor xmm0,xmm0,[rcx+240h];");
         assert_eq!(text(|a| a.vfold(0)), "vpunpckhqdq xmm1,xmm0,xmm0;vpor xmm0,xmm0,xmm1;");

@@ -181,8 +181,17 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     let masked = mxcsr & MASKS == MASKS && mxcsr >> 16 == 0;
     state.mxcsr = if masked { mxcsr } else { xsave::MXCSR_RESET };
     state.masked = masked.into();
+    let fpu = &cpu.fpu;
+    (state.x87_ip, state.x87_dp) = (fpu.u64(xsave::FIP), fpu.u64(xsave::FDP));
+    state.x87_op = fpu.u16(xsave::FOP).into();
+    // FCW's masks, and FSW.ES (SDM volume 1, 8.1.3 and 8.1.5).
+    let quiet = fpu.u16(xsave::FCW) & X87_MASKS == X87_MASKS && fpu.u16(xsave::FSW) & 0x80 == 0;
+    let x87 = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && quiet && cpu.fdp_exceptions_only;
     for (kind, bad) in (0..).zip(&mut state.bad) {
-        let good = sse && (avx || kind & vectors::AVX == 0) && (masked || kind & vectors::FP == 0);
+        let good = sse
+            && (avx || kind & vectors::AVX == 0)
+            && (masked || kind & vectors::FP == 0)
+            && (x87 || kind & vectors::X87 == 0);
         *bad = (!good).into();
     }
     tlb::refresh(state, &mut cpu.mmu, env.counters);
@@ -193,6 +202,9 @@ pub fn may_run(state: &State, used: u8) -> bool {
     let bad = state.bad.get(usize::from(used) % vectors::KINDS);
     used == 0 || bad == Some(&0)
 }
+
+/// FCW's exception masks (SDM volume 1, 8.1.5).
+pub const X87_MASKS: u16 = 0x3f;
 
 /// MXCSR's exception masks (SDM volume 1, 10.2.3).
 pub const MASKS: u32 = 0x3f << 7;

@@ -13,6 +13,7 @@ mod stack;
 mod string;
 mod system;
 mod vector;
+mod x87;
 
 use crate::{
     asm::{Asm, Mem, Patch},
@@ -224,8 +225,9 @@ impl<'t> Lowerer<'t> {
         if self.vectors == 0 {
             return origin;
         }
+        let (_, callout) = self.outside();
         for call in std::mem::take(&mut self.calls) {
-            self.asm.patch_to(call, self.thunks.callout_live);
+            self.asm.patch_to(call, callout);
         }
         let entry = self.asm.here();
         let wanted = vectors::wanted(self.vectors);
@@ -235,13 +237,25 @@ impl<'t> Lowerer<'t> {
         self.asm.jmp(origin);
         dead.into_iter().for_each(|dead| self.asm.patch(dead));
         let back = self.asm.lea_forward(SA);
-        self.asm.jmp(self.thunks.revive);
+        let x87 = self.vectors & vectors::X87 != 0;
+        self.asm.jmp(if x87 { self.thunks.revive_x87 } else { self.thunks.revive });
         self.asm.patch(back);
         self.asm.load(SC, wanted);
         // Such a block is not entered while they may not be used at all.
         self.asm.unless_rcx_zero(|asm| asm.jmp(stop));
         self.asm.jmp(origin);
         entry
+    }
+
+    /// The thunks that execute an instruction outside, after a miss and otherwise, for a block
+    /// that uses such registers.
+    fn outside(&self) -> (usize, usize) {
+        let thunks = self.thunks;
+        match self.vectors {
+            0 => (thunks.miss, thunks.callout),
+            used if used & vectors::X87 != 0 => (thunks.miss_x87, thunks.callout_x87),
+            _ => (thunks.miss_live, thunks.callout_live),
+        }
     }
 
     /// One instruction; false if it is left to its handler.
@@ -307,11 +321,7 @@ impl<'t> Lowerer<'t> {
             }
             self.asm.patch(patch);
             self.site(index);
-            let live = self.vectors != 0;
-            let (miss, callout) = match live {
-                true => (self.thunks.miss_live, self.thunks.callout_live),
-                false => (self.thunks.miss, self.thunks.callout),
-            };
+            let (miss, callout) = self.outside();
             let _ = match why {
                 Why::Handler => self.asm.call(callout),
                 Why::Tlb(place) => {

@@ -135,6 +135,17 @@ pub struct State {
     pub new_mxcsr: u32,
     /// `mxcsr` is what the guest has.
     pub masked: u32,
+    /// Not zero if the x87 registers are in the XSAVE area.
+    pub x87_retired: u64,
+    /// FIP, FDP and FOP, of which the host's own mean nothing.
+    pub x87_ip: u64,
+    pub x87_dp: u64,
+    pub x87_op: u64,
+    /// Operand of FLDCW, and the masks in it.
+    pub new_fcw: u64,
+    pub fcw_masks: u64,
+    pub saved_rax: u64,
+    pub saved_rdx: u64,
     /// Not zero if RFLAGS.DF is set.
     pub backward: u64,
     /// Of a string instruction under way: the flags, the host address of the destination, and

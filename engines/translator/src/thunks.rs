@@ -21,8 +21,12 @@ pub struct Thunks {
     /// The same two for blocks that use vector registers.
     pub callout_live: usize,
     pub miss_live: usize,
-    /// Loads the vector registers, and goes to [`SA`].
+    /// The same two for blocks that use the x87 registers, too.
+    pub callout_x87: usize,
+    pub miss_x87: usize,
+    /// Loads the vector registers, and goes to [`SA`]; and the x87 registers, too.
     pub revive: usize,
+    pub revive_x87: usize,
     /// Goes to the linear address in [`SA`].
     pub jump: usize,
 }
@@ -72,15 +76,30 @@ pub fn build(asm: &mut Asm) -> Thunks {
     asm.load(SA, field!(rip));
     asm.jmp(jump);
     let back = [leave_with_eax, elsewhere];
-    let (miss, callout) = callouts(asm, back, false);
-    let (miss_live, callout_live) = callouts(asm, back, true);
+    let (miss, callout) = callouts(asm, back, 0);
+    let (miss_live, callout_live) = callouts(asm, back, vectors::USED);
+    let (miss_x87, callout_x87) = callouts(asm, back, vectors::USED | vectors::X87);
     let revive = asm.here();
     vectors::revive_thunk(asm);
-    Thunks { enter, leave, callout, miss, callout_live, miss_live, revive, jump }
+    let revive_x87 = asm.here();
+    vectors::revive_x87_thunk(asm);
+    Thunks {
+        enter,
+        leave,
+        callout,
+        miss,
+        callout_live,
+        miss_live,
+        callout_x87,
+        miss_x87,
+        revive,
+        revive_x87,
+        jump,
+    }
 }
 
-/// After which vector registers are live, or need not be.
-fn callouts(asm: &mut Asm, [leave_with_eax, elsewhere]: [usize; 2], live: bool) -> (usize, usize) {
+/// After which the registers are live that a block uses.
+fn callouts(asm: &mut Asm, [leave_with_eax, elsewhere]: [usize; 2], used: u8) -> (usize, usize) {
     let miss = asm.here();
     // Above the return address of the call to here.
     let above = |mem: Mem| Mem { disp: mem.disp + 8, ..mem };
@@ -100,8 +119,11 @@ fn callouts(asm: &mut Asm, [leave_with_eax, elsewhere]: [usize; 2], live: bool) 
     asm.cmp_imm(RAX, LEAVE as i8, false);
     asm.unless(5, |asm| asm.jmp(leave_with_eax));
     asm.unless(6, |asm| asm.jmp(elsewhere));
-    if live {
+    if used != 0 {
         vectors::revive(asm);
+    }
+    if used & vectors::X87 != 0 {
+        vectors::revive_x87(asm);
     }
     load(asm);
     // A return, which the processor has predicted since the call.

@@ -132,7 +132,8 @@ impl Translator {
         state.half = 1 << 47;
         state.status_mask = rflags::STATUS;
         state.host_mxcsr = x86_defs::xsave::MXCSR_RESET;
-        state.retired = 1;
+        (state.retired, state.x87_retired) = (1, 1);
+        state.fcw_masks = callout::X87_MASKS.into();
         state.dead.fill(1);
         (state.outside_16, state.outside_32) = (!0xff0, !0xfe0);
         (state.below_16, state.below_32) = (15, 31);

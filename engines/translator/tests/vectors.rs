@@ -91,6 +91,36 @@ fn special(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
+/// A random x87 instruction.
+fn x87(rng: &mut Rng) -> Vec<u8> {
+    loop {
+        let mut bytes = vec![0xd8 | rng.below(8) as u8];
+        bytes.extend((0..8).map(|_| rng.next() as u8));
+        let mut insn = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
+        if insn.is_invalid() || !Properties::of(&insn).is_ok_and(|p| p.unit == Unit::X87) {
+            continue;
+        }
+        let mut out = Vec::new();
+        if (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) {
+            out = point(rng);
+            if insn.mnemonic() == iced_x86::Mnemonic::Fldcw {
+                let value: u16 = rng.pick(&[0x37f, 0x77f, 0xc7f, 0xffff, 0x27f, 0x37e]);
+                // mov word [rbx], ...
+                out.extend([&[0x66, 0xc7, 0x03][..], &value.to_le_bytes()].concat());
+            }
+            insn.set_memory_base(Register::RBX);
+            insn.set_memory_index(Register::None);
+            insn.set_memory_displacement64(0);
+            insn.set_memory_displ_size(0);
+        }
+        let mut encoder = Encoder::new(64);
+        if encoder.encode(&insn, CODE).is_ok() {
+            out.extend(encoder.take_buffer());
+            return out;
+        }
+    }
+}
+
 /// Blocks of what `insn` gives, one after another; some do without vectors.
 fn program(rng: &mut Rng, mut insn: impl FnMut(&mut Rng) -> Vec<u8>) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -131,6 +161,23 @@ fn registers_are_where_others_look_for_them() {
             _ => vector(rng),
         });
         let mxcsr = rng.pick(&[0x1f80, 0x9fc0, 0x1f80, 0x1f80, 0x1e80]);
+        pair.run(&mut rng, &bytes, mxcsr);
+    }
+    assert!(pair.runs[0] > pair.runs[1], "{:?}", pair.runs);
+}
+
+#[test]
+fn the_x87_stack_stays() {
+    let Some(mut pair) = Pair::new() else { return };
+    let mut rng = Rng(0x8087);
+    for n in 0..4000 {
+        let bytes = program(&mut rng, |rng| match rng.below(8) {
+            0 if n % 2 == 0 => special(rng),
+            1 => vector(rng),
+            2 => point(rng),
+            _ => x87(rng),
+        });
+        let mxcsr = rng.pick(&[0x1f80, 0x1f80, 0x1f80, 0x1e80]);
         pair.run(&mut rng, &bytes, mxcsr);
     }
     assert!(pair.runs[0] > pair.runs[1], "{:?}", pair.runs);

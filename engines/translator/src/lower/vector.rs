@@ -32,6 +32,7 @@ impl Lowerer<'_> {
             Unit::Sse => vectors::USED,
             Unit::Avx => vectors::USED | vectors::AVX,
             Unit::Gpr => return self.copy(insn),
+            Unit::X87 => return self.x87(insn, &properties),
             _ => return Err(Untranslated),
         };
         let mut plan = vector_plan(insn, &properties)?;
