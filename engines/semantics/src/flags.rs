@@ -92,6 +92,7 @@ impl Flags {
     }
 
     /// As they are in RFLAGS.
+    #[inline]
     pub fn bits(&self) -> u64 {
         let bit = |set: bool, bit: u64| if set { bit } else { 0 };
         bit(self.cf(), rflags::CF)
@@ -103,6 +104,7 @@ impl Flags {
     }
 
     /// From RFLAGS; other bits are ignored.
+    #[inline]
     pub fn set_bits(&mut self, bits: u64) {
         let is = |bit: u64| bits & bit != 0;
         self.set_result(if is(rflags::ZF) { 0 } else { 0x100 }, is(rflags::CF), is(rflags::OF));

@@ -21,7 +21,7 @@ use guest_mem::{Arena, ArenaOffset, GuestMem, Layout, Plain};
 use soft_mmu::{Access, Changes, Features, Held, PageFault, Paging, Phys, Place, Privilege, Tlb};
 use std::sync::Arc;
 use vcpu_state::SegReg;
-use x86_defs::{cr::cr0, cr::cr4, dr, rflags};
+use x86_defs::{cr::cr0, cr::cr4, dr, is_canonical_48, rflags};
 
 /// What the vCPU knows of memory.
 #[derive(Debug)]
@@ -182,6 +182,17 @@ impl Mmu {
     #[inline]
     pub fn plane(&self) -> Option<usize> {
         self.tlb.plane()
+    }
+
+    /// Enters the page of an explicit access in the TLB, as if that was made. False if it
+    /// cannot be, or must be looked at: then it may not have happened yet.
+    pub fn fill(&mut self, linear: u64, write: bool) -> bool {
+        let access = if write { Access::Write } else { Access::Read };
+        is_canonical_48(linear)
+            && self.plane().is_some()
+            && self
+                .translate(linear, access, self.privilege)
+                .is_ok_and(|place| place.ram.is_some() && !place.code)
     }
 
     /// What the TLB knows of a page with the current rights.

@@ -5,7 +5,7 @@ use crate::{
     native::Env,
     state::State,
     table::Site,
-    thunks::{GO_ELSEWHERE, GO_ON, LEAVE},
+    thunks::{GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WRITE},
     tlb, vectors,
 };
 use semantics::{Cpu, Ctx, Stop, event};
@@ -18,7 +18,12 @@ use x86_defs::{
 /// Executes the instruction of `State::site`. The result is one of [`GO_ON`], [`LEAVE`] and
 /// [`GO_ELSEWHERE`].
 pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
-    let missed = std::mem::take(&mut state.miss) != 0;
+    let miss = std::mem::take(&mut state.miss);
+    let missed = miss != 0;
+    if missed && refill(state, env, miss == WRITE) {
+        state.resume = state.resume.wrapping_add(RETRY);
+        return GO_ON;
+    }
     let Some(Site { start, insn, flow, index, count }) = env.table.site(state.site) else {
         // Cannot be: sites are made with their block. Going on would be worse.
         env.stop = Some(Stop::Shutdown);
@@ -76,6 +81,29 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
         (false, false) => Cause::Asked,
     });
     LEAVE
+}
+
+/// Whether a page that missed could be entered in the TLB, so that the access will hit. All of
+/// the guest's registers stay where they are. Faults, devices and code are the handler's.
+fn refill(state: &mut State, env: &mut Env<'_, '_>, write: bool) -> bool {
+    let linear = state.missed;
+    take_rights(state, env.ctx.cpu);
+    let before = std::mem::replace(&mut state.refilled, (state.site, linear));
+    // Two accesses of one instruction, whose entries have the same place, would take turns.
+    if before.0 == state.site && tlb::contend(before.1, linear) {
+        return false;
+    }
+    // It is known: the access crosses a page, or is not aligned.
+    if tlb::knows(state, env.ctx.cpu.mmu.plane(), linear, write) {
+        return false;
+    }
+    if !env.ctx.cpu.mmu.fill(linear, write) {
+        return false;
+    }
+    env.counters.tlb_refills += 1;
+    tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters);
+    tlb::enter(state, &env.ctx.cpu.mmu, linear, env.counters);
+    tlb::knows(state, env.ctx.cpu.mmu.plane(), linear, write)
 }
 
 /// The instruction did not complete. Exceptions that nobody wants to see are delivered at once.
@@ -142,27 +170,32 @@ fn settle(state: &mut State, env: &mut Env<'_, '_>, retired: u32) {
 /// The guest's registers go to the vCPU.
 pub fn take(state: &State, env: &mut Env<'_, '_>) {
     let cpu = &mut *env.ctx.cpu;
-    if let Some(gpr) = cpu.gpr.get_mut(..16) {
-        gpr.copy_from_slice(&state.gpr);
+    if let Some(gpr) = cpu.gpr.first_chunk_mut::<16>() {
+        *gpr = state.gpr;
     }
     cpu.flags.set_bits(state.flags);
-    let ac = (cpu.rflags ^ state.ac) & rflags::AC != 0;
-    cpu.rflags = state.rest | state.intf | state.ac;
     cpu.segment_mut(SegReg::Gs).base = state.gs;
     cpu.hot.kernel_gs_base = state.kernel_gs;
-    if ac {
-        cpu.mode_changed();
-    }
+    take_rights(state, cpu);
     if state.masked != 0 {
         cpu.fpu.set_u32(xsave::MXCSR, state.mxcsr);
+    }
+}
+
+/// Of RFLAGS what the status flags are not. With AC, the rights may have changed.
+fn take_rights(state: &State, cpu: &mut Cpu) {
+    let ac = (cpu.rflags ^ state.ac) & rflags::AC != 0;
+    cpu.rflags = state.rest | state.intf | state.ac;
+    if ac {
+        cpu.mode_changed();
     }
 }
 
 /// The vCPU's registers go to translated code.
 pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     let cpu = &mut *env.ctx.cpu;
-    if let Some(gpr) = cpu.gpr.get(..16) {
-        state.gpr.copy_from_slice(gpr);
+    if let Some(gpr) = cpu.gpr.first_chunk::<16>() {
+        state.gpr = *gpr;
     }
     state.backward = cpu.rflags & rflags::DF;
     // No copied instruction depends on the direction flag and the like.

@@ -65,6 +65,8 @@ pub struct Counters {
     pub exceptions: [u64; 32],
     /// Accesses that missed the TLB, or crossed a page.
     pub tlb_misses: u64,
+    /// Those of them that needed no handler.
+    pub tlb_refills: u64,
     pub tlb_fills: [u64; PLANES],
     pub tlb_clears: u64,
     exits: [u64; Cause::ALL.len()],
@@ -91,6 +93,7 @@ impl Default for Counters {
             stayed: 0,
             exceptions: [0; 32],
             tlb_misses: 0,
+            tlb_refills: 0,
             tlb_fills: [0; PLANES],
             tlb_clears: 0,
             exits: [0; Cause::ALL.len()],
@@ -152,6 +155,7 @@ impl Counters {
             .count("callouts", self.callouts.iter().sum())
             .count("callouts that jumped", self.stayed)
             .count("TLB misses", self.tlb_misses)
+            .count("of them without a handler", self.tlb_refills)
             .count("TLB entries filled", self.tlb_fills.iter().sum())
             .count("TLB cleared", self.tlb_clears);
         let exits = stats.group("exits by cause");

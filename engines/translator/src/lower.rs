@@ -19,8 +19,8 @@ use crate::{
     asm::{Asm, Mem, Patch},
     probe::{self, Place},
     regs::{self, SA, SB, SC},
-    state::field,
-    thunks::{EXIT_BUDGET, EXIT_POLL, Thunks},
+    state::{field, gpr, slot},
+    thunks::{EXIT_BUDGET, EXIT_POLL, READ, RETRY, Thunks, WRITE},
     vectors,
 };
 pub use check::{Check, immediate};
@@ -73,14 +73,24 @@ struct Miss {
     index: usize,
     patch: Patch,
     why: Why,
+    again: Again,
+}
+
+/// Where the instruction under way begins, and what scratch registers hold there.
+#[derive(Clone, Copy, Debug, Default)]
+struct Again {
+    at: usize,
+    scratch: Scratch,
+    /// The slot of a distance in [`SB`].
+    slot: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Why {
     /// The handler has to execute the instruction.
     Handler,
-    /// The TLB does not know the page.
-    Tlb(Place),
+    /// The TLB does not know the page, for reading or for writing.
+    Tlb(Place, bool),
     /// The range of several accesses is not known: the plain part is made for this.
     Plain,
 }
@@ -120,6 +130,7 @@ pub struct Lowerer<'t> {
     scratch: Scratch,
     /// What they hold after each instruction.
     scratches: Vec<Scratch>,
+    again: Again,
 }
 
 /// Instructions in a block at most, and how a site is made of block and instruction.
@@ -150,6 +161,7 @@ impl<'t> Lowerer<'t> {
             reuse: Reuse::default(),
             scratch: Scratch::default(),
             scratches: Vec::new(),
+            again: Again::default(),
         }
     }
 
@@ -263,6 +275,7 @@ impl<'t> Lowerer<'t> {
         self.index = index;
         self.reuse.begin();
         self.scratch.begin(copy::keeps_account(insn) && !self.reuse.plain);
+        self.again = Again { at: self.asm.here(), scratch: self.scratch, slot: self.reuse.held };
         let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
         let result = if allowed { self.instruction(insn) } else { Err(Untranslated) };
         if result.is_err() {
@@ -313,7 +326,7 @@ impl<'t> Lowerer<'t> {
     }
 
     fn out_of_line(&mut self) {
-        for Miss { index, patch, why } in std::mem::take(&mut self.misses) {
+        for Miss { index, patch, why, again } in std::mem::take(&mut self.misses) {
             if let Why::Plain = why {
                 let to = self.plain.get(index).copied().unwrap_or(self.thunks.leave);
                 self.asm.patch_to(patch, to);
@@ -324,11 +337,18 @@ impl<'t> Lowerer<'t> {
             let (miss, callout) = self.outside();
             let _ = match why {
                 Why::Handler => self.asm.call(callout),
-                Why::Tlb(place) => {
+                Why::Tlb(place, write) => {
                     if place.base != SA || place.disp != 0 {
                         self.asm.lea(SA, place.linear(), true);
                     }
-                    self.asm.call(miss)
+                    self.asm.store_imm(
+                        field!(miss),
+                        if write { WRITE } else { READ } as i32,
+                        false,
+                    );
+                    let call = self.asm.call(miss);
+                    self.retry(again);
+                    call
                 }
                 Why::Plain => continue,
             };
@@ -348,6 +368,23 @@ impl<'t> Lowerer<'t> {
         }
     }
 
+    /// Behind the call of a miss: it returns to a jump over this if the handler has run, and
+    /// behind that jump if only the TLB has changed. Then the instruction, which has had no
+    /// effect yet, is begun again.
+    fn retry(&mut self, again: Again) {
+        let start = self.asm.here();
+        let over = self.asm.jmp_forward();
+        debug_assert_eq!((self.asm.here() - start) as u64, RETRY);
+        for (host, guest) in again.scratch.held() {
+            self.asm.load(host, gpr(guest));
+        }
+        if let Some(number) = again.slot {
+            self.asm.load(SB, slot(number));
+        }
+        self.asm.jmp(again.at);
+        self.asm.patch(over);
+    }
+
     /// Leaves translated code with RIP at an offset from the page.
     fn leave_at(&mut self, offset: i64, exit: u32) {
         self.page_relative(SC, offset);
@@ -365,7 +402,12 @@ impl<'t> Lowerer<'t> {
     /// The handler executes the instruction if control gets to `patch`.
     fn handler_from(&mut self, patch: Option<Patch>) {
         let index = self.index;
-        self.misses.extend(patch.map(|patch| Miss { index, patch, why: Why::Handler }));
+        self.misses.extend(patch.map(|patch| Miss {
+            index,
+            patch,
+            why: Why::Handler,
+            again: self.again,
+        }));
     }
 
     /// Checks the TLB for the address in [`SA`].
@@ -396,8 +438,8 @@ impl<'t> Lowerer<'t> {
             1 => probe::probe(&mut self.asm, self.plane, write, place.base, len, miss),
             _ => probe::aligned(&mut self.asm, self.plane, write, place.base, alignment, miss),
         }
-        let (index, why) = (self.index, Why::Tlb(place));
-        self.misses.extend(patch.map(|patch| Miss { index, patch, why }));
+        let (index, why, again) = (self.index, Why::Tlb(place, write), self.again);
+        self.misses.extend(patch.map(|patch| Miss { index, patch, why, again }));
         place
     }
 

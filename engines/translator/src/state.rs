@@ -109,6 +109,8 @@ pub struct State {
     pub status_mask: u64,
     /// Linear address that missed the TLB.
     pub missed: u64,
+    /// Site and address of the last miss that only filled the TLB.
+    pub refilled: (u32, u64),
     pub temp: u64,
     /// Address of the guest's XSAVE area, where its vector registers are.
     pub fpu: u64,

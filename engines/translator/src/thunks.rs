@@ -37,6 +37,11 @@ pub const GO_ON: u32 = 0;
 pub const LEAVE: u32 = 1;
 /// it goes on where `rip` says.
 pub const GO_ELSEWHERE: u32 = 2;
+/// What `miss` says of the access, beside 0 for none.
+pub const READ: u32 = 1;
+pub const WRITE: u32 = 2;
+/// How far behind the return address of a miss the instruction is begun again.
+pub const RETRY: u64 = 5;
 /// Translated code left by an exit.
 pub const LEFT: u32 = 0;
 /// The value of `exit` if a jump was not in the table.
@@ -104,7 +109,6 @@ fn callouts(asm: &mut Asm, [leave_with_eax, elsewhere]: [usize; 2], used: u8) ->
     // Above the return address of the call to here.
     let above = |mem: Mem| Mem { disp: mem.disp + 8, ..mem };
     asm.store(above(field!(missed)), SA);
-    asm.store_imm(above(field!(miss)), 1, false);
     let callout = asm.here();
     asm.pop(SC);
     asm.store(field!(resume), SC);

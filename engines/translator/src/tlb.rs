@@ -115,6 +115,18 @@ fn drop_local(state: &mut State) {
     local.count = 0;
 }
 
+/// Only one of the two pages can be known.
+pub fn contend(a: u64, b: u64) -> bool {
+    index(a) == index(b) && (a ^ b) / PAGE != 0
+}
+
+/// Accesses to the page hit.
+pub fn knows(state: &State, plane: Option<usize>, linear: u64, write: bool) -> bool {
+    let (index, tag) = (index(linear), (linear & !(PAGE - 1)).wrapping_neg());
+    let plane = plane.and_then(|plane| state.tlb.get(plane));
+    plane.is_some_and(|plane| if write { &plane.write } else { &plane.read }[index] == tag)
+}
+
 /// Takes over what the vCPU's TLB knows of a page.
 pub fn enter(state: &mut State, mmu: &Mmu, linear: u64, counters: &mut Counters) {
     let (Some(number), Some(held)) = (mmu.plane(), mmu.held(linear)) else { return };

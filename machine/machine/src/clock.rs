@@ -80,7 +80,11 @@ impl GuestClock {
     }
 
     pub fn ns_to_tsc(&self, ns: u64) -> u64 {
-        (u128::from(ns) * u128::from(self.khz) / 1_000_000) as u64
+        match self.khz {
+            // The usual frequency.
+            1_000_000 => ns,
+            khz => (u128::from(ns) * u128::from(khz) / 1_000_000) as u64,
+        }
     }
 
     /// Guest time at which the common TSC reaches `tsc`, rounded up.

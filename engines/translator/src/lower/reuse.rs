@@ -43,7 +43,7 @@ pub(super) struct Reuse {
     accesses: Vec<[Option<Access>; 2]>,
     facts: Vec<Fact>,
     /// The slot whose distance is still in [`SB`]: before the instruction, and after it.
-    held: Option<usize>,
+    pub held: Option<usize>,
     holds: Option<usize>,
     /// Where the doubled part began that is not yet over.
     open: Option<usize>,
@@ -256,9 +256,8 @@ impl Lowerer<'_> {
     }
 
     fn plain_from(&mut self, patch: Option<Patch>) {
-        let index = self.index;
-        let why = Why::Plain;
-        self.misses.extend(patch.map(|patch| Miss { index, patch, why }));
+        let (index, why, again) = (self.index, Why::Plain, self.again);
+        self.misses.extend(patch.map(|patch| Miss { index, patch, why, again }));
     }
 }
 

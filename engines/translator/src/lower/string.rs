@@ -155,8 +155,9 @@ impl Lowerer<'_> {
             asm.bytes(&[0x9d]); // popfq
             missed = Some(asm.jmp_forward());
         });
-        let (number, why) = (self.index, Why::Tlb(Place { base: index, disp: 0 }));
-        self.misses.extend(missed.map(|patch| Miss { index: number, patch, why }));
+        let (number, why) = (self.index, Why::Tlb(Place { base: index, disp: 0 }, write));
+        let again = self.again;
+        self.misses.extend(missed.map(|patch| Miss { index: number, patch, why, again }));
         self.asm.lea(SB, Mem::indexed(SB, index, 0, 0), true);
         self.emit(Instruction::with1(Code::Neg_rm64, q(count)))?;
         self.asm.lea(count, Mem::at(count, PAGE), true);
