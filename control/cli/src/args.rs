@@ -112,9 +112,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
     memory: String,
 
-    /// Memory for each CPU's translated code under engine translate, such as 32M; 0 interprets
-    /// everything. Experimental
-    #[arg(long, value_name = "SIZE", default_value = "0", allow_hyphen_values = true)]
+    /// Memory for translated code under engine translate, shared equally by the CPUs; 0
+    /// interprets everything
+    #[arg(long, value_name = "SIZE", default_value = "128M", allow_hyphen_values = true)]
     code_cache: String,
 
     /// Number of virtual CPUs

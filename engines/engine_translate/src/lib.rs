@@ -29,7 +29,8 @@ pub struct Translate {
 /// How code is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// Bytes of memory for translated code, for each vCPU.
+    /// Bytes of memory for each vCPU's translated code, with all that is kept of it and of
+    /// decoded code.
     pub code_memory: usize,
     /// A block is translated when it has run so often.
     pub hot: u32,
@@ -39,7 +40,7 @@ pub struct Translation {
 
 impl Default for Translation {
     fn default() -> Self {
-        Self { code_memory: 32 << 20, hot: 64, perf_map: false }
+        Self { code_memory: 128 << 20, hot: 64, perf_map: false }
     }
 }
 

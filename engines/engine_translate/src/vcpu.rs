@@ -32,7 +32,7 @@ impl TranslateVcpu {
         cpu.intercepts = vm.intercepts;
         let mut interp = Interp::new(vm.features, vm.stubs.clone());
         if let Some(how) = vm.translation {
-            let translator = Translator::new(how.code_memory, vm.features)
+            let translator = Translator::new(how.code_memory / 4 * 3, vm.features)
                 .map_err(|source| Error::Os { call: "mmap", source })?;
             let translator = translator.map(|t| if vm.counted { t.counting() } else { t });
             if let Some(mut translator) = translator {

@@ -8,15 +8,13 @@ use semantics::{Ctx, Insn, Stop};
 use std::{sync::Arc, time::Instant};
 use translator::{Code, Left, Source, Translator};
 
-/// Bytes of decoded blocks, if translations go with them.
-const WITH_TRANSLATIONS: usize = 32 << 20;
-
 impl Interp {
     /// From now on blocks are translated when they have run so often. Runs with a budget need a
     /// translator that counts.
     pub fn set_translator(&mut self, translator: Translator, hot: u32) {
         self.hot = hot;
-        self.cache.resize(WITH_TRANSLATIONS);
+        // A quarter of all.
+        self.cache.resize(translator.bytes() / 3);
         self.translator = Some(translator.autonomous());
     }
 

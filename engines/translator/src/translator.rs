@@ -4,7 +4,7 @@ use crate::{
     asm::Asm,
     callout::{self, space},
     counters::{Cause, Counters},
-    lower::{BASE, Check, Lowerer, SITE_BITS, ends, is_flow},
+    lower::{BASE, Check, Exit, Lowerer, SITE_BITS, ends, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
@@ -33,6 +33,8 @@ const BLOCKS: usize = 1 << (31 - SITE_BITS);
 
 /// What a budget is at most; code asks for its upper bits only.
 const BUDGET: u64 = 1 << 46;
+/// Evicted blocks that are dropped for each that is made: to drop all at once takes long.
+const DROPPED: usize = 32;
 /// Entries of the table of jumps for one block.
 const MOST_JUMPS: usize = 256;
 
@@ -89,6 +91,11 @@ pub struct Translator {
     features: IsaFeatures,
     /// Where the next block goes.
     next: usize,
+    /// What `table` takes, and may take, in bytes.
+    taken: usize,
+    most: usize,
+    /// Blocks that were evicted, to be dropped a few at a time.
+    evicted: Vec<Translated>,
     first: usize,
     epoch: u32,
     /// The last budget.
@@ -114,11 +121,13 @@ pub fn supported() -> bool {
 }
 
 impl Translator {
-    /// With `len` bytes of code memory. `Ok(None)` if the host is not enough.
-    pub fn new(len: usize, features: IsaFeatures) -> io::Result<Option<Self>> {
+    /// With about `bytes` for code and for what is kept of it. `Ok(None)` if the host is not
+    /// enough.
+    pub fn new(bytes: usize, features: IsaFeatures) -> io::Result<Option<Self>> {
         if !supported() {
             return Ok(None);
         }
+        let len = bytes / 2;
         let len = len.clamp(4 * BLOCK_ROOM, 1 << 30).next_multiple_of(4096);
         let memory = CodeMemory::new(len)?;
         let mut asm = Asm::new(0);
@@ -150,6 +159,9 @@ impl Translator {
             table,
             features,
             next: first,
+            taken: 0,
+            most: bytes / 2,
+            evicted: Vec::new(),
             first,
             epoch: 0,
             given: 0,
@@ -168,6 +180,11 @@ impl Translator {
     pub fn autonomous(mut self) -> Self {
         self.autonomous = true;
         self
+    }
+
+    /// What code and what is kept of it may take.
+    pub fn bytes(&self) -> usize {
+        self.memory.len() + self.most
     }
 
     /// Counts retired instructions: runs take [`Self::set_budget`].
@@ -226,10 +243,12 @@ impl Translator {
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
         let full = self.next + BLOCK_ROOM > self.memory.len()
             || self.table.cells.len() + (2 << SITE_BITS) > CELLS
-            || self.table.blocks.len() >= BLOCKS;
+            || self.table.blocks.len() >= BLOCKS
+            || self.taken > self.most;
         if full {
             self.clear();
         }
+        self.evicted.truncate(self.evicted.len().saturating_sub(DROPPED));
         let insns = decode(source)?;
         let number = self.table.blocks.len() as u32;
         let first_cell = self.table.cells.len() as u32;
@@ -255,6 +274,10 @@ impl Translator {
             self.table.cells.push((number, n as u16));
             self.state.cells[exit.cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
         }
+        self.taken += size_of::<Translated>()
+            + insns.len() * (size_of::<Insn>() + 32)
+            + lowered.exits.len() * (size_of::<Exit>() + 16)
+            + 256;
         self.table.blocks.push(Translated {
             insns: source.insns.clone(),
             mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
@@ -302,7 +325,9 @@ impl Translator {
     /// Forgets everything.
     pub fn clear(&mut self) {
         let (since, blocks) = (Instant::now(), self.table.blocks.len());
-        self.table = Table::default();
+        // There are none unless little was translated since the last time.
+        self.evicted = std::mem::take(&mut self.table).blocks;
+        self.taken = 0;
         self.state.jumps.fill(Jump::NONE);
         self.forget_returns();
         self.next = self.first;

@@ -23,7 +23,8 @@ pub fn open(kind: Kind) -> Result<Box<dyn Engine>, Error> {
 /// Opens an engine as a VM wants it.
 pub fn open_for(kind: Kind, spec: &VmSpec) -> Result<Box<dyn Engine>, Error> {
     match (kind, usize::try_from(spec.code_cache)) {
-        (Kind::Translate, Ok(code_memory @ 1..)) => {
+        (Kind::Translate, Ok(code_cache @ 1..)) => {
+            let code_memory = code_cache / spec.cpus.max(1) as usize;
             let translation =
                 Translation { code_memory, perf_map: spec.perf_map, ..Translation::default() };
             Ok(Box::new(Translate::new()?.with_translation(translation)))

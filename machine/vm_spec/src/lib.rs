@@ -108,8 +108,8 @@ pub struct VmSpec {
     pub cpu_model: Option<String>,
     /// Guest RAM in bytes, a multiple of [`MEMORY_GRANULE`].
     pub memory: u64,
-    /// Bytes of memory for each vCPU's translated code under engine `translate`; 0 interprets
-    /// everything.
+    /// Bytes of memory for translated code under engine `translate`, in equal parts for each
+    /// vCPU; 0 interprets everything.
     pub code_cache: u64,
     /// Tell `perf report` which guest code translated code is, in `/tmp/perf-PID.map`.
     pub perf_map: bool,
@@ -134,7 +134,7 @@ impl Default for VmSpec {
             cpus: CPUS_MIN,
             cpu_model: None,
             memory: MEMORY_DEFAULT,
-            code_cache: 0,
+            code_cache: limits::CODE_CACHE_DEFAULT,
             perf_map: false,
             kernel: Kernel::Default,
             initrd: None,

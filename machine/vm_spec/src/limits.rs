@@ -50,7 +50,9 @@ pub(crate) fn check_memory(bytes: u64) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Most memory for one vCPU's translated code, in bytes.
+/// Memory for translated code unless a VM says otherwise, in bytes.
+pub const CODE_CACHE_DEFAULT: u64 = 128 << 20;
+/// Most memory for translated code, in bytes.
 pub const CODE_CACHE_MAX: u64 = 1 << 30;
 /// Least that is of use, in bytes.
 pub const CODE_CACHE_MIN: u64 = 1 << 20;
