@@ -236,3 +236,51 @@ fn a_device_writes_code_and_pages_change_their_state() {
         }
     });
 }
+
+/// More functions than there is room for, which call each other in turn, so that links and
+/// expected returns lead to what was evicted.
+#[test]
+fn what_was_evicted_is_made_anew() {
+    const FUNCTIONS: u64 = 3000;
+    let first = 0x10_0000;
+    let mut functions = Vec::new();
+    for n in 0..FUNCTIONS {
+        let code = assemble(64, first + 32 * n, |a| {
+            let mut done = a.create_label();
+            a.add(rax, n as i32 + 1)?;
+            a.rol(rax, 3)?;
+            a.test(al, 1)?;
+            a.jz(done)?;
+            if n + 1 < FUNCTIONS && n % 3 != 0 {
+                a.call(first + 32 * (n + 1))?;
+            }
+            a.set_label(&mut done)?;
+            a.ret()
+        });
+        functions.extend(code);
+        functions.resize(32 * (n as usize + 1), 0x90);
+    }
+    let build = |a: &mut CodeAssembler| {
+        let (mut again, mut inner) = (a.create_label(), a.create_label());
+        a.mov(ebx, 4)?;
+        a.set_label(&mut again)?;
+        a.mov(rsi, first)?;
+        a.mov(ecx, FUNCTIONS as i32)?;
+        a.set_label(&mut inner)?;
+        a.call(rsi)?;
+        a.add(rsi, 32)?;
+        a.dec(ecx)?;
+        a.jnz(inner)?;
+        a.dec(ebx)?;
+        a.jnz(again)?;
+        a.hlt()
+    };
+    let results = std::cell::RefCell::new(Vec::new());
+    each(&long_mode(), build, |guest| {
+        guest.vm.memory().write(first, &functions).unwrap();
+        assert_eq!(guest.run(), Exit::Idle);
+        results.borrow_mut().push(guest.gpr()[0]);
+    });
+    let results = results.into_inner();
+    assert!(results.iter().all(|r| *r == results[0]), "{results:x?}");
+}
