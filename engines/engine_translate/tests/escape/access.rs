@@ -4,7 +4,7 @@ use crate::{
     forms::{Access, Coding, FEW, Form, MANY, Result as Wanted},
     guest::{self, CODE, CODE_GPA, CODE_LEN, DATA_GPA, Fault, PAGE, Range, STACK, Space},
     modes::{self, Gprs, Mode, PLAIN, Segment},
-    special,
+    sequences, special,
 };
 use engine::{Cause, CpuView, Exit, Flow, Intercepts, Pending, Trap, VcpuHost, Vm};
 use std::{
@@ -57,6 +57,11 @@ impl Plan {
     /// Puts code into a slot of its own; returns the addresses of the instruction itself and
     /// of the UD2.
     pub fn place(&mut self, prepare: &[u8], insn: &[u8], tail: &[u8]) -> (u64, u64) {
+        // A block lies in one page.
+        let room = self.code.len().next_multiple_of(PAGE as usize) - self.code.len();
+        if room != 0 && room < BEFORE + prepare.len() + insn.len() + tail.len() + 2 {
+            self.code.resize(self.code.len() + room, 0xcc);
+        }
         let slot = CODE + self.code.len() as u64;
         let mut code = vec![0x90; BEFORE];
         code.extend(prepare);
@@ -65,8 +70,7 @@ impl Plan {
         code.extend(tail);
         let end = slot + code.len() as u64;
         code.extend([0x0f, 0x0b]);
-        assert!(code.len() as u64 <= SLOT);
-        code.resize(SLOT as usize, 0xcc);
+        code.resize(code.len().next_multiple_of(SLOT as usize), 0xcc);
         self.code.extend(code);
         assert!((self.code.len() as u64) < CODE_LEN);
         (rip, end)
@@ -125,7 +129,7 @@ fn every(addresses: &[u64], step: usize) -> impl Iterator<Item = u64> + '_ {
     addresses.iter().copied().step_by(step)
 }
 
-fn is_x87(form: &Form) -> bool {
+pub fn is_x87(form: &Form) -> bool {
     matches!(form.coding, Coding::Legacy(_, _, [0xd8..=0xdf]))
 }
 
@@ -339,7 +343,7 @@ impl VcpuHost for Runner<'_> {
 }
 
 /// Instructions that guests need not have: the host may be without them.
-const OPTIONAL: &[&str] = &["movdiri", "clwb", "movdir64b", "prefetchw", "clflushopt"];
+pub const OPTIONAL: &[&str] = &["movdiri", "clwb", "movdir64b", "prefetchw", "clflushopt"];
 
 pub fn attempt_all() {
     let space = Space::new();
@@ -400,5 +404,95 @@ pub fn attempt_all() {
 
 fn digest_name(plan: &Plan, n: usize) -> String {
     let attempt = &plan.attempts[(n / 2).min(plan.attempts.len() - 1)];
-    format!("near {} at {:#x} {:?}", attempt.name, attempt.linear, attempt.mode)
+    let Attempt { name, linear, mode, gprs, rip, end, .. } = attempt;
+    let code = &plan.code[(rip - CODE) as usize..(end - CODE) as usize];
+    format!("near {name} at {linear:#x} {mode:?} from {gprs:x?}, code {code:02x?}")
+}
+
+/// Makes one attempt twice and stops.
+struct Twice<'a>(&'a Attempt, usize, Option<u8>);
+
+impl VcpuHost for Twice<'_> {
+    fn pio_in(&mut self, _: u16, _: usize, data: &mut [u8]) -> Flow {
+        data.fill(0x5a);
+        Flow::Continue
+    }
+    fn pio_out(&mut self, _: u16, _: usize, _: &[u8]) -> Flow {
+        Flow::Continue
+    }
+    fn mmio_read(&mut self, _: u64, data: &mut [u8]) -> Flow {
+        data.fill(0xff);
+        Flow::Continue
+    }
+    fn mmio_write(&mut self, _: u64, _: &[u8]) -> Flow {
+        Flow::Continue
+    }
+    fn pending(&self) -> Option<Pending> {
+        None
+    }
+    fn ack(&mut self, _: Pending) -> Option<u8> {
+        None
+    }
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+    fn trap(&mut self, trap: Trap, cpu: &mut dyn CpuView) -> Flow {
+        self.1 += 1;
+        if self.1 == 2 {
+            let Cause::Exception(exception) = trap.cause else { panic!("{trap:?}") };
+            self.2 = Some(exception.vector);
+            return Flow::Stop;
+        }
+        let regs = cpu.regs();
+        (regs.gpr, regs.rip) = (self.0.gprs, self.0.rip & !(SLOT - 1));
+        regs.rflags = 2;
+        Flow::Continue
+    }
+}
+
+/// Sequences, after each of which all state is compared between the ways of execution.
+pub fn attempt_sequences() {
+    let space = Space::new();
+    let intercepts = Intercepts { exceptions: !0, ..Intercepts::default() };
+    let engines = guest::engines();
+    let guests = engines.iter().map(|(_, engine)| {
+        let vm = guest::vm(engine, &space, intercepts);
+        let vcpu = vm.create_vcpu(0).unwrap();
+        (vm, vcpu)
+    });
+    let mut guests: Vec<_> = guests.collect();
+    let addresses = addresses(&space);
+    for user in [false, true] {
+        let mut plan = Plan::default();
+        sequences::plan(&mut plan, &space, &addresses);
+        for (vm, _) in &guests {
+            vm.memory().write(CODE_GPA, &plan.code).unwrap();
+        }
+        for (n, attempt) in plan.attempts.iter().enumerate() {
+            let mut states = Vec::new();
+            for (vm, vcpu) in &mut guests {
+                vm.memory().write(DATA_GPA, &guest::patterned()).unwrap();
+                let mut state = guest::state(user);
+                state.regs.gpr = attempt.gprs;
+                state.regs.rip = attempt.rip & !(SLOT - 1);
+                vcpu.set_state(&state).unwrap();
+                let mut host = Twice(attempt, 0, None);
+                assert_eq!(vcpu.run(&mut host).unwrap(), Exit::Stopped);
+                let mut state = vcpu.state().unwrap();
+                state.regs.rflags &= !x86_defs::rflags::STATUS;
+                let mut memory = guest::patterned();
+                vm.memory().read(DATA_GPA, &mut memory).unwrap();
+                states.push((host.2, state, memory));
+            }
+            let [first, second] = states.as_slice() else { panic!() };
+            let what = || format!("{user} {}", digest_name(&plan, 2 * n));
+            assert_eq!((first.0, &first.1.regs), (second.0, &second.1.regs), "{}", what());
+            assert!(first.2 == second.2, "memory, {}", what());
+            let areas = first.1.fpu.area.iter().zip(&second.1.fpu.area).enumerate();
+            let fpu = areas.into_iter().find(|(_, (a, b))| a != b);
+            assert_eq!(fpu, None, "{}", what());
+            assert!(first.1 == second.1, "state, {}", what());
+        }
+        println!("{} sequences", plan.attempts.len());
+    }
 }

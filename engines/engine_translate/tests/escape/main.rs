@@ -10,6 +10,7 @@ mod forms;
 mod guest;
 mod leaks;
 mod modes;
+mod sequences;
 mod special;
 
 use std::process::Command;
@@ -46,4 +47,15 @@ fn attempts_by_access() {
 #[ignore = "started by no_instruction_tells_of_the_host"]
 fn attempts_by_instruction() {
     leaks::attempt_all();
+}
+
+#[test]
+fn no_sequence_of_accesses_leaves_the_guest() {
+    confined("attempts_by_sequence");
+}
+
+#[test]
+#[ignore = "started by no_sequence_of_accesses_leaves_the_guest"]
+fn attempts_by_sequence() {
+    access::attempt_sequences();
 }
