@@ -7,6 +7,7 @@ mod flow;
 mod integer;
 mod litmus;
 mod smc;
+mod supervisor;
 mod support;
 mod threads;
 mod traps;
