@@ -50,9 +50,13 @@ fn run() -> Result<bool, Error> {
     let (pair, end) = loop {
         let mut pair = Pair::new(&start, plan.clone())?;
         let end = pair.run()?;
-        let closer = end.as_ref().err().and_then(|found| plan.closer(found));
+        let closer = match &end {
+            Err(found) => plan.closer(found).inspect(|plan| {
+                eprintln!("# different {found}# closer: {:?}", plan.close);
+            }),
+            Ok(_) => None,
+        };
         let Some(closer) = closer else { break (pair, end) };
-        eprintln!("# different, not when run again; closer: {:?}", closer.close);
         plan = closer;
     };
     print!("{}", pair.console());
