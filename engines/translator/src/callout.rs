@@ -141,7 +141,7 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     // Of supervisor code the table has under this only what is in global pages, for which it
     // is right.
     let plane = env.ctx.cpu.mmu.plane().unwrap_or_default();
-    state.enter_space(plane, space, env.elsewhere);
+    env.tables.enter(state, plane, space, env.elsewhere);
     true
 }
 

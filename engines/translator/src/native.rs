@@ -4,6 +4,7 @@
 use crate::{
     callout,
     counters::Counters,
+    jumps::Tables,
     state::{BIAS, State},
     table::Table,
 };
@@ -15,6 +16,7 @@ pub struct Env<'e, 'c> {
     pub ctx: &'e mut Ctx<'c>,
     pub table: &'e Table,
     pub counters: &'e mut Counters,
+    pub tables: &'e mut Tables,
     /// Host address of the code that looks jumps up.
     pub elsewhere: u64,
     /// See [`crate::Translator::autonomous`].

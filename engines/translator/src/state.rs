@@ -2,6 +2,7 @@
 
 use crate::{
     asm::{Mem, RSP},
+    jumps::{Jump, STRIDE, TABLES},
     vectors::KINDS,
 };
 use std::mem::offset_of;
@@ -13,8 +14,6 @@ pub const BIAS: usize = 12;
 pub const TLB: usize = 4096;
 /// Rights for which the TLB has entries; see `soft_mmu::Privilege`.
 pub const PLANES: usize = 3;
-/// Entries of the table of jump targets.
-pub const JUMPS: usize = 1 << 16;
 /// Distances that a block keeps for later accesses.
 pub const SLOTS: usize = 8;
 /// Entries in a table of expected returns.
@@ -41,24 +40,6 @@ pub struct Plane {
 /// It is zero where that is possible, so that memory that was not used yet will do.
 pub const fn none(index: usize) -> u64 {
     if index < 2 || index >= TLB - 2 { ((TLB / 2) as u64 * PAGE).wrapping_neg() } else { 0 }
-}
-
-/// Where a linear address in an address space continues.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
-pub struct Jump {
-    /// Negated.
-    pub linear: u64,
-    /// Negated.
-    pub space: u64,
-    pub host: u64,
-    /// Linear address of the page.
-    pub page: u64,
-}
-
-impl Jump {
-    /// No jump goes to an address that is not canonical.
-    pub const NONE: Self = Self { linear: 1 << 63, space: 1, host: 0, page: 0 };
 }
 
 /// Where calls will return to.
@@ -88,10 +69,13 @@ pub struct State {
     pub page: u64,
     /// Bits of an address that select its TLB entry.
     pub index_mask: u64,
-    /// Bits of a hash that select an entry of `jumps`.
+    /// Bits of a hash that select an entry of a table of jumps.
     pub jump_mask: u64,
-    /// The address space and rights, for which `jumps` may differ.
+    /// The address space and rights, for which jumps may differ.
     pub space: u64,
+    /// Host address of the part of `jumps` that belongs to it, and of those of each plane.
+    pub table: u64,
+    pub tables: [u64; PLANES],
     /// Address of the word of requests.
     pub poll: u64,
     /// Half of the canonical range.
@@ -176,7 +160,7 @@ pub struct State {
     pub stack_mask: u64,
     /// Of each plane; see `lower::returns`.
     pub expected: [Expected; PLANES],
-    pub jumps: [Jump; JUMPS],
+    pub jumps: [Jump; TABLES * STRIDE],
     pub tlb: [Plane; PLANES],
     /// Where each exit goes: host address.
     pub cells: [u64; CELLS],
@@ -209,11 +193,6 @@ pub fn cell(number: u32) -> Mem {
 pub fn tlb_field(plane: usize, index: u8, at: usize) -> Mem {
     let table = offset_of!(State, tlb) + plane * size_of::<Plane>() + at;
     Mem::indexed(RSP, index, 3, table as i32 - BIAS as i32)
-}
-
-pub fn jump_field(index: u8, at: usize) -> Mem {
-    let table = offset_of!(State, jumps) + at;
-    Mem::indexed(RSP, index, 2, table as i32 - BIAS as i32)
 }
 
 /// Of the expected return whose number is in a register.

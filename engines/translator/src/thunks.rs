@@ -2,11 +2,11 @@
 
 use crate::{
     asm::{Asm, Mem, RAX, RBP, RBX, RDI, RSP},
-    regs::{SA, SB, SC, homes},
-    state::{Jump, field, gpr, jump_field},
+    jumps,
+    regs::{SA, SC, homes},
+    state::{field, gpr},
     vectors,
 };
-use std::mem::offset_of;
 
 /// RDI: the value for RSP; RSI: where to go. Returns what ended it in EAX.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,8 +27,10 @@ pub struct Thunks {
     /// Loads the vector registers, and goes to [`SA`]; and the x87 registers, too.
     pub revive: usize,
     pub revive_x87: usize,
-    /// Goes to the linear address in [`SA`].
+    /// Goes to the linear address in [`SA`], which is canonical.
     pub jump: usize,
+    /// The same after [`jumps::look_up`] has missed, which left its [`SB`](crate::regs::SB).
+    pub jump_missed: usize,
 }
 
 /// What a callout answers: translated code goes on behind it;
@@ -75,7 +77,16 @@ pub fn build(asm: &mut Asm) -> Thunks {
     asm.bytes(&[0xc3]);
 
     let jump = asm.here();
-    jump_thunk(asm, leave);
+    let mut missed = None;
+    jumps::look_up(asm, |asm| missed = Some(asm.jmp_forward()));
+    missed.into_iter().for_each(|missed| asm.patch(missed));
+    let jump_missed = asm.here();
+    let mut missed = None;
+    jumps::look_behind(asm, |asm| missed = Some(asm.jmp_forward()));
+    missed.into_iter().for_each(|missed| asm.patch(missed));
+    asm.store(field!(rip), SA);
+    asm.store_imm(field!(exit), EXIT_JUMP as i32, false);
+    asm.jmp(leave);
     let elsewhere = asm.here();
     load(asm);
     asm.load(SA, field!(rip));
@@ -100,6 +111,7 @@ pub fn build(asm: &mut Asm) -> Thunks {
         revive,
         revive_x87,
         jump,
+        jump_missed,
     }
 }
 
@@ -152,28 +164,4 @@ fn load(asm: &mut Asm) {
     for (guest, host) in homes() {
         asm.load(host, gpr(guest));
     }
-}
-
-/// Looks an address up in the table of jumps.
-fn jump_thunk(asm: &mut Asm, leave: usize) {
-    asm.store(field!(rip), SA);
-    asm.load(SB, field!(space));
-    asm.crc32(SB, SA);
-    asm.pext(SB, SB, field!(jump_mask));
-    asm.lea(SB, Mem { base: None, index: Some((SB, 3)), disp: 0 }, true);
-    let missed = |asm: &mut Asm| {
-        asm.store_imm(field!(exit), EXIT_JUMP as i32, false);
-        asm.jmp(leave);
-    };
-    asm.load(SC, jump_field(SB, offset_of!(Jump, linear)));
-    asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
-    asm.unless_rcx_zero(missed);
-    asm.load(SC, jump_field(SB, offset_of!(Jump, space)));
-    asm.load(SA, field!(space));
-    asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
-    asm.unless_rcx_zero(missed);
-    asm.load(SA, jump_field(SB, offset_of!(Jump, page)));
-    asm.store(field!(page), SA);
-    asm.jmp_mem(jump_field(SB, offset_of!(Jump, host)));
-    debug_assert_ne!(SB, RSP);
 }

@@ -4,11 +4,12 @@ use crate::{
     asm::Asm,
     callout::{self, space},
     counters::{Cause, Counters},
+    jumps::{ENTRIES, Tables},
     lower::{BASE, Check, Exit, Lowerer, SITE_BITS, ends, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
-    state::{BIAS, CELLS, EXPECTED, JUMPS, Jump, PLANES},
+    state::{BIAS, CELLS, EXPECTED, PLANES},
     table::{Table, Translated},
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
@@ -88,6 +89,7 @@ pub struct Translator {
     thunks: Thunks,
     state: Region,
     table: Table,
+    tables: Tables,
     features: IsaFeatures,
     /// Where the next block goes.
     next: usize,
@@ -136,7 +138,7 @@ impl Translator {
         let first = asm.here().next_multiple_of(64);
         let mut state = Region::new()?;
         state.index_mask = tlb::INDEX_MASK;
-        state.jump_mask = JUMPS as u64 - 1;
+        state.jump_mask = ENTRIES as u64 - 1;
         state.stack_mask = 8 * (EXPECTED as u64 - 1);
         state.half = 1 << 47;
         state.status_mask = rflags::STATUS;
@@ -148,7 +150,7 @@ impl Translator {
         (state.below_16, state.below_32) = (15, 31);
         state.mxcsr_masks = callout::MASKS.into();
         state.mxcsr_reserved = 0xffff_0000;
-        state.jumps.fill(Jump::NONE);
+        state.space = u64::MAX;
         tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
         let table = Table::default();
@@ -157,6 +159,7 @@ impl Translator {
             thunks,
             state,
             table,
+            tables: Tables::default(),
             features,
             next: first,
             taken: 0,
@@ -170,6 +173,7 @@ impl Translator {
             perf_map: None,
             listing: None,
         };
+        translator.tables.clear(&mut translator.state);
         translator.forget_returns();
         Ok(Some(translator))
     }
@@ -328,7 +332,7 @@ impl Translator {
         // There are none unless little was translated since the last time.
         self.evicted = std::mem::take(&mut self.table).blocks;
         self.taken = 0;
-        self.state.jumps.fill(Jump::NONE);
+        self.tables.clear(&mut self.state);
         self.forget_returns();
         self.next = self.first;
         self.epoch = self.epoch.wrapping_add(1);
@@ -382,9 +386,8 @@ impl Translator {
             expected |= block.exits.iter().any(|exit| exit.polled);
             let entry = self.memory.address(block.entry) as u64;
             for jump in std::mem::take(&mut block.jumps) {
-                let jump = &mut self.state.jumps[jump as usize % JUMPS];
-                if jump.host == entry {
-                    *jump = Jump::NONE;
+                if self.state.jump_goes(jump, entry) {
+                    self.state.forget_jump(jump);
                 }
             }
             for cell in std::mem::take(&mut block.incoming) {
@@ -443,23 +446,19 @@ impl Translator {
             return;
         }
         let host = self.memory.address(block.entry) as u64;
-        let jump = Jump {
-            linear: rip.wrapping_neg(),
-            space: space.wrapping_neg(),
-            host,
-            page: rip & !(PAGE - 1),
-        };
-        let index = hash(space, rip);
-        self.state.jumps[index] = jump;
+        let Some(number) = self.tables.set(&mut self.state, rip, host) else { return };
         self.counters.jumps += 1;
         if let Some(block) = self.table.blocks.get_mut(code.number as usize)
-            && !block.jumps.contains(&(index as u32))
+            && !block.jumps.contains(&number)
         {
+            if block.jumps.len() >= MOST_JUMPS {
+                block.jumps.retain(|n| self.state.jump_goes(*n, host));
+            }
             // More than a few are rare; what is not noted must not outlive the block.
             if block.jumps.len() < MOST_JUMPS {
-                block.jumps.push(index as u32);
+                block.jumps.push(number);
             } else {
-                self.state.jumps[index] = Jump::NONE;
+                self.state.forget_jump(number);
             }
         }
     }
@@ -485,7 +484,7 @@ impl Translator {
         let (plane, elsewhere) = (block.plane, self.memory.address(self.thunks.jump) as u64);
         let state = &mut *self.state;
         state.page = rip & !(PAGE - 1);
-        state.enter_space(plane, space, elsewhere);
+        self.tables.enter(state, plane, space, elsewhere);
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
         let counters = &mut self.counters;
@@ -494,6 +493,7 @@ impl Translator {
             ctx,
             table: &self.table,
             counters,
+            tables: &mut self.tables,
             elsewhere,
             autonomous: self.autonomous,
             stop: None,
@@ -525,35 +525,6 @@ fn inside(rip: u64) -> bool {
     let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
     is_canonical_48(rip) && is_canonical_48(low) && is_canonical_48(high)
 }
-
-/// As translated code computes it.
-fn hash(space: u64, rip: u64) -> usize {
-    crc32(space as u32, rip) as usize % JUMPS
-}
-
-/// CRC32 of eight bytes, with the Castagnoli polynomial (SDM volume 2, CRC32).
-fn crc32(mut sum: u32, value: u64) -> u32 {
-    for byte in value.to_le_bytes() {
-        sum = sum >> 8 ^ CRC[usize::from(sum as u8 ^ byte)];
-    }
-    sum
-}
-
-/// Of each byte.
-const CRC: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut n = 0;
-    while n < 256 {
-        let (mut sum, mut bit) = (n as u32, 0);
-        while bit < 8 {
-            sum = sum >> 1 ^ if sum & 1 != 0 { 0x82f6_3b78 } else { 0 };
-            bit += 1;
-        }
-        table[n] = sum;
-        n += 1;
-    }
-    table
-};
 
 /// Whether a call at the end is one that returns. What is never to be executed stands behind
 /// those that do not, and behind the call of a retpoline, which replaces its return address:

@@ -201,3 +201,47 @@ fn a_supervisors_way_is_not_a_users() {
         }
     });
 }
+
+/// What a supervisor does with RFLAGS.AC set is not what it may do without.
+#[test]
+fn a_way_with_ac_is_not_one_without() {
+    each_engine(|e| {
+        if !e.cpuid().has_named("smap") {
+            println!("skipped: no SMAP on {}", e.name());
+            return;
+        }
+        if e.skips(Lacks::Other("SMAP")) {
+            return;
+        }
+        // stac; calls; clac; and once more; with a global page of code, too
+        for indirect in [false, true] {
+            for global_code in [false, true] {
+                let mut code = vec![0x0f, 0x01, 0xcb];
+                calls(&mut code, indirect);
+                code.extend([0x0f, 0x01, 0xca]);
+                calls(&mut code, indirect);
+                let mut g = Guest::new(e, Mode::Long, &code);
+                trees(&mut g, How::Root, global_code, if global_code { GLOBAL } else { 0 });
+                for page in 0..0x30u64 {
+                    let at = TABLES[0] + 8 * page;
+                    let user = if page == DATA / 4096 { 4 } else { 0 };
+                    g.write(at, &(g.read_u64(at) & !4 | user).to_le_bytes());
+                }
+                g.set(|s| s.control.cr4 |= cr4::SMAP);
+                // mov al, [0x4000]; ret
+                g.write(FRAMES[0], &[0x8a, 0x04, 0x25, 0, 0x40, 0, 0, 0xc3]);
+                g.write(DATA, &[0x5a]);
+                let (vector, error, state) = g.fault();
+                let case = format!("{indirect} {global_code}");
+                let before = g.bus.log.len() - 1;
+                assert_eq!(
+                    g.bus.log[..before],
+                    [0x5a; 4].map(|v| Event::Out(1, vec![v])),
+                    "{case}"
+                );
+                assert_eq!((vector, error), (exception::PF, Some(1)), "{case}");
+                assert_eq!((g.return_address(error, &state), state.control.cr2), (CALLEE, DATA));
+            }
+        }
+    });
+}

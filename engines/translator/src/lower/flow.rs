@@ -3,6 +3,7 @@
 use super::{BASE, Done, Exit, Lowerer, Untranslated};
 use crate::{
     asm::Mem,
+    jumps,
     regs::{self, GUEST_RSP, SA, SC},
     state::{cell, field, gpr},
 };
@@ -59,7 +60,17 @@ impl Lowerer<'_> {
             }
             Code::Jmp_rm64 => {
                 self.indirect_target(insn)?;
-                self.jump();
+                if self.counted {
+                    // It may not be retired.
+                    self.canonical();
+                }
+                self.retire();
+                // Only canonical addresses are in the table.
+                let mut missed = None;
+                jumps::look_up(&mut self.asm, |asm| missed = Some(asm.jmp_forward()));
+                missed.into_iter().for_each(|missed| self.asm.patch(missed));
+                self.canonical();
+                self.asm.jmp(self.thunks.jump_missed);
             }
             _ => return Err(Untranslated),
         }
@@ -90,7 +101,6 @@ impl Lowerer<'_> {
                 None => self.asm.load(SA, gpr(number)),
             }
         }
-        self.canonical();
         Ok(())
     }
 
@@ -113,6 +123,7 @@ impl Lowerer<'_> {
         };
         if direct.is_none() {
             self.indirect_target(insn)?;
+            self.canonical();
             self.asm.store(field!(temp), SA);
         }
         let place = self.stack(GUEST_RSP, -8, true);
@@ -127,7 +138,9 @@ impl Lowerer<'_> {
             Some(target) => self.exit(target),
             None => {
                 self.asm.load(SA, field!(temp));
-                self.jump();
+                self.retire();
+                let missed = self.thunks.jump_missed;
+                jumps::look_up(&mut self.asm, |asm| asm.jmp(missed));
             }
         }
         Ok(())

@@ -7,6 +7,7 @@
 use super::{BASE, Done, Lowerer, Untranslated};
 use crate::{
     asm::Mem,
+    jumps,
     regs::{GUEST_RSP, SA, SB, SC},
     state::field,
 };
@@ -96,6 +97,8 @@ impl Lowerer<'_> {
         self.asm.lea(SC, Mem::at(SC, if set { 1 } else { -1 }), true);
         self.asm.store(field!(space), SC);
         self.exit_plane = if set { SUPERVISOR_AC } else { SUPERVISOR };
+        self.asm.load(SC, jumps::table_of(self.exit_plane));
+        self.asm.store(field!(table), SC);
         self.exit(insn.next_ip().wrapping_sub(BASE) as i64);
         self.exit_plane = self.plane;
         Ok(())

@@ -1,0 +1,270 @@
+//! Where jumps go whose target is not known: tables of linear addresses, one for each address
+//! space that was used lately.
+//!
+//! A look-up compares one address: what else a target depends on has chosen the table. That an
+//! address is canonical need not be asked before, since only such ones are in the tables.
+
+use crate::{
+    asm::{Asm, Mem},
+    regs::{SA, SB, SC},
+    state::{PLANES, State, field},
+};
+use std::mem::offset_of;
+
+/// Tables, and entries in each.
+pub const TABLES: usize = 8;
+pub const ENTRIES: usize = 1 << 14;
+/// From one table to the next: an address may be in its entry or in the one behind.
+pub const STRIDE: usize = ENTRIES + 1;
+
+/// Where a linear address continues.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub struct Jump {
+    /// The address, with all bits inverted.
+    pub inverted: u64,
+    pub host: u64,
+    /// Linear address of the page.
+    pub page: u64,
+}
+
+impl Jump {
+    /// What is found by no address, at this index: those that it names are looked for elsewhere.
+    fn none(index: usize) -> Self {
+        let last = hash(!0);
+        let inverted = if index == last || index == last + 1 { !0 } else { 0 };
+        Self { inverted, host: 0, page: 0 }
+    }
+}
+
+/// Which address space has which table.
+#[derive(Debug, Default)]
+pub struct Tables {
+    owners: [Owner; TABLES],
+    time: u64,
+}
+
+#[derive(Debug, Default)]
+struct Owner {
+    space: Option<u64>,
+    last_use: u64,
+    /// Entries that were set.
+    set: Vec<u32>,
+}
+
+impl Tables {
+    /// From now on jumps and returns are those of this space, which is one of the plane; code
+    /// itself changes between a supervisor's two, whose spaces differ in the last bit.
+    pub fn enter(&mut self, state: &mut State, plane: usize, space: u64, elsewhere: u64) {
+        if state.space != space {
+            state.tables[plane % PLANES] = self.select(state, space);
+            if plane < 2 {
+                state.tables[plane ^ 1] = self.select(state, space ^ 1);
+            }
+            state.table = state.tables[plane % PLANES];
+        }
+        state.enter_space(plane, space, elsewhere);
+    }
+
+    /// The host address of the space's table.
+    fn select(&mut self, state: &mut State, space: u64) -> u64 {
+        self.time += 1;
+        let found = self.owners.iter().position(|o| o.space == Some(space));
+        let oldest = || (0..TABLES).min_by_key(|n| self.owners[*n].last_use).unwrap_or(0);
+        let table = found.unwrap_or_else(oldest);
+        if found.is_none() {
+            self.empty(state, table);
+            self.owners[table].space = Some(space);
+        }
+        self.owners[table].last_use = self.time;
+        std::ptr::from_ref(&state.jumps[table * STRIDE]) as u64
+    }
+
+    fn empty(&mut self, state: &mut State, table: usize) {
+        let set = std::mem::take(&mut self.owners[table].set);
+        let entries = &mut state.jumps[table * STRIDE..][..STRIDE];
+        if set.len() < ENTRIES {
+            set.iter().for_each(|n| entries[*n as usize % STRIDE] = Jump::none(*n as usize));
+        } else {
+            entries.iter_mut().enumerate().for_each(|(n, entry)| *entry = Jump::none(n));
+        }
+    }
+
+    /// No jump goes anywhere.
+    pub fn clear(&mut self, state: &mut State) {
+        for table in 0..TABLES {
+            self.empty(state, table);
+            // In memory of zeros, the only ones that may not be.
+            for last in [hash(!0), hash(!0) + 1] {
+                state.jumps[table * STRIDE + last] = Jump::none(last);
+            }
+        }
+    }
+
+    /// In the space that was entered, jumps to `linear` go to `host`. Returns the entry's
+    /// number.
+    pub fn set(&mut self, state: &mut State, linear: u64, host: u64) -> Option<u32> {
+        let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
+        let first = table * STRIDE + hash(linear);
+        // What was there before is found behind, in place of what is there.
+        let before = state.jumps[first].inverted;
+        let mine = before == !linear || hash(!before) + table * STRIDE != first;
+        let index = hash(linear) + usize::from(!mine);
+        let set = &mut self.owners[table].set;
+        if set.len() < ENTRIES {
+            set.push(index as u32);
+        }
+        let number = table * STRIDE + index;
+        let page = linear & !0xfff;
+        state.jumps[number] = Jump { inverted: !linear, host, page };
+        Some(number as u32)
+    }
+}
+
+impl State {
+    /// The entry goes to that place.
+    pub fn jump_goes(&self, number: u32, host: u64) -> bool {
+        self.jumps[number as usize % (TABLES * STRIDE)].host == host
+    }
+
+    pub fn forget_jump(&mut self, number: u32) {
+        let number = number as usize % (TABLES * STRIDE);
+        self.jumps[number] = Jump::none(number % STRIDE);
+    }
+}
+
+/// Where the host address of the plane's table is.
+pub fn table_of(plane: usize) -> Mem {
+    let tables = field!(tables);
+    Mem { disp: tables.disp + 8 * (plane % PLANES) as i32, ..tables }
+}
+
+/// Goes to the address in [`SA`], or does what `missed` emits, which is short and does not
+/// return. [`look_behind`] is for later then, as long as [`SB`] is as it was left.
+pub fn look_up(asm: &mut Asm, missed: impl FnOnce(&mut Asm)) {
+    asm.mov_imm(SB, 0);
+    asm.crc32(SB, SA);
+    asm.pext(SB, SB, field!(jump_mask));
+    asm.lea(SB, Mem { base: None, index: Some((SB, 3)), disp: 0 }, true);
+    asm.load(SC, field!(table));
+    asm.lea(SB, Mem::indexed(SC, SB, 2, 0), true);
+    probe(asm, 0, missed);
+}
+
+/// Looks at the entry behind.
+pub fn look_behind(asm: &mut Asm, missed: impl FnOnce(&mut Asm)) {
+    probe(asm, size_of::<Jump>(), missed);
+}
+
+fn probe(asm: &mut Asm, offset: usize, missed: impl FnOnce(&mut Asm)) {
+    let entry = |at: usize| Mem::at(SB, (offset + at) as i32);
+    asm.load(SC, entry(offset_of!(Jump, inverted)));
+    // a + !b + 1 = a - b
+    asm.lea(SC, Mem::indexed(SC, SA, 0, 1), true);
+    asm.unless_rcx_zero(missed);
+    asm.load(SC, entry(offset_of!(Jump, page)));
+    asm.store(field!(page), SC);
+    asm.jmp_mem(entry(offset_of!(Jump, host)));
+}
+
+/// As translated code computes it.
+fn hash(linear: u64) -> usize {
+    crc32(linear) as usize % ENTRIES
+}
+
+/// CRC32 of eight bytes, with the Castagnoli polynomial (SDM volume 2, CRC32).
+fn crc32(value: u64) -> u32 {
+    let step = |sum: u32, byte: &u8| sum >> 8 ^ CRC[usize::from(sum as u8 ^ byte)];
+    value.to_le_bytes().iter().fold(0, step)
+}
+
+/// Of each byte.
+const CRC: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut n = 0;
+    while n < 256 {
+        let (mut sum, mut bit) = (n as u32, 0);
+        while bit < 8 {
+            sum = sum >> 1 ^ if sum & 1 != 0 { 0x82f6_3b78 } else { 0 };
+            bit += 1;
+        }
+        table[n] = sum;
+        n += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Region;
+
+    #[test]
+    fn an_empty_entry_is_found_by_no_address() {
+        for index in 0..STRIDE {
+            let looked_for = hash(!Jump::none(index).inverted);
+            assert!(looked_for != index && looked_for + 1 != index);
+        }
+    }
+
+    #[test]
+    fn spaces_have_their_own_tables_and_lose_the_oldest() {
+        let mut state = Region::new().unwrap();
+        let mut tables = Tables::default();
+        tables.clear(&mut state);
+        let enter = |tables: &mut Tables, state: &mut State, space| {
+            tables.enter(state, 2, space, 0);
+        };
+        let goes = |state: &State, linear: u64| {
+            let first = std::ptr::from_ref(&state.jumps[0]) as u64;
+            let table = (state.table - first) as usize / size_of::<Jump>();
+            let entries = &state.jumps[table + hash(linear)..][..2];
+            let entry = entries.iter().find(|e| e.inverted == !linear);
+            entry.map(|entry| (entry.host, entry.page))
+        };
+        enter(&mut tables, &mut state, 1);
+        let first = tables.set(&mut state, 0x1234, 77).unwrap();
+        assert!(state.jump_goes(first, 77));
+        for space in 2..=TABLES as u64 {
+            enter(&mut tables, &mut state, space);
+            assert_eq!(goes(&state, 0x1234), None, "{space}");
+            tables.set(&mut state, 0x1234, 100 + space);
+        }
+        enter(&mut tables, &mut state, 1);
+        assert_eq!(goes(&state, 0x1234), Some((77, 0x1000)));
+        // One too many: the second goes.
+        enter(&mut tables, &mut state, 99);
+        assert_eq!(goes(&state, 0x1234), None);
+        enter(&mut tables, &mut state, 3);
+        assert_eq!(goes(&state, 0x1234), Some((103, 0x1000)));
+        enter(&mut tables, &mut state, 2);
+        assert_eq!(goes(&state, 0x1234), None);
+        tables.clear(&mut state);
+        assert_eq!(goes(&state, 0x1234), None);
+        enter(&mut tables, &mut state, 3);
+        assert_eq!(goes(&state, 0x1234), None);
+        // A supervisor's two planes.
+        tables.enter(&mut state, 0, 1 << 20, 0);
+        tables.set(&mut state, 0x1234, 5).unwrap();
+        (state.space, state.table) = (1 << 20 | 1, state.tables[1]);
+        assert_eq!(goes(&state, 0x1234), None);
+        tables.set(&mut state, 0x1234, 6).unwrap();
+        assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(6));
+        tables.enter(&mut state, 0, 1 << 20, 0);
+        assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(5));
+        // Two of one hash are known at once, as are two that follow each other.
+        let same = |n: &u64| hash(*n) == hash(0x1234) && *n != 0x1234;
+        let other = (0x10_0000..).find(same).unwrap();
+        let behind = (0x10_0000..).find(|n| hash(*n) == hash(0x1234) + 1).unwrap();
+        enter(&mut tables, &mut state, 3);
+        tables.set(&mut state, 0x1234, 1);
+        tables.set(&mut state, other, 2);
+        assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(1));
+        assert_eq!(goes(&state, other).map(|g| g.0), Some(2));
+        let third = tables.set(&mut state, behind, 3).unwrap();
+        assert_eq!(goes(&state, behind).map(|g| g.0), Some(3));
+        assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(1));
+        state.forget_jump(third);
+        assert_eq!(goes(&state, behind), None);
+    }
+}
