@@ -200,7 +200,7 @@ fn random_insn(rng: &mut Rng) -> Vec<u8> {
     let (base, other) = (rng.pick(&BASES), rng.pick(&OTHERS));
     let wide = if rng.below(2) == 0 { 0x48 } else { 0x40 };
     let mut out = Vec::new();
-    match rng.below(22) {
+    match rng.below(25) {
         // MOV, ADD and CMP in both directions, MOVZX, vectors.
         0..=8 => {
             let opcodes: [&[u8]; 13] = [
@@ -273,6 +273,17 @@ fn random_insn(rng: &mut Rng) -> Vec<u8> {
             out.push(wide | from >> 3 << 2 | other >> 3);
             out.extend(opcodes[number]);
             out.push(0xc0 | (from & 7) << 3 | other & 7);
+        }
+        // MOV, ADD and XCHG of AH, CH, DH or BH with memory, of registers, MOVZX.
+        21..=22 => {
+            let high = 4 + rng.below(4) as u8;
+            let base = rng.pick(&[3, 5, 6, 7]);
+            let opcode = [0x88, 0x8a, 0x00, 0x02, 0x86][rng.below(5) as usize];
+            match rng.below(4) {
+                0 => out.extend([0x0f, 0xb6, 0xc0 | (other & 7) << 3 | high]),
+                1 => out.extend([opcode, 0xc0 | high << 3 | rng.below(8) as u8]),
+                _ => out.extend([opcode, 0x40 | high << 3 | base, rng.below(100) as u8]),
+            }
         }
         // CPUID and XLAT are left to their handlers; LEAVE; SHL by CL.
         _ => match rng.below(4) {

@@ -203,9 +203,44 @@ impl Lowerer<'_> {
         if !busy.contains(&SB) {
             self.reuse.keep();
         }
-        self.encode(&plan.insn)?;
+        let high = (0..insn.op_count()).filter(|n| insn.op_kind(*n) == OpKind::Register);
+        let high: Vec<u32> = high.filter(|n| is_high(insn.op_register(*n))).collect();
+        let plain = !high.iter().any(|n| insn.op_register(*n) == Register::CH);
+        if !plain || self.encode(&plan.insn).is_err() {
+            let &[n] = &high[..] else { return Err(Untranslated) };
+            let written = accesses.get(n as usize).is_some_and(|access| writes(*access));
+            self.with_high_byte(&mut plan, n, written, &busy)?;
+        }
         for (guest, scratch, _) in plan.temps.iter().filter(|(.., written)| *written) {
             self.set(*guest, *scratch);
+        }
+        Ok(())
+    }
+
+    /// With CL instead of AH to BH: these are not to be had where an operand needs a REX
+    /// prefix, and CH is elsewhere.
+    fn with_high_byte(&mut self, plan: &mut Plan, n: u32, written: bool, busy: &[u8]) -> Done {
+        if busy.contains(&SC) {
+            return Err(Untranslated);
+        }
+        let register = plan.insn.op_register(n);
+        // Of AH, CH, DH and BH, in the instructions below.
+        let number = register.number() as u8 & 7;
+        let is_ch = register == Register::CH;
+        self.scratch.lost(SC);
+        if is_ch {
+            self.asm.rorx(SC, GUEST_RCX, 8);
+        } else {
+            self.asm.bytes(&[0x0f, 0xb6, 0xc8 | number]); // movzx ecx, ah
+        }
+        plan.insn.set_op_register(n, Register::CL);
+        self.encode(&plan.insn)?;
+        if written && is_ch {
+            self.asm.rorx(GUEST_RCX, GUEST_RCX, 8);
+            self.asm.bytes(&[0x41, 0x88, 0xc8 | GUEST_RCX & 7]); // mov r9b, cl
+            self.asm.rorx(GUEST_RCX, GUEST_RCX, 56);
+        } else if written {
+            self.asm.bytes(&[0x88, 0xc8 | number]); // mov ah, cl
         }
         Ok(())
     }
@@ -238,9 +273,9 @@ impl Lowerer<'_> {
                 OpKind::Register if Some(n) == count_operand => {}
                 OpKind::Register => {
                     let register = insn.op_register(n);
-                    if matches!(register, Register::AH | Register::BH | Register::DH) {
-                        // They are where the guest has them. With operands that need a REX
-                        // prefix there is no encoding, which the encoder finds.
+                    if is_high(register) {
+                        // They are where the guest has them, but for CH. With operands that
+                        // need a REX prefix there is no encoding, which the encoder finds.
                         continue;
                     }
                     let guest = regs::number(register).ok_or(Untranslated)?;
@@ -274,6 +309,10 @@ impl Lowerer<'_> {
         }
         Ok(())
     }
+}
+
+fn is_high(register: Register) -> bool {
+    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
 }
 
 /// The instruction's result depends on what is in a register, one of its operands.
