@@ -177,6 +177,11 @@ pub fn take(state: &State, env: &mut Env<'_, '_>) {
     cpu.segment_mut(SegReg::Gs).base = state.gs;
     cpu.hot.kernel_gs_base = state.kernel_gs;
     take_rights(state, cpu);
+    if cpu.fdp_exceptions_only {
+        // There were none.
+        cpu.fpu.set_u64(xsave::FDP, state.kept_dp);
+        cpu.fpu.set_u16(xsave::FOP, state.kept_op as u16);
+    }
     if state.masked != 0 {
         cpu.fpu.set_u32(xsave::MXCSR, state.mxcsr);
     }
@@ -217,9 +222,10 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     let fpu = &cpu.fpu;
     (state.x87_ip, state.x87_dp) = (fpu.u64(xsave::FIP), fpu.u64(xsave::FDP));
     state.x87_op = fpu.u16(xsave::FOP).into();
+    (state.kept_dp, state.kept_op) = (state.x87_dp, state.x87_op);
     // FCW's masks, and FSW.ES (SDM volume 1, 8.1.3 and 8.1.5).
     let quiet = fpu.u16(xsave::FCW) & X87_MASKS == X87_MASKS && fpu.u16(xsave::FSW) & 0x80 == 0;
-    let x87 = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && quiet && cpu.fdp_exceptions_only;
+    let x87 = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && quiet;
     for (kind, bad) in (0..).zip(&mut state.bad) {
         let good = sse
             && (avx || kind & vectors::AVX == 0)

@@ -122,6 +122,8 @@ pub struct Lowerer<'t> {
     ends: Vec<usize>,
     /// What the instructions use of the vector registers.
     vectors: u8,
+    /// FOP of x87 instructions.
+    opcodes: Vec<u16>,
     /// Where handlers are called in the line.
     calls: Vec<Patch>,
     /// Where instructions begin in the plain part, by number.
@@ -156,6 +158,7 @@ impl<'t> Lowerer<'t> {
             misses: Vec::new(),
             ends: Vec::new(),
             vectors: 0,
+            opcodes: Vec::new(),
             calls: Vec::new(),
             plain: Vec::new(),
             reuse: Reuse::default(),

@@ -127,6 +127,9 @@ pub struct State {
     pub x87_ip: u64,
     pub x87_dp: u64,
     pub x87_op: u64,
+    /// The last two before any of what runs now.
+    pub kept_dp: u64,
+    pub kept_op: u64,
     /// Operand of FLDCW, and the masks in it.
     pub new_fcw: u64,
     pub fcw_masks: u64,

@@ -258,6 +258,8 @@ impl Translator {
         let first_cell = self.table.cells.len() as u32;
         let lowerer = Lowerer::new(self.next, &self.thunks, source.plane, number, first_cell);
         let lowerer = lowerer.counted(self.state.counted).returning(returns(source));
+        let fop = |insn: &Insn| insn.cold.as_ref().map_or(0, |cold| cold.fop);
+        let lowerer = lowerer.opcodes(source.insns.iter().map(fop).collect());
         let features = self.features;
         let start = i64::from(source.start);
         let check = source.check.as_ref();

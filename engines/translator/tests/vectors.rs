@@ -170,7 +170,8 @@ fn registers_are_where_others_look_for_them() {
 fn the_x87_stack_stays() {
     let Some(mut pair) = Pair::new() else { return };
     let mut rng = Rng(0x8087);
-    for n in 0..4000 {
+    for n in 0..6000 {
+        pair.fdp_exceptions_only = n % 3 == 0;
         let bytes = program(&mut rng, |rng| match rng.below(8) {
             0 if n % 2 == 0 => special(rng),
             1 => vector(rng),

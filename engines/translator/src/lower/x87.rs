@@ -19,12 +19,14 @@ impl Lowerer<'_> {
             Fldcw => self.load_control(insn)?,
             // Nothing is pending.
             Wait => vectors::USED | vectors::X87,
-            Fnstcw | Fnstsw | Fnclex => self.on_stack(insn, properties)?,
+            Fnstcw | Fnstsw | Fnclex => {
+                self.on_stack(insn, properties)?;
+                vectors::USED | vectors::X87
+            }
             _ if properties.x87_pointers => {
-                let used = self.on_stack(insn, properties)?;
-                self.page_relative(SC, insn.ip().wrapping_sub(BASE) as i64);
-                self.asm.store(field!(x87_ip), SC);
-                used
+                let operand = self.on_stack(insn, properties)?;
+                self.note(insn, operand);
+                vectors::USED | vectors::X87
             }
             _ => return Err(Untranslated),
         };
@@ -35,7 +37,7 @@ impl Lowerer<'_> {
         &mut self,
         insn: &Instruction,
         properties: &Properties,
-    ) -> Result<u8, Untranslated> {
+    ) -> Result<Option<Place>, Untranslated> {
         let mut plan = Plan { insn: *insn, temps: Vec::new() };
         let plain = insn.op_kinds().enumerate().all(|(n, kind)| {
             let register = insn.op_register(n as u32);
@@ -45,12 +47,36 @@ impl Lowerer<'_> {
         if !plain || crate::regs::home(0) != Some(0) {
             return Err(Untranslated);
         }
+        let mut operand = None;
         if let Some(memory) = properties.memory {
+            if matches!(insn.memory_segment(), Register::FS | Register::GS) {
+                return Err(Untranslated);
+            }
             let place = self.operand(insn, memory.write, memory.size.into())?;
             plan.use_host_address(place);
+            operand = Some(place);
         }
         self.encode(&plan.insn)?;
-        Ok(vectors::USED | vectors::X87)
+        Ok(operand)
+    }
+
+    /// FIP, FOP and FDP, of which the host's own mean nothing. (Whether the guest's processor
+    /// changes the last two without an exception is known when they are stored.)
+    fn note(&mut self, insn: &Instruction, operand: Option<Place>) {
+        if let Some(place) = operand {
+            self.asm.lea(SC, place.linear(), true);
+            self.asm.store(field!(x87_dp), SC);
+        }
+        self.page_relative(SC, insn.ip().wrapping_sub(BASE) as i64);
+        self.asm.store(field!(x87_ip), SC);
+        let opcode = self.opcodes.get(self.index).copied().unwrap_or(0);
+        self.asm.store_imm(field!(x87_op), i32::from(opcode & 0x7ff), true);
+    }
+
+    /// What each instruction of the block has as FOP.
+    pub fn opcodes(mut self, opcodes: Vec<u16>) -> Self {
+        self.opcodes = opcodes;
+        self
     }
 
     /// FLDCW of what masks everything.

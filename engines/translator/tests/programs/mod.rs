@@ -92,6 +92,8 @@ pub struct Pair {
     stubs: StubCache,
     /// How often blocks ran translated, and how often only by handlers.
     pub runs: [u64; 2],
+    /// What the processor does to the x87 pointers.
+    pub fdp_exceptions_only: bool,
 }
 
 impl Pair {
@@ -104,7 +106,7 @@ impl Pair {
             machine.mem.write(DATA, &bytes).unwrap();
         }
         let stubs = StubCache::new().unwrap();
-        Some(Self { handlers, native, translator, stubs, runs: [0; 2] })
+        Some(Self { handlers, native, translator, stubs, runs: [0; 2], fdp_exceptions_only: true })
     }
 
     /// Runs from the same state until the program's end or a fault.
@@ -148,6 +150,7 @@ impl Pair {
             for machine in [&mut self.handlers, &mut self.native] {
                 machine.cpu.load_state(&state);
                 machine.cpu.leave = false;
+                machine.cpu.fdp_exceptions_only = self.fdp_exceptions_only;
             }
             let mut expected = Ok(());
             while expected.is_ok() && self.handlers.cpu.rip != end {
