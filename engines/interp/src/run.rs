@@ -6,7 +6,7 @@ use engine::{BreakpointKind, DebugExit, Exit, GuestDebug, Stats};
 use iced_x86::{InstructionInfoFactory, Mnemonic};
 use semantics::{Cpu, Ctx, Insn, Stop, event, features::IsaFeatures};
 use std::sync::atomic::Ordering::Relaxed;
-use translator::{Left, Translator};
+use translator::{Left, Translator, Width};
 use vcpu_state::{Exception, MpState, Shadow};
 use x86_defs::{PAGE_SIZE, dr, exception, rflags};
 
@@ -131,7 +131,7 @@ impl Interp {
         let mut span = self.locate(ctx)?;
         loop {
             if translating
-                && ctx.cpu.mode.is64()
+                && Width::of(ctx.cpu).is_some()
                 && let Some(result) =
                     self.translated(ctx, span, left.take(), end.saturating_sub(self.retired))
             {

@@ -6,7 +6,7 @@ use crate::{
 };
 use semantics::{Ctx, Insn, Stop};
 use std::{sync::Arc, time::Instant};
-use translator::{Code, Left, Source, Translator};
+use translator::{Code, Left, Source, Translator, Width};
 
 impl Interp {
     /// From now on blocks are translated when they have run so often. Runs with a budget need a
@@ -116,8 +116,8 @@ impl Interp {
             true => Some(self.check(ctx, span, &bytes)?),
             false => None,
         };
-        let linear = ctx.cpu.rip;
-        let source = Source { insns: &insns, bytes: &bytes, linear, start, plane, check };
+        let (linear, width) = (ctx.cpu.rip, Width::of(ctx.cpu)?);
+        let source = Source { insns: &insns, bytes: &bytes, linear, start, plane, width, check };
         self.translator.as_mut()?.translate(&source)
     }
 }

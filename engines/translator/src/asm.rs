@@ -158,6 +158,15 @@ impl Asm {
         self.bytes(&value.to_le_bytes());
     }
 
+    /// The upper half becomes zero.
+    pub fn mov_imm32(&mut self, to: u8, value: u32) {
+        if to >= 8 {
+            self.code.push(0x41);
+        }
+        self.code.push(0xb8 | to & 7);
+        self.bytes(&value.to_le_bytes());
+    }
+
     pub fn mov_imm64(&mut self, to: u8, value: u64) {
         self.bytes(&[0x48 | to >> 3, 0xb8 | to & 7]);
         self.bytes(&value.to_le_bytes());

@@ -7,6 +7,7 @@ use crate::{
     table::Site,
     thunks::{GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WRITE},
     tlb, vectors,
+    width::{Width, covers},
 };
 use semantics::{Cpu, Ctx, Stop, event};
 use vcpu_state::SegReg;
@@ -41,6 +42,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     }
     let base = state.page.wrapping_add(u64::from(start));
     let (tags, plane) = (env.ctx.cpu.mmu.tags(), env.ctx.cpu.mmu.plane());
+    let width = Width::of(env.ctx.cpu);
     let next = base.wrapping_add(u64::from(insn.end));
     env.ctx.cpu.rip = next;
     let result = (insn.handler)(env.ctx, insn);
@@ -61,7 +63,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     let mmu = &env.ctx.cpu.mmu;
     // A REP may have more iterations to do.
     let moved = flow || result.is_err() || env.ctx.cpu.rip != next;
-    let other = mmu.tags() != tags || mmu.plane() != plane;
+    let other = mmu.tags() != tags || mmu.plane() != plane || Width::of(env.ctx.cpu) != width;
     if !moved && !other && (!env.ctx.cpu.leave || env.autonomous && env.ctx.quiet()) {
         let bad = state.bad;
         give(state, env);
@@ -131,7 +133,7 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let cpu = &mut *env.ctx.cpu;
     cpu.leave = true;
     // The next instruction clears RF: a run that ends before it must not.
-    if !env.autonomous || !cpu.mode.is64() || state.counted && cpu.rflags & rflags::RF != 0 {
+    if !env.autonomous || state.counted && cpu.rflags & rflags::RF != 0 {
         return false;
     }
     let Some(space) = space(env.ctx, true).filter(|_| env.ctx.quiet()) else { return false };
@@ -148,14 +150,16 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
 /// What jump targets depend on beside the address: a number of its own for each plane and each
 /// lifetime of an address space. Loads of CR3 do not change that of supervisor code in global
 /// pages, and from there only jumps to such code are known. `None` if there are no translations
-/// for the present rights, which are never made for levels 1 and 2.
+/// for the present rights, which are never made for levels 1 and 2, nor for code that [`Width`] does not
+/// know.
 pub fn space(ctx: &Ctx<'_>, global: bool) -> Option<u64> {
     let cpu = &*ctx.cpu;
     let tags = cpu.mmu.tags();
     let tag = if global { tags.global } else { tags.all };
     let plane = cpu.mmu.plane().filter(|_| matches!(cpu.mode.cpl, 0 | 3))?;
     // The last bits are the plane's alone: code that sets RFLAGS.AC changes them.
-    Some(tag << 2 | plane as u64)
+    let width = Width::of(cpu)?;
+    Some((tag << 1 | u64::from(width.is_narrow())) << 2 | plane as u64)
 }
 
 /// Of the block, so many instructions are retired that were not counted yet, and what
@@ -212,6 +216,8 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     state.flags = cpu.flags.bits() & rflags::STATUS | rflags::FIXED;
     state.fs = cpu.segment(SegReg::Fs).base;
     state.gs = cpu.segment(SegReg::Gs).base;
+    state.fs_odd = (!covers(cpu.segment(SegReg::Fs))).into();
+    state.gs_odd = (!covers(cpu.segment(SegReg::Gs))).into();
     state.fpu = cpu.fpu.area.as_mut_ptr() as u64;
     let mxcsr = cpu.fpu.mxcsr();
     let (sse, avx) = (usable(cpu, false), usable(cpu, true));

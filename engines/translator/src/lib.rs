@@ -23,10 +23,12 @@ mod thunks;
 mod tlb;
 mod translator;
 mod vectors;
+mod width;
 
 pub use lower::{Check, immediate};
 pub use perf_map::PerfMap;
 pub use translator::{Code, Left, Link, Source, Translator};
+pub use width::Width;
 
 #[cfg(test)]
 mod tests;

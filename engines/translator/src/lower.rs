@@ -6,6 +6,7 @@ mod copy;
 mod count;
 mod divide;
 mod flow;
+mod narrow;
 mod returns;
 mod reuse;
 mod scratch;
@@ -26,6 +27,7 @@ use crate::{
 pub use check::{Check, immediate};
 pub use flow::is_flow;
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, Register};
+pub use narrow::decode as decode_narrow;
 use reuse::Reuse;
 use scratch::Scratch;
 pub use system::ends;
@@ -105,6 +107,8 @@ pub struct Lowerer<'t> {
     exit_plane: usize,
     /// The instruction under way is the last one.
     last: bool,
+    /// 32-bit code.
+    narrow: bool,
     /// Retired instructions are counted.
     counted: bool,
     /// Instructions of the block.
@@ -148,6 +152,7 @@ impl<'t> Lowerer<'t> {
             plane,
             exit_plane: plane,
             last: false,
+            narrow: false,
             counted: false,
             length: 0,
             returns: true,
@@ -187,7 +192,8 @@ impl<'t> Lowerer<'t> {
         self.length = insns.len();
         let short = self.want_budget();
         // What is loaded from the code exists once.
-        let accesses = if check.is_some() { Vec::new() } else { access::accesses(insns) };
+        let plain = check.is_some() || self.narrow;
+        let accesses = if plain { Vec::new() } else { access::accesses(insns) };
         self.reuse = Reuse::new(accesses);
         let (mut callouts, mut open) = (0, true);
         for (index, insn) in insns.iter().enumerate() {
@@ -316,6 +322,12 @@ impl<'t> Lowerer<'t> {
         self
     }
 
+    /// 32-bit code, or not.
+    pub fn narrow(mut self, narrow: bool) -> Self {
+        self.narrow = narrow;
+        self
+    }
+
     fn site(&mut self, index: usize) {
         let site = self.id << SITE_BITS | index as u32;
         self.asm.store_imm(field!(site), site as i32, false);
@@ -399,7 +411,7 @@ impl<'t> Lowerer<'t> {
     /// A linear address relative to the page; offsets of branches fit, others are checked.
     fn page_relative(&mut self, to: u8, offset: i64) {
         self.asm.load(to, field!(page));
-        self.asm.lea(to, Mem::at(to, offset as i32), true);
+        self.asm.lea(to, Mem::at(to, offset as i32), !self.narrow);
     }
 
     /// The handler executes the instruction if control gets to `patch`.
@@ -448,8 +460,13 @@ impl<'t> Lowerer<'t> {
 
     /// The linear address of the memory operand: as it is, or in [`SA`]; [`SB`] is lost.
     fn place(&mut self, insn: &Instruction) -> Result<Place, Untranslated> {
+        self.narrow_operand(insn)?;
+        // What wraps at 4 GiB has to be computed.
         let plain = insn.memory_index() == Register::None
-            && insn.memory_base().is_gpr64()
+            && match self.narrow {
+                true => insn.memory_base().is_gpr32() && insn.memory_displacement64() == 0,
+                false => insn.memory_base().is_gpr64(),
+            }
             && !matches!(insn.memory_segment(), Register::FS | Register::GS);
         if plain
             && let Some(guest) = regs::number(insn.memory_base())
@@ -467,9 +484,13 @@ impl<'t> Lowerer<'t> {
 
     /// The linear address of the memory operand, in [`SA`]; [`SB`] is lost.
     fn address(&mut self, insn: &Instruction) -> Done {
+        self.narrow_operand(insn)?;
         self.reuse.lost();
         self.offset(insn, SA, true)?;
         self.scratch.lost(SA);
+        if self.narrow {
+            return self.narrow_base(insn);
+        }
         let base = match insn.memory_segment() {
             Register::FS => field!(fs),
             Register::GS => field!(gs),
@@ -519,6 +540,10 @@ impl<'t> Lowerer<'t> {
 
     fn absolute(&mut self, insn: &Instruction, to: u8) -> Done {
         let disp = insn.memory_displacement64() as i64;
+        if self.narrow {
+            self.asm.mov_imm32(to, disp as u32);
+            return Ok(());
+        }
         self.asm.mov_imm(to, i32::try_from(disp).map_err(|_| Untranslated)?);
         Ok(())
     }

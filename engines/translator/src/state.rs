@@ -82,6 +82,9 @@ pub struct State {
     pub half: u64,
     pub fs: u64,
     pub gs: u64,
+    /// Not zero if 32-bit code must not simply add these bases.
+    pub fs_odd: u64,
+    pub gs_odd: u64,
     pub kernel_gs: u64,
     /// RFLAGS but for the status flags: IF, AC, and the rest.
     pub intf: u64,

@@ -4,7 +4,10 @@ use iced_x86::Mnemonic;
 use semantics::Insn;
 use std::sync::Arc;
 
-use crate::lower::{Exit, SITE_BITS};
+use crate::{
+    lower::{Exit, SITE_BITS},
+    width::Width,
+};
 
 #[derive(Debug)]
 pub struct Translated {
@@ -14,6 +17,7 @@ pub struct Translated {
     /// Offset in its page.
     pub start: u16,
     pub plane: usize,
+    pub width: Width,
     /// Offsets in the code memory: where it is entered; the same for jumps from blocks in which
     /// the vector registers are live that it uses; and where such jumps that go forward enter.
     pub entry: usize,

@@ -5,7 +5,7 @@ use crate::{
     callout::{self, space},
     counters::{Cause, Counters},
     jumps::{ENTRIES, Tables},
-    lower::{BASE, Check, Exit, Lowerer, SITE_BITS, ends, is_flow},
+    lower::{BASE, Check, Exit, Lowerer, SITE_BITS, decode_narrow, ends, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
@@ -13,6 +13,7 @@ use crate::{
     table::{Table, Translated},
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
+    width::Width,
 };
 use emit::CodeMemory;
 use engine::Stats;
@@ -78,6 +79,7 @@ pub struct Source<'s> {
     pub start: u16,
     /// The TLB's plane for the rights with which it runs.
     pub plane: usize,
+    pub width: Width,
     /// The bytes may change unnoticed.
     pub check: Option<Check<'s>>,
 }
@@ -243,7 +245,7 @@ impl Translator {
         self.counters.report(stats, self.next, self.memory.len(), blocks);
     }
 
-    /// Translates a block of 64-bit code; `None` if that would not pay.
+    /// Translates a block; `None` if that would not pay.
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
         let full = self.next + BLOCK_ROOM > self.memory.len()
             || self.table.cells.len() + (2 << SITE_BITS) > CELLS
@@ -260,6 +262,7 @@ impl Translator {
         let lowerer = lowerer.counted(self.state.counted).returning(returns(source));
         let fop = |insn: &Insn| insn.cold.as_ref().map_or(0, |cold| cold.fop);
         let lowerer = lowerer.opcodes(source.insns.iter().map(fop).collect());
+        let lowerer = lowerer.narrow(source.width.is_narrow());
         let features = self.features;
         let start = i64::from(source.start);
         let check = source.check.as_ref();
@@ -289,6 +292,7 @@ impl Translator {
             mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
             start: source.start,
             plane: source.plane,
+            width: source.width,
             entry: lowered.entry,
             polled: entry,
             unpolled: lowered.unpolled,
@@ -415,7 +419,11 @@ impl Translator {
         let Some(to) = self.block(code) else { return };
         let Some((from, exit)) = self.table.exit(link.cell) else { return };
         let Some(block) = self.table.blocks.get(from as usize) else { return };
-        if exit.plane != to.plane || exit.offset != i64::from(to.start) || !block.alive {
+        if exit.plane != to.plane
+            || block.width != to.width
+            || exit.offset != i64::from(to.start)
+            || !block.alive
+        {
             return;
         }
         // Each cycle of jumps has one that does not go forward.
@@ -439,7 +447,7 @@ impl Translator {
     /// the block; `global` as for [`Self::run`].
     pub fn set_jump(&mut self, ctx: &Ctx<'_>, code: Code, global: bool) {
         let (rip, Some(block)) = (ctx.cpu.rip, self.block(code)) else { return };
-        if !inside(rip) {
+        if !inside(rip, block.width) {
             return;
         }
         let Some(space) = space(ctx, global) else { return };
@@ -478,7 +486,8 @@ impl Translator {
         let space = space(ctx, global)?;
         let rip = ctx.cpu.rip;
         if ctx.cpu.mmu.plane() != Some(block.plane)
-            || !inside(rip)
+            || Width::of(ctx.cpu) != Some(block.width)
+            || !inside(rip, block.width)
             || rip % PAGE != u64::from(block.start)
         {
             return None;
@@ -521,8 +530,12 @@ impl Translator {
     }
 }
 
-/// RIP is so far from the ends of the canonical ranges that no direct jump leaves them.
-fn inside(rip: u64) -> bool {
+/// RIP is so far from the ends of the canonical ranges that no direct jump leaves them; or, in
+/// 32-bit code, the page has one after it.
+fn inside(rip: u64, width: Width) -> bool {
+    if width.is_narrow() {
+        return rip < (1 << 32) - PAGE;
+    }
     let reach = (1 << 31) + 2 * PAGE;
     let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
     is_canonical_48(rip) && is_canonical_48(low) && is_canonical_48(high)
@@ -541,10 +554,16 @@ fn returns(source: &Source<'_>) -> bool {
 /// The instructions, addressed as [`BASE`] says; as many as the interpreter found.
 fn decode(source: &Source<'_>) -> Option<Vec<Instruction>> {
     let ip = BASE + u64::from(source.start);
-    let mut decoder = Decoder::with_ip(64, source.bytes, ip, DecoderOptions::NONE);
-    let mut insns = Vec::with_capacity(source.insns.len());
-    for known in source.insns.iter() {
-        let insn = decoder.decode();
+    let count = source.insns.len();
+    let decoded: Vec<Instruction> = match source.width {
+        Width::Narrow => decode_narrow(source.bytes, source.start, count),
+        Width::Wide => {
+            let mut decoder = Decoder::with_ip(64, source.bytes, ip, DecoderOptions::NONE);
+            (0..count).map(|_| decoder.decode()).collect()
+        }
+    };
+    let mut insns = Vec::with_capacity(count);
+    for (insn, known) in decoded.into_iter().zip(source.insns.iter()) {
         if insn.is_invalid() || insn.len() != usize::from(known.len) {
             return None;
         }

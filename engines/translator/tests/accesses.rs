@@ -9,7 +9,7 @@ use emit::StubCache;
 use iced_x86::{Decoder, DecoderOptions};
 use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
 use std::sync::Arc;
-use translator::{Check, Code, Source, Translator, immediate};
+use translator::{Check, Code, Source, Translator, Width, immediate};
 
 const CODE: u64 = 0x7000;
 const DATA: u64 = 0x20_0000;
@@ -128,7 +128,8 @@ impl Pair {
         }
         let host = std::ptr::from_ref(&*self.page) as u64;
         let check = self.soft.then_some(Check { host, soft, bytes });
-        let source = Source { insns: &insns, bytes, linear: CODE, start, plane, check };
+        let source =
+            Source { insns: &insns, bytes, linear: CODE, start, plane, width: Width::Wide, check };
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 

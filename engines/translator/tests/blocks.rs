@@ -8,7 +8,7 @@ use emit::StubCache;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
 use std::sync::Arc;
-use translator::{Code, Left, Source, Translator};
+use translator::{Code, Left, Source, Translator, Width};
 
 const CODE: u64 = 0x7000;
 const DATA: u64 = 0x20_0000;
@@ -90,6 +90,7 @@ impl Pair {
             linear: CODE,
             start: (CODE % 4096) as u16,
             plane,
+            width: Width::Wide,
             check: None,
         };
         Some((insns.clone(), self.translator.translate(&source)?))

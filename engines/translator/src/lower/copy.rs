@@ -156,6 +156,8 @@ impl Lowerer<'_> {
             Nop | Endbr64 | Endbr32 => Ok(()),
             Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw => Ok(()),
             Lea => self.lea(insn),
+            Push | Pop | Leave | Call | Ret if self.narrow => self.narrow_stack(insn),
+            Vzeroupper | Vzeroall if self.narrow => Err(Untranslated),
             Push => self.push(insn),
             Pop => self.pop(insn),
             Leave => self.leave(insn),

@@ -37,13 +37,13 @@ impl Lowerer<'_> {
     }
 
     /// Control goes to the linear address in [`SA`].
-    fn jump(&mut self) {
+    pub(super) fn jump(&mut self) {
         self.retire();
         self.asm.jmp(self.thunks.jump);
     }
 
     /// Of a relative branch, from the page.
-    fn target(insn: &Instruction) -> Result<i64, Untranslated> {
+    pub(super) fn target(insn: &Instruction) -> Result<i64, Untranslated> {
         if insn.op0_kind() != OpKind::NearBranch64 {
             return Err(Untranslated);
         }
@@ -57,6 +57,10 @@ impl Lowerer<'_> {
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => {
                 let target = Self::target(insn)?;
                 self.exit(target);
+            }
+            Code::Jmp_rm32 if self.narrow => {
+                self.narrow_target(insn)?;
+                self.jump();
             }
             Code::Jmp_rm64 => {
                 self.indirect_target(insn)?;

@@ -4,7 +4,7 @@
 //! between two of them, is left to the handler, which goes on from there: a page that the TLB
 //! does not know, an element that crosses pages, addresses that go down.
 
-use super::{Done, Lowerer, Miss, Untranslated, Why};
+use super::{Done, Lowerer, Miss, Untranslated, Why, narrow::string_operands};
 use crate::{
     asm::{Mem, RDI},
     probe::Place,
@@ -38,9 +38,14 @@ impl Lowerer<'_> {
             Code::Stosq_m64_RAX => (false, 3),
             _ => return Err(Untranslated),
         };
-        let operands = insn.op0_kind() == OpKind::MemoryESRDI
-            && (!moves || insn.op1_kind() == OpKind::MemorySegRSI)
-            && !matches!(insn.memory_segment(), Register::FS | Register::GS);
+        let operands = match self.narrow {
+            true => string_operands(insn, moves),
+            false => {
+                insn.op0_kind() == OpKind::MemoryESRDI
+                    && (!moves || insn.op1_kind() == OpKind::MemorySegRSI)
+                    && !matches!(insn.memory_segment(), Register::FS | Register::GS)
+            }
+        };
         let homes = [0, RSI, RDI].iter().all(|r| regs::home(*r) == Some(*r));
         let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
         if !operands || !homes || !repeated {
@@ -129,11 +134,15 @@ impl Lowerer<'_> {
         }
         let mut host = *insn;
         host.set_segment_prefix(Register::None);
+        host.set_op0_kind(OpKind::MemoryESRDI);
+        if moves {
+            host.set_op1_kind(OpKind::MemorySegRSI);
+        }
         self.encode(&host)?;
-        self.asm.lea(own, Mem::indexed(SB, SA, shift, 0), true);
+        self.asm.lea(own, Mem::indexed(SB, SA, shift, 0), !self.narrow);
         if moves {
             self.asm.load(RDI, field!(string_rdi));
-            self.asm.lea(RDI, Mem::indexed(RDI, SA, shift, 0), true);
+            self.asm.lea(RDI, Mem::indexed(RDI, SA, shift, 0), !self.narrow);
         }
         self.retire_iterations()?;
         self.emit(Instruction::with2(Code::Sub_rm64_r64, q(GUEST_RCX), q(SA)))

@@ -10,7 +10,7 @@ use emit::StubCache;
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
 use std::{collections::HashMap, sync::Arc};
-use translator::{Code, Left, Source, Translator};
+use translator::{Code, Left, Source, Translator, Width};
 use vcpu_state::VcpuState;
 use x86_defs::cr::{cr0, cr4};
 
@@ -198,6 +198,7 @@ impl Pair {
                     start,
                     linear: CODE + offset,
                     plane,
+                    width: Width::Wide,
                     check: None,
                 })
             });
@@ -246,7 +247,15 @@ impl Pair {
         let (insns, bytes) = blocks.get(&0)?;
         let plane = self.native.cpu.mmu.plane()?;
         let start = (CODE % 4096) as u16;
-        self.translator.translate(&Source { insns, bytes, start, linear: CODE, plane, check: None })
+        self.translator.translate(&Source {
+            insns,
+            bytes,
+            start,
+            linear: CODE,
+            plane,
+            width: Width::Wide,
+            check: None,
+        })
     }
 }
 

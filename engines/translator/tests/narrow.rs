@@ -1,0 +1,498 @@
+//! Random blocks of 32-bit code under the translator and under the handlers one by one, from
+//! the same state: flat and other segments, accesses around 4 GiB, in protected mode without
+//! paging and in compatibility mode.
+
+#[path = "../../semantics/tests/common/mod.rs"]
+mod common;
+
+use common::{CODE0_32, CODE3_32, Machine};
+use emit::StubCache;
+use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction, Mnemonic};
+use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
+use std::sync::Arc;
+use translator::{Code, Left, Source, Translator, Width};
+use vcpu_state::{SegReg, Segment, VcpuState};
+use x86_defs::cr::cr4;
+
+const CODE: u64 = 0x7000;
+const DATA: u64 = 0x20_0000;
+const DATA_LEN: usize = 0x1_0000;
+
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 16) % n
+    }
+}
+
+fn decode(bytes: &[u8]) -> Instruction {
+    Decoder::with_ip(32, bytes, CODE, DecoderOptions::NONE).decode()
+}
+
+fn insns(bytes: &[u8], stubs: &StubCache) -> Vec<Insn> {
+    let mut decoder = Decoder::with_ip(32, bytes, CODE, DecoderOptions::NONE);
+    let mut out = Vec::new();
+    while decoder.can_decode() {
+        let start = decoder.position();
+        let iced = decoder.decode();
+        let own = &bytes[start..decoder.position()];
+        let mut insn = select(&iced, own, CodeSize::Bits32, IsaFeatures::all(), stubs);
+        insn.end = decoder.position() as u16;
+        out.push(insn);
+    }
+    out
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Protected,
+    Compatibility,
+    User,
+}
+
+const KINDS: [Kind; 3] = [Kind::Protected, Kind::Compatibility, Kind::User];
+
+fn machine(kind: Kind) -> Machine {
+    let mut machine = match kind {
+        Kind::Protected => Machine::protected(),
+        Kind::Compatibility => Machine::long(),
+        Kind::User => Machine::long_user(),
+    };
+    let mut state = machine.cpu.save_state(0, 0);
+    let (code, data) = match kind {
+        Kind::User => ((CODE3_32, 0xc0fb), (common::DATA3, 0xc0f3)),
+        _ => ((CODE0_32, 0xc09b), (common::DATA0, 0xc093)),
+    };
+    let flat = |(selector, attr)| Segment { selector, base: 0, limit: !0, attr };
+    *state.segment_mut(SegReg::Cs) = flat(code);
+    for which in [SegReg::Ds, SegReg::Es, SegReg::Ss] {
+        *state.segment_mut(which) = flat(data);
+    }
+    state.control.cr4 |= cr4::OSFXSR | cr4::OSXSAVE;
+    state.control.xcr0 = 7;
+    machine.cpu.load_state(&state);
+    machine
+}
+
+struct Pair {
+    handlers: Machine,
+    native: Machine,
+    translator: Translator,
+    stubs: StubCache,
+    /// Translated, and run.
+    runs: usize,
+}
+
+fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
+    for insn in insns {
+        machine.cpu.rip = CODE + u64::from(insn.end);
+        match (insn.handler)(&mut machine.ctx(), insn) {
+            Ok(()) => {}
+            Err(Stop::Branch) => break,
+            Err(stop) => {
+                machine.cpu.rip = CODE + u64::from(insn.end) - u64::from(insn.len);
+                return Err(stop);
+            }
+        }
+        if machine.cpu.leave {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Sets what blocks change, and leaves the TLB as it is.
+fn set(machine: &mut Machine, state: &VcpuState) {
+    let cpu = &mut machine.cpu;
+    cpu.gpr[..16].copy_from_slice(&state.regs.gpr);
+    cpu.rip = state.regs.rip;
+    cpu.set_rflags(state.regs.rflags);
+    for which in [SegReg::Fs, SegReg::Gs] {
+        *cpu.segment_mut(which) = *state.segments.reg.get(which as usize).unwrap();
+    }
+    cpu.fpu.clone_from(&state.fpu);
+    cpu.leave = false;
+    machine.host.mmio.clear();
+}
+
+fn text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    let mut decoder = Decoder::with_ip(32, bytes, CODE, DecoderOptions::NONE);
+    let mut formatter = FastFormatter::new();
+    while decoder.can_decode() {
+        formatter.format(&decoder.decode(), &mut text);
+        text.push('\n');
+    }
+    text
+}
+
+/// FS and GS as translated code adds their bases, and as it must not.
+fn base(rng: &mut Rng, segment: &mut Segment) {
+    segment.attr = if rng.below(8) == 0 { 0xc091 } else { 0xc0f3 };
+    segment.limit = if rng.below(8) == 0 { 0xffff } else { !0 };
+    segment.base = match rng.below(4) {
+        0 => 0,
+        1 => 0xffff_f800 + rng.below(0x1000),
+        _ => DATA + rng.below(0x2000),
+    };
+}
+
+fn random_state(rng: &mut Rng, state: &mut VcpuState) {
+    for (n, gpr) in state.regs.gpr.iter_mut().enumerate() {
+        *gpr = match rng.below(5) {
+            0 => rng.next(),
+            1 => rng.below(64),
+            2 => 0xffff_ff80 + rng.below(0x80),
+            _ => DATA + rng.below(0x4000),
+        };
+        *gpr &= if n < 8 { 0xffff_ffff } else { !0 };
+        if n == 4 && rng.below(8) != 0 {
+            *gpr = DATA + 0x8000 + 4 * rng.below(16);
+        }
+    }
+    for n in 0..16 {
+        let mut wide = || match rng.below(3) {
+            0 => 0,
+            1 => u128::from(rng.next() as u8) << (8 * rng.below(16)),
+            _ => u128::from(rng.next()) << 64 | u128::from(rng.next()),
+        };
+        let (low, high) = (wide(), wide());
+        state.fpu.set_xmm(n, low);
+        state.fpu.set_ymm_hi(n, high);
+    }
+    base(rng, state.segment_mut(SegReg::Fs));
+    base(rng, state.segment_mut(SegReg::Gs));
+    state.regs.rip = CODE;
+    state.regs.rflags = 2 | rng.next() & 0x8d5;
+}
+
+impl Pair {
+    fn new(kind: Kind) -> Option<Self> {
+        let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
+        let (handlers, native) = (machine(kind), machine(kind));
+        let mut rng = Rng(5);
+        let bytes: Vec<u8> = (0..DATA_LEN).map(|_| rng.next() as u8).collect();
+        for machine in [&handlers, &native] {
+            machine.mem.write(DATA, &bytes).unwrap();
+        }
+        let stubs = StubCache::new().unwrap();
+        Some(Self { handlers, native, translator, stubs, runs: 0 })
+    }
+
+    fn translate(&mut self, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
+        let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
+        let source = Source {
+            insns: &insns,
+            bytes,
+            linear: CODE,
+            start: (CODE % 4096) as u16,
+            plane: self.native.cpu.mmu.plane()?,
+            width: Width::Narrow,
+            check: None,
+        };
+        Some((insns.clone(), self.translator.translate(&source)?))
+    }
+
+    /// Both from the same random registers; flags that `undefined` has are not compared.
+    fn run(&mut self, rng: &mut Rng, bytes: &[u8], undefined: u64) {
+        let Some((insns, code)) = self.translate(bytes) else { return };
+        let mut state = self.handlers.cpu.save_state(0, 0);
+        random_state(rng, &mut state);
+        for machine in [&mut self.handlers, &mut self.native] {
+            set(machine, &state);
+        }
+        let context = || {
+            let segments = [state.segments.reg[4], state.segments.reg[5]];
+            let flags = state.regs.rflags;
+            format!("{}\n{:x?} {segments:x?} flags {flags:x}", text(bytes), state.regs.gpr)
+        };
+        let expected = by_handlers(&mut self.handlers, &insns);
+        let got = self.translator.run(&mut self.native.ctx(), code, false).unwrap();
+        self.runs += 1;
+        assert_eq!(got.map(drop), expected, "{}", context());
+        let (mut a, mut b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
+        a.regs.rflags &= !undefined;
+        b.regs.rflags &= !undefined;
+        assert_eq!(a.regs, b.regs, "{}", context());
+        assert!(a == b, "{}", context());
+        assert_eq!(self.handlers.host.mmio, self.native.host.mmio, "{}", context());
+        if expected.is_err() {
+            assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", context());
+        }
+    }
+
+    fn compare_memory(&self) {
+        assert!(self.runs > 1000, "{}", self.runs);
+        let (mut a, mut b) = (vec![0; DATA_LEN], vec![0; DATA_LEN]);
+        self.handlers.mem.read(DATA, &mut a).unwrap();
+        self.native.mem.read(DATA, &mut b).unwrap();
+        assert!(a == b);
+    }
+}
+
+fn random_insn(rng: &mut Rng, wanted: impl Fn(Mnemonic) -> bool) -> Vec<u8> {
+    loop {
+        let mut bytes = Vec::new();
+        if rng.below(4) == 0 {
+            bytes.push([0x66, 0x64, 0x65, 0x67, 0xf0, 0x2e, 0x3e][rng.below(7) as usize]);
+        }
+        if rng.below(3) == 0 {
+            bytes.push(0x0f);
+        }
+        bytes.extend((0..12).map(|_| rng.next() as u8));
+        if rng.below(3) == 0 {
+            // A small displacement, or one just below zero.
+            let at = bytes.len() - 9;
+            let value = (rng.below(0x80) as i32).wrapping_sub(0x40);
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        let insn = decode(&bytes);
+        // What is left of a block whose segments are not flat any more is not run.
+        let segment = insn.op0_register().is_segment_register();
+        let loads = insn.is_privileged()
+            || segment && matches!(insn.mnemonic(), Mnemonic::Pop | Mnemonic::Mov);
+        if !insn.is_invalid() && !loads && wanted(insn.mnemonic()) {
+            bytes.truncate(insn.len());
+            return bytes;
+        }
+    }
+}
+
+fn plain(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let arithmetic = matches!(mnemonic, Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test);
+    let one = matches!(mnemonic, Inc | Dec | Neg | Not | Lea | Push | Pop | Leave | Xchg | Xadd);
+    let others = matches!(
+        mnemonic,
+        Mov | Movzx
+            | Movsx
+            | Cmpxchg8b
+            | Cmpxchg
+            | Cmove
+            | Cmovb
+            | Cmovg
+            | Seta
+            | Setl
+            | Setp
+            | Bswap
+            | Cwde
+            | Cdq
+            | Clc
+            | Stc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Nop
+            | Pushfd
+            | Pushad
+            | Popad
+            | Salc
+            | Xlatb
+    );
+    arithmetic || one || others
+}
+
+#[test]
+fn blocks_of_defined_flags() {
+    for kind in KINDS {
+        let Some(mut pair) = Pair::new(kind) else { return };
+        let mut rng = Rng(0x9e37_79b9_7f4a_7c15 ^ kind as u64);
+        for _ in 0..4_000 {
+            let bytes: Vec<u8> =
+                (0..1 + rng.below(6)).flat_map(|_| random_insn(&mut rng, plain)).collect();
+            pair.run(&mut rng, &bytes, 0);
+        }
+        pair.compare_memory();
+    }
+}
+
+#[test]
+fn single_instructions_with_undefined_flags() {
+    let Some(mut pair) = Pair::new(Kind::Protected) else { return };
+    let mut rng = Rng(77);
+    let wanted = |mnemonic| {
+        use Mnemonic::*;
+        let shifts = matches!(mnemonic, Shl | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd);
+        let bits = matches!(mnemonic, Bt | Bts | Btr | Btc | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt);
+        let decimal = matches!(mnemonic, Aaa | Aas | Aad | Aam | Daa | Das);
+        shifts || bits || decimal || matches!(mnemonic, Imul | Mul | Div | Idiv)
+    };
+    for _ in 0..6_000 {
+        let bytes = random_insn(&mut rng, wanted);
+        pair.run(&mut rng, &bytes, 0x8d5);
+    }
+    pair.compare_memory();
+}
+
+#[test]
+fn calls_and_jumps() {
+    for kind in KINDS {
+        let Some(mut pair) = Pair::new(kind) else { return };
+        let mut rng = Rng(99 + kind as u64);
+        let flow = |m: Mnemonic| {
+            use Mnemonic::*;
+            matches!(m, Jmp | Call | Ret | Je | Jb | Jg | Js | Jo | Jp | Ja | Jl | Jecxz | Loop)
+        };
+        for _ in 0..3_000 {
+            let mut bytes: Vec<u8> =
+                (0..rng.below(3)).flat_map(|_| random_insn(&mut rng, plain)).collect();
+            bytes.extend(random_insn(&mut rng, flow));
+            pair.run(&mut rng, &bytes, 0);
+        }
+        pair.compare_memory();
+    }
+}
+
+fn random_vector(rng: &mut Rng) -> Vec<u8> {
+    loop {
+        let mut bytes = Vec::new();
+        match rng.below(4) {
+            0 => {
+                bytes.extend([0xc4, 0xe0 | (1 + rng.below(3)) as u8]);
+                bytes.push(0x80 | rng.next() as u8);
+            }
+            1 => bytes.extend([0xc5, 0x80 | rng.next() as u8]),
+            2 => bytes.push(0x0f),
+            _ => bytes.extend([[0x66, 0xf2, 0xf3][rng.below(3) as usize], 0x0f]),
+        }
+        bytes.extend((0..10).map(|_| rng.next() as u8));
+        let insn = decode(&bytes);
+        let name = format!("{:?}", insn.mnemonic());
+        let starts = ["P", "Vp", "Mov", "Vmov", "Add", "Vadd", "Mul", "Cvt", "Vcvt", "Vzero"];
+        let vector = starts.iter().any(|start| name.starts_with(start))
+            && !["Push", "Pop", "Pause"].iter().any(|start| name.starts_with(start))
+            && insn.mnemonic() != Mnemonic::Mov;
+        if !insn.is_invalid() && vector {
+            bytes.truncate(insn.len());
+            return bytes;
+        }
+    }
+}
+
+#[test]
+fn vectors() {
+    for kind in [Kind::Protected, Kind::User] {
+        let Some(mut pair) = Pair::new(kind) else { return };
+        let mut rng = Rng(0x1234_5678 + kind as u64);
+        for _ in 0..3_000 {
+            let bytes: Vec<u8> =
+                (0..1 + rng.below(4)).flat_map(|_| random_vector(&mut rng)).collect();
+            pair.run(&mut rng, &bytes, 0x8d5);
+        }
+        pair.compare_memory();
+    }
+}
+
+/// Strings that end in the next page, at 4 GiB, or not at all.
+#[test]
+fn strings() {
+    let Some(mut pair) = Pair::new(Kind::Protected) else { return };
+    let mut rng = Rng(31);
+    let mut runs = 0;
+    for _ in 0..3_000 {
+        let opcode = [0xa4, 0xa5, 0xaa, 0xab][rng.below(4) as usize];
+        let mut bytes = vec![0xf3, opcode];
+        if rng.below(4) == 0 {
+            bytes.insert(0, [0x66, 0x64, 0x67][rng.below(3) as usize]);
+        }
+        let Some((insns, code)) = pair.translate(&bytes) else { continue };
+        let mut state = pair.handlers.cpu.save_state(0, 0);
+        random_state(&mut rng, &mut state);
+        let count = rng.below(0x600);
+        let mut place = || match rng.below(8) {
+            0 => 0xffff_f800 + rng.below(0x800),
+            _ => DATA + rng.below(0x8000),
+        };
+        (state.regs.gpr[6], state.regs.gpr[7], state.regs.gpr[1]) = (place(), place(), count);
+        for machine in [&mut pair.handlers, &mut pair.native] {
+            set(machine, &state);
+        }
+        let expected = by_handlers(&mut pair.handlers, &insns);
+        let got = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap();
+        assert_eq!(got.map(drop), expected);
+        let (a, b) = (pair.handlers.cpu.save_state(0, 0), pair.native.cpu.save_state(0, 0));
+        assert_eq!(a.regs, b.regs, "{}{:x?}", text(&bytes), state.regs);
+        assert_eq!(pair.handlers.host.mmio, pair.native.host.mmio);
+        runs += 1;
+    }
+    pair.runs += runs;
+    pair.compare_memory();
+}
+
+/// Code that is not what was translated does not run: other segments, upper halves that a
+/// 64-bit program has left, the last page.
+#[test]
+fn what_is_not_flat_is_not_run() {
+    let Some(mut pair) = Pair::new(Kind::Compatibility) else { return };
+    // mov eax, [ebx]
+    let (_, code) = pair.translate(&[0x8b, 0x03]).unwrap();
+    let good = pair.native.cpu.save_state(0, 0);
+    let mut runs = |change: &dyn Fn(&mut VcpuState)| {
+        let mut state = good.clone();
+        (state.regs.rip, state.regs.gpr[3]) = (CODE, DATA);
+        change(&mut state);
+        pair.native.cpu.load_state(&state);
+        pair.native.cpu.leave = false;
+        let result = pair.translator.run(&mut pair.native.ctx(), code, false);
+        assert!(result.is_none_or(|result| matches!(result, Ok(Left::Exit(_)))));
+        result.is_some()
+    };
+    assert!(runs(&|_| ()));
+    assert!(runs(&|state| state.regs.gpr[8] = !0));
+    assert!(!runs(&|state| state.regs.gpr[3] |= 1 << 32));
+    assert!(!runs(&|state| state.regs.rip = 0xffff_f000));
+    for which in [SegReg::Cs, SegReg::Ds, SegReg::Es, SegReg::Ss] {
+        assert!(!runs(&|state| state.segment_mut(which).base = 0x1000), "{which:?}");
+        assert!(!runs(&|state| state.segment_mut(which).limit -= 1), "{which:?}");
+    }
+    for which in [SegReg::Ds, SegReg::Es, SegReg::Ss] {
+        assert!(!runs(&|state| state.segment_mut(which).attr &= !0x80), "{which:?}");
+        assert!(!runs(&|state| state.segment_mut(which).attr &= !2), "{which:?}");
+    }
+    assert!(!runs(&|state| state.segment_mut(SegReg::Ss).attr &= !0x4000));
+    assert!(!runs(&|state| state.segment_mut(SegReg::Cs).attr = 0xa09b), "64-bit code");
+}
+
+/// A segment register that is loaded in a block ends it, if addresses are others then.
+#[test]
+fn a_segment_that_is_loaded_counts_at_once() {
+    let Some(mut pair) = Pair::new(Kind::Protected) else { return };
+    // GDT entry 7: data with a base of 0x100.
+    for machine in [&pair.handlers, &pair.native] {
+        machine.put(common::GDT + 0x38, 0x00cf_9300_0100_ffff);
+    }
+    // mov eax, [ebx]; mov ds, ecx; mov edx, [ebx]
+    let bytes = [0x8b, 0x03, 0x8e, 0xd9, 0x8b, 0x13];
+    let (insns, code) = pair.translate(&bytes).unwrap();
+    for selector in [0x38, u64::from(common::DATA0)] {
+        let mut state = pair.native.cpu.save_state(0, 0);
+        (state.regs.rip, state.regs.gpr[3], state.regs.gpr[1]) = (CODE, DATA, selector);
+        *state.segment_mut(SegReg::Ds) =
+            Segment { selector: common::DATA0, base: 0, limit: !0, attr: 0xc093 };
+        for machine in [&mut pair.handlers, &mut pair.native] {
+            machine.cpu.load_state(&state);
+            machine.cpu.leave = false;
+        }
+        pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
+        // What is left is interpreted.
+        let rip = pair.native.cpu.rip;
+        let rest = insns.iter().filter(|insn| CODE + u64::from(insn.end) > rip);
+        for insn in rest {
+            pair.native.cpu.rip = CODE + u64::from(insn.end);
+            (insn.handler)(&mut pair.native.ctx(), insn).unwrap();
+        }
+        for insn in insns.iter() {
+            pair.handlers.cpu.rip = CODE + u64::from(insn.end);
+            (insn.handler)(&mut pair.handlers.ctx(), insn).unwrap();
+        }
+        assert_eq!(pair.handlers.cpu.save_state(0, 0).regs, pair.native.cpu.save_state(0, 0).regs);
+    }
+}
