@@ -76,8 +76,12 @@ fn machine(kind: Kind) -> Machine {
     for which in [SegReg::Ds, SegReg::Es, SegReg::Ss] {
         *state.segment_mut(which) = flat(data);
     }
+    // The last pages below 4 GiB are memory, too.
+    machine.put(0x11000 + 8 * 3, 0x12000 | 7);
+    machine.put(0x12000 + 8 * 511, (common::PT + 0x1000) | 7);
     state.control.cr4 |= cr4::OSFXSR | cr4::OSXSAVE;
     state.control.xcr0 = 7;
+    state.fpu = vcpu_state::FpuState::init();
     machine.cpu.load_state(&state);
     machine
 }
@@ -150,7 +154,7 @@ fn random_state(rng: &mut Rng, state: &mut VcpuState) {
         *gpr = match rng.below(5) {
             0 => rng.next(),
             1 => rng.below(64),
-            2 => 0xffff_ff80 + rng.below(0x80),
+            2 => u64::from(u32::MAX) - (rng.below(0x80) >> rng.below(8)),
             _ => DATA + rng.below(0x4000),
         };
         *gpr &= if n < 8 { 0xffff_ffff } else { !0 };
@@ -354,7 +358,10 @@ fn calls_and_jumps() {
 fn random_vector(rng: &mut Rng) -> Vec<u8> {
     loop {
         let mut bytes = Vec::new();
-        match rng.below(4) {
+        match rng.below(6) {
+            // VZEROUPPER and VZEROALL.
+            4 if rng.below(8) == 0 => bytes.extend([0xc5, 0xf8 | rng.next() as u8 & 4, 0x77]),
+            5 => bytes.push(0xd8 + rng.below(8) as u8),
             0 => {
                 bytes.extend([0xc4, 0xe0 | (1 + rng.below(3)) as u8]);
                 bytes.push(0x80 | rng.next() as u8);
@@ -366,7 +373,10 @@ fn random_vector(rng: &mut Rng) -> Vec<u8> {
         bytes.extend((0..10).map(|_| rng.next() as u8));
         let insn = decode(&bytes);
         let name = format!("{:?}", insn.mnemonic());
-        let starts = ["P", "Vp", "Mov", "Vmov", "Add", "Vadd", "Mul", "Cvt", "Vcvt", "Vzero"];
+        let starts = [
+            "P", "Vp", "Mov", "Vmov", "Add", "Vadd", "Mul", "Cvt", "Vcvt", "Vzero", "Fst", "Fadd",
+            "Fmul", "Fsub", "Fild", "Fist", "Fxch", "Fcom",
+        ];
         let vector = starts.iter().any(|start| name.starts_with(start))
             && !["Push", "Pop", "Pause"].iter().any(|start| name.starts_with(start))
             && insn.mnemonic() != Mnemonic::Mov;
@@ -394,8 +404,14 @@ fn vectors() {
 /// Strings that end in the next page, at 4 GiB, or not at all.
 #[test]
 fn strings() {
-    let Some(mut pair) = Pair::new(Kind::Protected) else { return };
-    let mut rng = Rng(31);
+    for kind in KINDS {
+        strings_of(kind);
+    }
+}
+
+fn strings_of(kind: Kind) {
+    let Some(mut pair) = Pair::new(kind) else { return };
+    let mut rng = Rng(31 + kind as u64);
     let mut runs = 0;
     for _ in 0..3_000 {
         let opcode = [0xa4, 0xa5, 0xaa, 0xab][rng.below(4) as usize];
@@ -412,6 +428,12 @@ fn strings() {
             _ => DATA + rng.below(0x8000),
         };
         (state.regs.gpr[6], state.regs.gpr[7], state.regs.gpr[1]) = (place(), place(), count);
+        if rng.below(4) == 0 {
+            // Exactly at 4 GiB.
+            let size = [1, 4][usize::from(opcode & 1)];
+            let which = if opcode < 0xa8 { 6 + rng.below(2) as usize } else { 7 };
+            state.regs.gpr[which] = (1 << 32) - size * count.max(1);
+        }
         for machine in [&mut pair.handlers, &mut pair.native] {
             set(machine, &state);
         }
