@@ -97,7 +97,8 @@ pub fn bsf<const REVERSE: bool, T: Int, S: Rm>(ctx: &mut Ctx<'_>, insn: &Insn) -
     Ok(())
 }
 
-/// TZCNT and LZCNT.
+/// TZCNT and LZCNT. What the manual leaves undefined (OF, SF, AF, PF) is cleared, as processors
+/// of Intel do: so it is the same where translated code runs them on the host.
 pub fn count<const LEADING: bool, T: Int, S: Rm>(
     ctx: &mut Ctx<'_>,
     insn: &Insn,
@@ -109,7 +110,9 @@ pub fn count<const LEADING: bool, T: Int, S: Rm>(
         (a, false) => a.trailing_zeros(),
     };
     ctx.set_reg(insn.reg, T::from64(u64::from(n)));
-    ctx.cpu.flags.set_result(u64::from(n), a == 0, false);
+    let cf = if a == 0 { x86_defs::rflags::CF } else { 0 };
+    let zf = if n == 0 { x86_defs::rflags::ZF } else { 0 };
+    ctx.cpu.flags.set_bits(cf | zf);
     Ok(())
 }
 
