@@ -1,7 +1,7 @@
 //! A small emitter: the few host instructions that surround copied guest instructions.
 //!
-//! None of them changes the flags: the guest's flags are in the host's flags register all the
-//! time.
+//! None of them changes the flags, but for the few that say so: the guest's flags are in the
+//! host's flags register all the time, and whoever uses one of these saves them first.
 
 /// Host registers by number.
 pub const RAX: u8 = 0;

@@ -1,9 +1,9 @@
 //! Guest basic blocks to host code, with an inline check of a software TLB.
 //!
 //! The interpreter decodes blocks and counts how often they run; a hot one comes here. Its
-//! general-purpose instructions are copied, with other registers, into host code that runs
-//! beside the interpreter's state: see [`regs`](crate) and `docs/translator.md`. Whatever is
-//! not copied, and every access that misses the TLB, is executed by the instruction's own
+//! instructions are copied, with other registers, into host code that runs beside the
+//! interpreter's state: see [`regs`](crate) and `docs/translator.md`. Whatever is not copied,
+//! and every access that filling the TLB does not settle, is executed by the instruction's own
 //! handler in the middle of the block, so that faults, devices and code that changes are the
 //! interpreter's matter.
 
@@ -29,6 +29,3 @@ pub use lower::{Check, immediate};
 pub use perf_map::PerfMap;
 pub use translator::{Code, Left, Link, Source, Translator};
 pub use width::Width;
-
-#[cfg(test)]
-mod tests;

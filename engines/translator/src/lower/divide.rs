@@ -2,12 +2,11 @@
 
 use super::{Done, Lowerer, Untranslated};
 use crate::{
-    asm::{Mem, RAX},
+    asm::{Mem, RAX, RDX},
     regs::{self, SA, SC},
 };
 use iced_x86::{Instruction, OpKind, Register};
 
-const RDX: u8 = 2;
 /// Condition codes (SDM volume 1, appendix B).
 const BELOW: u8 = 2;
 const EQUAL: u8 = 4;
