@@ -65,7 +65,7 @@ fn run(options: &Options) -> Result<bool, String> {
     let names: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
     let mut suite = match options.members.as_slice() {
         [] => suite::Outcome::default(),
-        members => suite::measure(options, members, &setup, &names),
+        members => suite::measure(options, members, options.ms, &setup, &names),
     };
     let mut pairs = Vec::new();
     if options.smp {

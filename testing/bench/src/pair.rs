@@ -11,6 +11,10 @@ const ONCE: &str = "par1";
 /// Those that do it twice: two threads, two processes.
 const TWICE: [&str; 2] = ["par2", "proc2"];
 
+/// The shortest loop, in milliseconds. A guest's scheduler moves one of two busy processes to the
+/// other processor only after a while, which shorter loops would measure instead.
+pub const LOOP_MS: u32 = 400;
+
 /// Throughput on two vCPUs relative to one.
 #[derive(Debug, Serialize)]
 pub struct Pair {
@@ -34,13 +38,18 @@ pub fn measure(
     // User-Mode Linux has one processor.
     let able: Vec<Contender> =
         contenders.iter().copied().filter(|c| *c != Contender::Uml).collect();
-    let outcome = crate::suite::measure(options, &members, &setup, &able);
+    let outcome = crate::suite::measure(options, &members, loop_ms(options), &setup, &able);
     faults.extend(outcome.faults.iter().map(|fault| format!("two vCPUs: {fault}")));
     let pair = |contender: Contender| {
         let [threads, processes] = TWICE.map(|member| gain(&outcome, contender, member));
         Pair { name: contender.name(), threads, processes }
     };
     able.into_iter().map(pair).collect()
+}
+
+/// How long the loops are, of all contenders alike.
+pub fn loop_ms(options: &Options) -> u32 {
+    options.ms.max(LOOP_MS)
 }
 
 /// Median over the rounds of the throughput's ratio.
@@ -56,6 +65,15 @@ mod tests {
     use super::*;
     use crate::parse::Sample;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn loops_are_long_whatever_the_others_are() {
+        let parse = |line: &str| {
+            Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        };
+        assert_eq!(loop_ms(&parse("--ms 10").unwrap()), LOOP_MS);
+        assert_eq!(loop_ms(&parse("--ms 900").unwrap()), 900);
+    }
 
     #[test]
     fn twice_the_work_in_the_same_time_is_a_gain_of_two() {

@@ -35,6 +35,8 @@ pub struct Report {
     guest_memory_mib: u32,
     rounds: usize,
     loop_ms: u32,
+    /// Of `pairs`.
+    pair_loop_ms: u32,
     /// Contenders that ran, with their versions.
     versions: BTreeMap<&'static str, String>,
     absent: BTreeMap<&'static str, String>,
@@ -72,6 +74,7 @@ impl Report {
             guest_memory_mib: setup.memory_mib,
             rounds: options.rounds,
             loop_ms: options.ms,
+            pair_loop_ms: crate::pair::loop_ms(options),
             versions: contenders.into_iter().map(|(c, v)| (c.name(), v)).collect(),
             absent: absent.into_iter().collect(),
             means: means(&rows, &order),
@@ -159,7 +162,11 @@ impl Report {
         if self.pairs.is_empty() {
             return;
         }
-        let _ = writeln!(out, "Throughput of two vCPUs relative to one (of two CPUs, natively):\n");
+        let _ = writeln!(
+            out,
+            "Throughput of two vCPUs relative to one (of two CPUs, natively), in loops of {} ms:\n",
+            self.pair_loop_ms
+        );
         let _ = writeln!(out, "| | two threads | two processes |\n|---|---:|---:|");
         for pair in &self.pairs {
             let gain = |g: Option<f64>| g.map_or("-".to_owned(), |g| format!("{g:.2}x"));

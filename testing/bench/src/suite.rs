@@ -24,10 +24,11 @@ pub struct Outcome {
     pub clock_error: BTreeMap<Contender, f64>,
 }
 
-/// Runs all rounds, interleaved.
+/// Runs all rounds, interleaved, with loops of at least `ms` milliseconds.
 pub fn measure(
     options: &Options,
     members: &[&'static str],
+    ms: u32,
     setup: &Setup,
     contenders: &[Contender],
 ) -> Outcome {
@@ -35,7 +36,7 @@ pub fn measure(
     for round in 1..=options.rounds {
         for &contender in contenders {
             eprintln!("bench: round {round} of {}: {}", options.rounds, contender.name());
-            let samples = match once(options, members, setup, contender, &mut outcome) {
+            let samples = match once(options, members, ms, setup, contender, &mut outcome) {
                 Ok(samples) => samples,
                 Err(why) => {
                     outcome.faults.push(format!("{}, round {round}: {why}", contender.name()));
@@ -52,11 +53,12 @@ pub fn measure(
 fn once(
     options: &Options,
     members: &[&'static str],
+    ms: u32,
     setup: &Setup,
     contender: Contender,
     outcome: &mut Outcome,
 ) -> Result<Samples, String> {
-    let args = format!("-t,{},-r,1,{}", options.ms, members.join(","));
+    let args = format!("-t,{ms},-r,1,{}", members.join(","));
     let mut command = contender.command(setup, &args)?;
     let mut session = Session::start(&mut command, options.timeout)?;
     let text = if contender == Contender::Native {
