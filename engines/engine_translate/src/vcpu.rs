@@ -52,8 +52,8 @@ impl TranslateVcpu {
         }
     }
 
-    /// What the guest code at a linear address was last translated to: address and bytes.
-    pub fn host_code(&mut self, linear: u64) -> Option<(u64, Vec<u8>)> {
+    /// What the guest code at a linear address was last translated to: addresses and bytes.
+    pub fn host_code(&mut self, linear: u64) -> Option<[(u64, Vec<u8>); 2]> {
         self.interp.translator()?.host_code(linear)
     }
 

@@ -31,7 +31,7 @@ impl Mem {
     }
 }
 
-/// A forward jump's displacement, to be filled in.
+/// The offset in the code memory of a forward jump's displacement, to be filled in.
 #[must_use]
 #[derive(Clone, Copy, Debug)]
 pub struct Patch(usize);
@@ -41,16 +41,33 @@ pub struct Patch(usize);
 #[derive(Debug)]
 pub struct Short(usize);
 
-/// Code that will execute at offset `origin` of the code memory.
+/// Code that will execute at two places of the code memory: what runs mostly, and what seldom
+/// does. It is made in the one or in the other.
 #[derive(Debug)]
 pub struct Asm {
+    /// Of the part that is being made.
     pub code: Vec<u8>,
+    /// Its offset in the code memory.
     origin: usize,
+    /// The other part.
+    other: (usize, Vec<u8>),
 }
 
 impl Asm {
-    pub fn new(origin: usize) -> Self {
-        Self { code: Vec::with_capacity(512), origin }
+    /// At these offsets of the code memory.
+    pub fn new(hot: usize, cold: usize) -> Self {
+        Self { code: Vec::with_capacity(512), origin: hot, other: (cold, Vec::with_capacity(512)) }
+    }
+
+    /// From now on the other part is made.
+    pub fn change_part(&mut self) {
+        std::mem::swap(&mut self.origin, &mut self.other.0);
+        std::mem::swap(&mut self.code, &mut self.other.1);
+    }
+
+    /// The part that is being made, and the other.
+    pub fn finish(self) -> [Vec<u8>; 2] {
+        [self.code, self.other.1]
     }
 
     /// Offset in the code memory of what comes next.
@@ -376,7 +393,7 @@ impl Asm {
     /// The address of what comes later.
     pub fn lea_forward(&mut self, to: u8) -> Patch {
         self.bytes(&[0x48 | to >> 3 << 2, 0x8d, 0x05 | (to & 7) << 3, 0, 0, 0, 0]);
-        Patch(self.code.len() - 4)
+        Patch(self.here() - 4)
     }
 
     pub fn vzeroupper(&mut self) {
@@ -419,7 +436,7 @@ impl Asm {
     pub fn call(&mut self, target: usize) -> Patch {
         self.code.push(0xe8);
         self.rel32(target);
-        Patch(self.code.len() - 4)
+        Patch(self.here() - 4)
     }
 
     pub fn ret(&mut self) {
@@ -428,12 +445,12 @@ impl Asm {
 
     pub fn call_forward(&mut self) -> Patch {
         self.bytes(&[0xe8, 0, 0, 0, 0]);
-        Patch(self.code.len() - 4)
+        Patch(self.here() - 4)
     }
 
     pub fn jmp_forward(&mut self) -> Patch {
         self.bytes(&[0xe9, 0, 0, 0, 0]);
-        Patch(self.code.len() - 4)
+        Patch(self.here() - 4)
     }
 
     pub fn patch(&mut self, at: Patch) {
@@ -442,9 +459,13 @@ impl Asm {
 
     /// Makes a jump or call go to an offset in the code memory.
     pub fn patch_to(&mut self, at: Patch, target: usize) {
-        let next = self.origin + at.0 + 4;
-        let distance = (target as i64 - next as i64) as i32;
-        if let Some(field) = self.code.get_mut(at.0..at.0 + 4) {
+        let distance = (target as i64 - (at.0 + 4) as i64) as i32;
+        let here = at.0.checked_sub(self.origin).filter(|at| *at < self.code.len());
+        let (code, at) = match here {
+            Some(at) => (&mut self.code, at),
+            None => (&mut self.other.1, at.0.wrapping_sub(self.other.0)),
+        };
+        if let Some(field) = code.get_mut(at..at.wrapping_add(4)) {
             field.copy_from_slice(&distance.to_le_bytes());
         }
     }
@@ -493,7 +514,7 @@ mod tests {
     use iced_x86::{Decoder, DecoderOptions, FastFormatter};
 
     fn text(f: impl FnOnce(&mut Asm)) -> String {
-        let mut asm = Asm::new(0);
+        let mut asm = Asm::new(0, 1 << 20);
         f(&mut asm);
         let mut decoder = Decoder::with_ip(64, &asm.code, 0, DecoderOptions::NONE);
         let (mut out, mut formatter) = (String::new(), FastFormatter::new());
@@ -555,5 +576,23 @@ mod tests {
         assert_eq!(text(|a| a.mov_imm64(10, 1 << 40)), "mov r10,10000000000h;");
         let skipped = text(|a| a.unless_rcx_zero(|a| a.jmp(0)));
         assert_eq!(skipped, "jrcxz 7h;jmp 0h;");
+    }
+    #[test]
+    fn jumps_lead_from_one_part_to_the_other() {
+        let mut asm = Asm::new(0x100, 0x8000);
+        let away = asm.jmp_forward();
+        let back = asm.here();
+        asm.change_part();
+        asm.patch(away);
+        let again = asm.jmp_forward();
+        asm.jmp(back);
+        asm.change_part();
+        asm.patch(again);
+        let [hot, cold] = asm.finish();
+        let target = |code: &[u8], at| {
+            Decoder::with_ip(64, code, at, DecoderOptions::NONE).decode().near_branch64()
+        };
+        assert_eq!(target(&hot, 0x100), 0x8000);
+        assert_eq!((target(&cold, 0x8000), target(&cold[5..], 0x8005)), (0x105, 0x105));
     }
 }

@@ -51,6 +51,7 @@ pub struct Counters {
     pub untranslated: u64,
     pub guest_bytes: u64,
     pub host_bytes: u64,
+    pub cold_bytes: u64,
     pub removed: u64,
     pub evictions: u64,
     pub evicted: u64,
@@ -83,6 +84,7 @@ impl Default for Counters {
             untranslated: 0,
             guest_bytes: 0,
             host_bytes: 0,
+            cold_bytes: 0,
             removed: 0,
             evictions: 0,
             evicted: 0,
@@ -137,6 +139,7 @@ impl Counters {
             .count("blocks that would not pay", self.refused)
             .bytes("guest code", self.guest_bytes)
             .bytes("host code", self.host_bytes)
+            .bytes("host code seldom run", self.cold_bytes)
             .ratio("expansion", self.host_bytes, self.guest_bytes);
         stats
             .group("code cache")

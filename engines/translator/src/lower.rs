@@ -58,7 +58,10 @@ pub struct Exit {
 /// What block is made of.
 #[derive(Debug)]
 pub struct Lowered {
-    pub code: Vec<u8>,
+    /// What mostly runs.
+    pub hot: Vec<u8>,
+    /// What seldom does: misses, plain parts, exits that are not linked.
+    pub cold: Vec<u8>,
     pub exits: Vec<Exit>,
     /// Where forward jumps enter: behind the poll.
     pub unpolled: usize,
@@ -143,9 +146,11 @@ pub struct Lowerer<'t> {
 pub const SITE_BITS: u32 = 8;
 
 impl<'t> Lowerer<'t> {
-    pub fn new(origin: usize, thunks: &'t Thunks, plane: usize, id: u32, first_cell: u32) -> Self {
+    /// Made at these two offsets of the code memory; see [`Lowered`].
+    pub fn new(at: [usize; 2], thunks: &'t Thunks, plane: usize, id: u32, first_cell: u32) -> Self {
+        let [hot, cold] = at;
         Self {
-            asm: Asm::new(origin),
+            asm: Asm::new(hot, cold),
             thunks,
             encoder: Encoder::new(64),
             factory: InstructionInfoFactory::new(),
@@ -220,6 +225,7 @@ impl<'t> Lowerer<'t> {
             let end = insns.last().map_or(start, |i| i.next_ip().wrapping_sub(BASE) as i64);
             self.exit(end);
         }
+        self.asm.change_part();
         let stop = self.asm.here();
         if let Some(poll) = poll {
             self.asm.patch(poll);
@@ -235,9 +241,11 @@ impl<'t> Lowerer<'t> {
         }
         self.doubled(insns, allowed);
         self.out_of_line();
+        self.asm.change_part();
         let entry = self.vector_entry(origin, stop);
-        let Self { vectors, exits, .. } = self;
-        Some(Lowered { code: self.asm.code, exits, unpolled, vectors, entry, callouts })
+        let Self { vectors, exits, asm, .. } = self;
+        let [hot, cold] = asm.finish();
+        Some(Lowered { hot, cold, exits, unpolled, vectors, entry, callouts })
     }
 
     /// Where the block, which begins at `origin`, is entered from anywhere; at `stop` it is
@@ -256,6 +264,7 @@ impl<'t> Lowerer<'t> {
         let mut dead = None;
         self.asm.unless_rcx_zero(|asm| dead = Some(asm.jmp_forward()));
         self.asm.jmp(origin);
+        self.asm.change_part();
         dead.into_iter().for_each(|dead| self.asm.patch(dead));
         let back = self.asm.lea_forward(SA);
         let x87 = self.vectors & vectors::X87 != 0;
@@ -265,6 +274,7 @@ impl<'t> Lowerer<'t> {
         // Such a block is not entered while they may not be used at all.
         self.asm.unless_rcx_zero(|asm| asm.jmp(stop));
         self.asm.jmp(origin);
+        self.asm.change_part();
         entry
     }
 

@@ -93,14 +93,14 @@ pub struct Translator {
     table: Table,
     tables: Tables,
     features: IsaFeatures,
-    /// Where the next block goes.
-    next: usize,
+    /// Where the next block goes: its hot part, and its cold one, which begin at `first`.
+    next: [usize; 2],
     /// What `table` takes, and may take, in bytes.
     taken: usize,
     most: usize,
     /// Blocks that were evicted, to be dropped a few at a time.
     evicted: Vec<Translated>,
-    first: usize,
+    first: [usize; 2],
     epoch: u32,
     /// The last budget.
     given: u64,
@@ -110,8 +110,8 @@ pub struct Translator {
     listing: Option<Listing>,
 }
 
-/// Offset and length in the code memory of the last block made at a linear address.
-type Listing = HashMap<u64, (usize, usize)>;
+/// Offsets and lengths in the code memory of the last block made at a linear address.
+type Listing = HashMap<u64, [(usize, usize); 2]>;
 
 /// The host has what translated code needs.
 pub fn supported() -> bool {
@@ -134,10 +134,10 @@ impl Translator {
         let len = bytes / 2;
         let len = len.clamp(4 * BLOCK_ROOM, 1 << 30).next_multiple_of(4096);
         let memory = CodeMemory::new(len)?;
-        let mut asm = Asm::new(0);
+        let mut asm = Asm::new(0, len);
         let thunks = thunks::build(&mut asm);
         native::write(&memory, 0, &asm.code);
-        let first = asm.here().next_multiple_of(64);
+        let first = [asm.here().next_multiple_of(64), split(len)];
         let mut state = Region::new()?;
         state.index_mask = tlb::INDEX_MASK;
         state.jump_mask = ENTRIES as u64 - 1;
@@ -218,7 +218,7 @@ impl Translator {
     /// Names what is translated from now on.
     pub fn set_perf_map(&mut self, map: Arc<PerfMap>) {
         let first = self.memory.address(0);
-        map.add(first, self.first, format_args!("translator_thunks"));
+        map.add(first, self.first[0], format_args!("translator_thunks"));
         self.perf_map = Some(map);
     }
 
@@ -227,11 +227,11 @@ impl Translator {
         self.listing = Some(Listing::default());
     }
 
-    /// Host address and bytes of the block last made at this linear address, for those who look
-    /// for its fault.
-    pub fn host_code(&mut self, linear: u64) -> Option<(u64, Vec<u8>)> {
-        let (entry, len) = *self.listing.as_ref()?.get(&linear)?;
-        Some((self.memory.address(entry) as u64, self.memory.copy(entry, len)))
+    /// Host addresses and bytes of the two parts of the block last made at this linear address,
+    /// for those who look for its fault.
+    pub fn host_code(&mut self, linear: u64) -> Option<[(u64, Vec<u8>); 2]> {
+        let parts = *self.listing.as_ref()?.get(&linear)?;
+        Some(parts.map(|(at, len)| (self.memory.address(at) as u64, self.memory.copy(at, len))))
     }
 
     /// Raised and delivered in callouts, by vector.
@@ -242,12 +242,14 @@ impl Translator {
     /// What was counted.
     pub fn report(&self, stats: &mut Stats) {
         let blocks = self.table.blocks.iter().filter(|b| b.alive).count();
-        self.counters.report(stats, self.next, self.memory.len(), blocks);
+        let used = self.next[0] + (self.next[1] - self.first[1]);
+        self.counters.report(stats, used, self.memory.len(), blocks);
     }
 
     /// Translates a block; `None` if that would not pay.
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
-        let full = self.next + BLOCK_ROOM > self.memory.len()
+        let full = self.next[0] + BLOCK_ROOM > self.first[1]
+            || self.next[1] + BLOCK_ROOM > self.memory.len()
             || self.table.cells.len() + (2 << SITE_BITS) > CELLS
             || self.table.blocks.len() >= BLOCKS
             || self.taken > self.most;
@@ -273,12 +275,15 @@ impl Translator {
             self.counters.refused += 1;
             return None;
         }
-        let entry = self.next;
-        if !native::write(&self.memory, entry, &lowered.code) {
+        let [entry, aside] = self.next;
+        let parts = [(entry, lowered.hot.len()), (aside, lowered.cold.len())];
+        if !native::write(&self.memory, entry, &lowered.hot)
+            || !native::write(&self.memory, aside, &lowered.cold)
+        {
             return None;
         }
-        self.next = (entry + lowered.code.len()).next_multiple_of(16);
-        self.made(source, &insns, lowered.callouts, entry, lowered.code.len());
+        self.next = [(entry + lowered.hot.len()).next_multiple_of(16), aside + lowered.cold.len()];
+        self.made(source, &insns, lowered.callouts, parts);
         for (n, exit) in lowered.exits.iter().enumerate() {
             self.table.cells.push((number, n as u16));
             self.state.cells[exit.cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
@@ -313,22 +318,24 @@ impl Translator {
         source: &Source<'_>,
         insns: &[Instruction],
         callouts: usize,
-        entry: usize,
-        len: usize,
+        parts: [(usize, usize); 2],
     ) {
         let counters = &mut self.counters;
         counters.blocks += 1;
         counters.insns += insns.len() as u64;
         counters.untranslated += callouts as u64;
         counters.guest_bytes += insns.iter().map(|i| i.len() as u64).sum::<u64>();
-        counters.host_bytes += len as u64;
+        counters.host_bytes += parts[0].1 as u64;
+        counters.cold_bytes += parts[1].1 as u64;
         if let Some(listing) = &mut self.listing {
-            listing.insert(source.linear, (entry, len));
+            listing.insert(source.linear, parts);
         }
         if let Some(map) = &self.perf_map {
             let whose = if source.plane == 2 { "user" } else { "kernel" };
-            let at = self.memory.address(entry);
-            map.add(at, len, format_args!("guest_{whose}_{:x}", source.linear));
+            for ((at, len), part) in parts.into_iter().zip(["", "_cold"]) {
+                let at = self.memory.address(at);
+                map.add(at, len, format_args!("guest_{whose}_{:x}{part}", source.linear));
+            }
         }
     }
 
@@ -528,6 +535,11 @@ impl Translator {
         self.counters.exit(cause);
         Some(Ok(left))
     }
+}
+
+/// Where the cold parts begin in code memory of so many bytes: they are the larger ones.
+fn split(len: usize) -> usize {
+    (len / 5 * 2).next_multiple_of(4096)
 }
 
 /// RIP is so far from the ends of the canonical ranges that no direct jump leaves them; or, in

@@ -112,12 +112,11 @@ fn run_again(pair: &mut Pair, instructions: u64) -> Result<Vec<String>, Error> {
 fn block(pair: &mut Pair, addresses: &[u64]) -> Vec<String> {
     let mut found =
         addresses.iter().rev().filter_map(|at| Some((*at, pair.b.vcpu.host_code(*at)?)));
-    let Some((guest, (host, bytes))) = found.next() else { return Vec::new() };
+    let Some((guest, parts)) = found.next() else { return Vec::new() };
     let mut out = vec![format!("host code of the block at {guest:#x}:")];
-    let mut decoder = Decoder::with_ip(64, &bytes, host, DecoderOptions::NONE);
-    while decoder.can_decode() {
-        let insn = decoder.decode();
-        out.push(format!("  {:#x} {insn}", insn.ip()));
+    for (host, bytes) in &parts {
+        let insns = Decoder::with_ip(64, bytes, *host, DecoderOptions::NONE);
+        out.extend(insns.into_iter().map(|insn| format!("  {:#x} {insn}", insn.ip())));
     }
     out
 }
