@@ -168,7 +168,7 @@ impl VmSpec {
         }
         limits::check_cpus(self.cpus)?;
         limits::check_memory(self.memory)?;
-        limits::check_code_cache(self.code_cache)?;
+        limits::check_code_cache(self.code_cache, &format_memory(self.code_cache))?;
         limits::check_timeout(self.timeout_ms)?;
         self.check_kernel()?;
         self.check_cpu_model()?;

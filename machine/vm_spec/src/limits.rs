@@ -57,14 +57,15 @@ pub const CODE_CACHE_MAX: u64 = 1 << 30;
 /// Least that is of use, in bytes.
 pub const CODE_CACHE_MIN: u64 = 1 << 20;
 
-pub(crate) fn check_code_cache(bytes: u64) -> Result<(), SpecError> {
+/// `shown` is how a refusal names it.
+pub(crate) fn check_code_cache(bytes: u64, shown: &str) -> Result<(), SpecError> {
     let reason = match bytes {
         0 | CODE_CACHE_MIN..=CODE_CACHE_MAX => return Ok(()),
         1..CODE_CACHE_MIN => "this is too little for any code",
         _ => "this is more than translated code can use",
     };
     let advice = "give 1M to 1G, or 0 to interpret only";
-    Err(SpecError::new("--code-cache", &bytes.to_string(), reason, advice))
+    Err(SpecError::new("--code-cache", shown, reason, advice))
 }
 
 pub(crate) fn check_timeout(milliseconds: Option<u64>) -> Result<(), SpecError> {

@@ -14,7 +14,7 @@ pub fn parse_memory(text: &str) -> Result<u64, SpecError> {
 /// Parses the size of the memory for translated code, and checks its range; `0` is none.
 pub fn parse_code_cache(text: &str) -> Result<u64, SpecError> {
     let bytes = if text == "0" { 0 } else { parse_size("--code-cache", text)? };
-    limits::check_code_cache(bytes)?;
+    limits::check_code_cache(bytes, text)?;
     Ok(bytes)
 }
 
@@ -139,6 +139,21 @@ mod tests {
         assert_eq!(
             line,
             "--memory 1 MiB: this is too little for any guest; give 16 MiB to 256 GiB"
+        );
+    }
+
+    #[test]
+    fn code_caches() {
+        for (text, bytes) in [("0", 0), ("1M", 1 << 20), ("65536K", 64 << 20), ("1G", 1 << 30)] {
+            assert_eq!(parse_code_cache(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "1", "1023K", "2G", "1048577K", "M", "128MB"] {
+            assert_eq!(parse_code_cache(text).expect_err(text).option(), "--code-cache");
+        }
+        assert_eq!(
+            parse_code_cache("900G").unwrap_err().to_string(),
+            "--code-cache 900G: this is more than translated code can use; give 1M to 1G, or 0 \
+             to interpret only"
         );
     }
 
