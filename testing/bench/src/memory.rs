@@ -12,6 +12,39 @@ pub struct Usage {
     pub pss_kib: u64,
     /// Guest RAM that is resident.
     pub guest_kib: u64,
+    /// Of `pss_kib`, translated code and what is kept of it, where it lies in mappings of its own.
+    pub code_kib: u64,
+}
+
+impl Usage {
+    /// All but guest RAM and code.
+    pub fn rest_kib(&self) -> u64 {
+        self.pss_kib.saturating_sub(self.code_kib)
+    }
+}
+
+/// What a mapping is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    GuestRam,
+    Code,
+    Other,
+}
+
+impl Use {
+    /// By a line of `/proc/PID/smaps` that begins a mapping. Guest RAM is a memfd in every
+    /// contender that is measured: `guest-ram` here, `memory-backend-memfd` in QEMU. Here all
+    /// anonymous memory that is shared is for code: one part is mapped twice.
+    fn of(header: &str) -> Self {
+        let named = |name| header.contains(name);
+        if named("/memfd:guest-ram") || named("/memfd:memory-backend-memfd") {
+            Self::GuestRam
+        } else if named(" /dev/zero (deleted)") {
+            Self::Code
+        } else {
+            Self::Other
+        }
+    }
 }
 
 /// Reads `/proc/PID/smaps` of the process and all its descendants.
@@ -23,31 +56,31 @@ pub fn usage(pid: u32) -> Usage {
         total.rss_kib += one.rss_kib;
         total.pss_kib += one.pss_kib;
         total.guest_kib += one.guest_kib;
+        total.code_kib += one.code_kib;
     }
     total
 }
 
-/// Guest RAM is a memfd in every contender that is measured: `guest-ram` here,
-/// `memory-backend-memfd` in QEMU.
-fn is_guest_ram(header: &str) -> bool {
-    header.contains("/memfd:guest-ram") || header.contains("/memfd:memory-backend-memfd")
-}
-
 fn sum(smaps: &str) -> Usage {
     let mut usage = Usage::default();
-    let mut guest = false;
+    let mut whose = Use::Other;
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
         if !first.ends_with(':') {
-            guest = is_guest_ram(line);
+            whose = Use::of(line);
             continue;
         }
         let mut kib = || words.next().and_then(|w| w.parse::<u64>().ok()).unwrap_or(0);
-        match (first, guest) {
-            ("Rss:", false) => usage.rss_kib += kib(),
-            ("Pss:", false) => usage.pss_kib += kib(),
-            ("Rss:", true) => usage.guest_kib += kib(),
+        match (first, whose) {
+            ("Rss:", Use::GuestRam) => usage.guest_kib += kib(),
+            ("Rss:", _) => usage.rss_kib += kib(),
+            ("Pss:", Use::Code) => {
+                let kib = kib();
+                usage.code_kib += kib;
+                usage.pss_kib += kib;
+            }
+            ("Pss:", Use::Other) => usage.pss_kib += kib(),
             _ => {}
         }
     }
@@ -82,12 +115,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_ram_is_told_apart() {
+    fn guest_ram_and_code_are_told_apart() {
         let smaps = "\
 55d0-55d1 r--p 00000000 08:01 1 /usr/bin/x\nSize: 4 kB\nRss: 4 kB\nPss: 2 kB\n\
 7f00-7f01 rw-s 00000000 00:01 2 /memfd:guest-ram (deleted)\nRss: 1000 kB\nPss: 1000 kB\n\
-7f02-7f03 rw-p 00000000 00:00 0\nRss: 16 kB\nPss: 16 kB\n";
-        assert_eq!(sum(smaps), Usage { rss_kib: 20, pss_kib: 18, guest_kib: 1000 });
+7f02-7f03 rw-p 00000000 00:00 0\nRss: 16 kB\nPss: 16 kB\n\
+7f04-7f05 rw-s 00000000 00:01 3 /dev/zero (deleted)\nRss: 64 kB\nPss: 32 kB\n\
+7f06-7f07 r-xs 00000000 00:01 3 /dev/zero (deleted)\nRss: 64 kB\nPss: 32 kB\n";
+        let usage = Usage { rss_kib: 148, pss_kib: 82, guest_kib: 1000, code_kib: 64 };
+        assert_eq!(sum(smaps), usage);
+        assert_eq!(usage.rest_kib(), 18);
     }
 
     #[test]
