@@ -8,22 +8,15 @@ use std::{
 
 /// Pages of the arena that entries allow to write, by hash.
 const WRITERS: usize = 4096;
+/// Entries named for one hash: a page is mostly written through the kernel's map of all memory
+/// and through a program's.
+const NAMES: usize = 4;
 const NONE: u16 = u16::MAX;
 const SEVERAL: u16 = u16::MAX - 1;
 
-/// Which entry allows to write a page of the arena. Entries that have gone since may still be
-/// named; one that is there is named, or is one of several.
-pub struct Writers(Box<[u16]>);
-
-/// What is known of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writer {
-    /// No entry allows it.
-    None,
-    /// If any, then the entry with this number.
-    One(usize),
-    Several,
-}
+/// Which entries allow to write a page of the arena. Entries that have gone since may still be
+/// named; one that is there is named, unless there are too many.
+pub struct Writers(Box<[[u16; NAMES]]>);
 
 fn slot(page: u64) -> usize {
     ((page / PAGE).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize % WRITERS
@@ -31,15 +24,15 @@ fn slot(page: u64) -> usize {
 
 impl Writers {
     pub fn new() -> Self {
-        Self(vec![NONE; WRITERS].into())
+        Self(vec![[NONE; NAMES]; WRITERS].into())
     }
 
-    pub fn of(&self, page: u64) -> Writer {
-        match self.0[slot(page)] {
-            NONE => Writer::None,
-            SEVERAL => Writer::Several,
-            one => Writer::One(one.into()),
-        }
+    /// The numbers of all entries that may allow to write the page; `None` if there are more
+    /// than are named.
+    pub fn of(&self, page: u64) -> Option<impl Iterator<Item = usize> + use<>> {
+        let named = self.0[slot(page)];
+        let number = |n: u16| (n != NONE).then_some(usize::from(n));
+        (named[0] != SEVERAL).then(|| named.into_iter().filter_map(number))
     }
 
     /// Two pages are not told apart.
@@ -47,15 +40,23 @@ impl Writers {
         slot(a) == slot(b)
     }
 
-    /// The entry of this number, below 65,534, allows to write the page.
-    pub fn insert(&mut self, page: u64, number: usize) {
-        let (at, number) = (&mut self.0[slot(page)], number as u16);
-        *at = if *at == NONE || *at == number { number } else { SEVERAL };
+    /// The entry of this number, below 65,534, allows to write the page. `stale` says of others
+    /// that are named whether they need not be any more.
+    pub fn insert(&mut self, page: u64, number: usize, stale: impl Fn(usize) -> bool) {
+        let (named, number) = (&mut self.0[slot(page)], number as u16);
+        if named[0] == SEVERAL || named.contains(&number) {
+            return;
+        }
+        let free = |n: &&mut u16| **n == NONE || stale(usize::from(**n));
+        match named.iter_mut().find(free) {
+            Some(place) => *place = number,
+            None => named[0] = SEVERAL,
+        }
     }
 
-    /// The entries that collide with the page are these.
-    pub fn replace(&mut self, page: u64, number: Option<usize>) {
-        self.0[slot(page)] = number.map_or(NONE, |n| n as u16);
+    /// No entry allows to write any page that is not told apart from this one.
+    pub fn forget(&mut self, page: u64) {
+        self.0[slot(page)] = [NONE; NAMES];
     }
 }
 
@@ -144,15 +145,21 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_is_known_or_one_of_several() {
+    fn writers_are_named_or_too_many() {
         let mut writers = Writers::new();
-        assert_eq!(writers.of(0x5000), Writer::None);
-        writers.insert(0x5000, 7);
-        writers.insert(0x5000, 7);
-        assert_eq!(writers.of(0x5000), Writer::One(7));
-        writers.insert(0x5000, 8);
-        assert_eq!(writers.of(0x5000), Writer::Several);
-        writers.replace(0x5000, Some(8));
-        assert_eq!(writers.of(0x5000), Writer::One(8));
+        let of = |writers: &Writers| writers.of(0x5000).map(|n| n.collect::<Vec<_>>());
+        assert_eq!(of(&writers), Some(vec![]));
+        for number in [7, 7, 8, 9, 10] {
+            writers.insert(0x5000, number, |_| false);
+        }
+        assert_eq!(of(&writers), Some(vec![7, 8, 9, 10]));
+        writers.insert(0x5000, 11, |n| n == 9);
+        assert_eq!(of(&writers), Some(vec![7, 8, 11, 10]));
+        writers.insert(0x5000, 12, |_| false);
+        assert_eq!(of(&writers), None);
+        writers.insert(0x5000, 13, |_| true);
+        assert_eq!(of(&writers), None);
+        writers.forget(0x5000);
+        assert_eq!(of(&writers), Some(vec![]));
     }
 }

@@ -277,6 +277,34 @@ fn code_and_dirty_pages() {
 }
 
 #[test]
+fn all_who_write_a_page_lose_the_right() {
+    for aliases in 1..10 {
+        let (space, mut tlb) = (Space::new(), Tlb::new());
+        let page = space.0.layout().regions()[0].arena_at(0x9000);
+        let writers = |tlb: &mut Tlb| {
+            let mut count = 0;
+            for privilege in [User, Supervisor] {
+                tlb.set_privilege(Some(privilege));
+                count += (1..=aliases).filter(|n| tlb.write(n << 12, 1).is_some()).count();
+            }
+            count
+        };
+        for n in 1..=aliases {
+            space.long(n, 0x9000 | P | RW | US);
+            fill(&mut tlb, &space, n << 12, Write, User);
+            fill(&mut tlb, &space, n << 12, Write, Supervisor);
+        }
+        assert_eq!(writers(&mut tlb), 2 * aliases as usize);
+        tlb.flush_write_page(page);
+        assert_eq!(writers(&mut tlb), 0);
+        fill(&mut tlb, &space, aliases << 12, Write, Supervisor);
+        assert_eq!(writers(&mut tlb), 1);
+        tlb.flush_write_page(page);
+        assert_eq!(writers(&mut tlb), 0);
+    }
+}
+
+#[test]
 fn devices_are_not_cached_and_contexts_run_out_well() {
     let (space, mut tlb) = (Space::new(), Tlb::new());
     space.long(1, 0xfee0_0000 | P | RW);

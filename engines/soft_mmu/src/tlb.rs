@@ -18,7 +18,7 @@
 
 use crate::{
     Access, Changes, PageFault, Paging, Phys, Privilege,
-    reverse::{Regions, Writer, Writers},
+    reverse::{Regions, Writers},
     walk,
 };
 use guest_mem::{ArenaOffset, PAGE};
@@ -307,24 +307,13 @@ impl Tlb {
         if origin.write {
             let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
             let number = plane * SIZE + index;
-            match self.writers.of(at) {
-                // What the other one allowed is gone.
-                Writer::One(n) if n == number || !self.collides(n, at) => {
-                    self.writers.replace(at, Some(number));
-                }
-                _ => self.writers.insert(at, number),
-            }
+            let (origins, planes) = (&self.origins, &self.planes);
+            // What others allowed may be gone.
+            let stale = |other| !collides(origins, planes, other, at);
+            self.writers.insert(at, number, stale);
         }
         self.origins[plane][index] = origin;
         self.planes[plane][index] = entry;
-    }
-
-    /// The entry of this number allows to write a page that is not told apart from this one.
-    fn collides(&self, number: usize, page: u64) -> bool {
-        let (plane, index) = (number / SIZE % 4, number % SIZE);
-        let (origin, entry) = (&self.origins[plane][index], &self.planes[plane][index]);
-        let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
-        origin.write && Writers::collide(at, page)
     }
 
     /// An entry that allows the access. One of a global page that another address space used
@@ -470,28 +459,21 @@ impl Tlb {
     /// The next write to the page of the arena takes the slow path: it now holds code.
     pub fn flush_write_page(&mut self, page: ArenaOffset) {
         let page = page.0 as u64 & PAGE_MASK;
-        match self.writers.of(page) {
-            Writer::None => {}
-            Writer::One(number) => {
-                if self.revoke(number / SIZE, number % SIZE, page) {
-                    self.writers.replace(page, None);
-                }
-            }
-            Writer::Several => self.revoke_everywhere(page),
+        let Some(named) = self.writers.of(page) else { return self.revoke_everywhere(page) };
+        for number in named {
+            self.revoke(number / SIZE, number % SIZE, page);
         }
     }
 
     /// Takes the right to write, if the entry gives it for this page of the arena.
-    fn revoke(&mut self, plane: usize, index: usize, page: u64) -> bool {
+    fn revoke(&mut self, plane: usize, index: usize, page: u64) {
         let (origin, entry) = (&mut self.origins[plane][index], &mut self.planes[plane][index]);
         let linear = origin.tag & PAGE_MASK;
-        let hit = origin.write && linear.wrapping_add(entry.delta) == page;
-        if hit {
+        if origin.write && linear.wrapping_add(entry.delta) == page {
             origin.write = false;
             entry.write = 0;
             self.changes.page(linear);
         }
-        hit
     }
 
     #[cold]
@@ -509,8 +491,8 @@ impl Tlb {
                 others.push((at, plane * SIZE + index));
             }
         }
-        self.writers.replace(page, None);
-        others.into_iter().for_each(|(at, number)| self.writers.insert(at, number));
+        self.writers.forget(page);
+        others.into_iter().for_each(|(at, number)| self.writers.insert(at, number, |_| false));
     }
 
     /// The number of the address space's present lifetime, below 2^51. Under one number, a
@@ -530,4 +512,17 @@ impl Tlb {
             }
         }
     }
+}
+
+/// The entry of this number allows to write a page that is not told apart from this one.
+fn collides(
+    origins: &[[Origin; SIZE]; 4],
+    planes: &[[Entry; SIZE]; 4],
+    number: usize,
+    page: u64,
+) -> bool {
+    let (plane, index) = (number / SIZE % 4, number % SIZE);
+    let (origin, entry) = (&origins[plane][index], &planes[plane][index]);
+    let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
+    origin.write && Writers::collide(at, page)
 }
