@@ -26,6 +26,9 @@ const INSNS: usize = 120_000;
 const PER_BLOCK: usize = 4;
 const BYTES: usize = 5;
 const JUMPS: usize = 16384;
+/// Blocks that were forgotten are looked for in the lists of pages when there are more of them
+/// than there are blocks, and so many.
+const FORGOTTEN: usize = 1024;
 const PAGE: u64 = 4096;
 /// What an instruction's [`semantics::Cold`] takes, on average.
 const COLD: usize = 24;
@@ -67,7 +70,10 @@ pub struct Cache {
     next: u32,
     /// Numbers of the first block with each hash.
     heads: Vec<u32>,
+    /// Of each page, those of blocks that were forgotten among them.
     by_page: HashMap<u64, Vec<u32>, BuildHasherDefault<Mix>>,
+    /// How many of these there are at most.
+    forgotten: usize,
     jumps: Box<[Jump]>,
     /// How often everything was dropped.
     epoch: u64,
@@ -92,7 +98,8 @@ pub type Translations = [Option<Code>; 3];
 pub struct New<'n> {
     /// Without, it is not found again.
     pub key: Option<Key>,
-    pub insns: Vec<Insn>,
+    /// They are taken out.
+    pub insns: &'n mut Vec<Insn>,
     /// From the beginning of the block.
     pub bytes: &'n [u8],
     /// Writes to its page are not noticed.
@@ -122,6 +129,7 @@ impl Cache {
             next: 1,
             heads: vec![0; blocks],
             by_page: HashMap::default(),
+            forgotten: 0,
             jumps: vec![NOWHERE; JUMPS].into(),
             epoch: 0,
             dropped: Dropped { all: true, ..Dropped::default() },
@@ -247,7 +255,7 @@ impl Cache {
     }
 
     /// Keeps a block.
-    pub fn add(&mut self, mut new: New<'_>) -> Span {
+    pub fn add(&mut self, new: New<'_>) -> Span {
         new.insns.truncate(self.insns.capacity());
         let (count, len) = (new.insns.len(), new.insns.last().map_or(0, |i| i.end));
         let bytes = new.bytes.get(..len.into()).unwrap_or_default();
@@ -267,7 +275,7 @@ impl Cache {
                 _ => self.drop_oldest(),
             }
         };
-        self.insns.put(insns_at, new.insns.into_iter());
+        self.insns.put(insns_at, new.insns.drain(..));
         self.bytes.put(bytes_at, bytes.iter().copied());
         let id = self.next;
         self.next += 1;
@@ -325,17 +333,10 @@ impl Cache {
         block.trust = Trust::Gone;
         let translations = std::mem::take(&mut block.translations);
         let (key, after) = (block.key, block.next);
-        let pages: Vec<u64> = block.pages().collect();
+        self.forgotten += block.pages().count();
         self.dropped.gone.extend(translations.into_iter().flatten());
-        for page in pages {
-            if let Some(list) = self.by_page.get_mut(&page) {
-                if let Some(at) = list.iter().position(|i| *i == id) {
-                    list.swap_remove(at);
-                }
-                if list.is_empty() {
-                    self.by_page.remove(&page);
-                }
-            }
+        if self.forgotten > self.blocks.len() + FORGOTTEN {
+            self.sweep();
         }
         let bucket = self.bucket(&key);
         if self.heads[bucket] == id {
@@ -352,6 +353,21 @@ impl Cache {
         }
     }
 
+    /// Takes what was forgotten out of the lists of the pages: not one by one, which takes a
+    /// search.
+    fn sweep(&mut self) {
+        let (blocks, mask) = (&self.blocks, self.block_mask);
+        let kept = |id: &u32| {
+            let block = blocks.get((id & mask) as usize);
+            block.is_some_and(|b| b.span.id == *id && b.trust != Trust::Gone)
+        };
+        self.by_page.retain(|_, list| {
+            list.retain(kept);
+            !list.is_empty()
+        });
+        self.forgotten = 0;
+    }
+
     /// These guest-physical bytes were written: what was decoded from them is executed no more
     /// until it has been compared with what is there now.
     pub fn invalidate(&mut self, range: &Range<u64>) {
@@ -363,6 +379,7 @@ impl Cache {
             for id in list {
                 let at = (*id & self.block_mask) as usize;
                 if let Some(block) = self.blocks.get_mut(at)
+                    && block.span.id == *id
                     && matches!(block.trust, Trust::Live | Trust::Checked)
                     && block.overlaps(range)
                 {
@@ -382,7 +399,7 @@ impl Cache {
 
     /// Of a checked block, only immediate operands have changed, of instructions with bits in
     /// `changed`: these were decoded anew. Translations stay if they load these operands.
-    pub fn soften(&mut self, span: Span, insns: Vec<Insn>, bytes: &[u8], changed: u64) {
+    pub fn soften(&mut self, span: Span, insns: &mut Vec<Insn>, bytes: &[u8], changed: u64) {
         let Some(block) = self.block_mut(span.id) else { return };
         if changed & !block.soft != 0 {
             block.soft |= changed;
@@ -391,9 +408,33 @@ impl Cache {
         }
         let at = self.block(span.id).map_or(0, |b| b.bytes);
         let old = self.insns.get_mut(span.start as usize, span.count.into());
-        old.iter_mut().zip(insns).for_each(|(old, new)| *old = new);
+        old.iter_mut().zip(insns.drain(..)).for_each(|(old, new)| *old = new);
         let old = self.bytes.get_mut(at, span.len.into());
         old.iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
+    }
+
+    /// The block was written, and now has these instructions at these places; its bytes are all
+    /// given.
+    pub fn amend(&mut self, span: Span, changed: Vec<(usize, Insn)>, bytes: &[u8]) {
+        let Some(block) = self.block_mut(span.id) else { return };
+        let (translations, at) = (std::mem::take(&mut block.translations), block.bytes);
+        if !matches!(block.heat, Heat::Runs(_)) {
+            block.heat = Heat::Runs(0);
+        }
+        self.dropped.gone.extend(translations.into_iter().flatten());
+        let insns = self.insns.get_mut(span.start as usize, span.count.into());
+        for (index, insn) in changed {
+            if let Some(old) = insns.get_mut(index) {
+                *old = insn;
+            }
+        }
+        let old = self.bytes.get_mut(at, span.len.into());
+        old.iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
+    }
+
+    /// Where a block is that is found.
+    pub fn key(&self, span: Span) -> Option<Key> {
+        self.block(span.id).filter(|b| b.trust != Trust::Gone).map(|b| b.key)
     }
 
     pub fn soft(&self, span: Span) -> u64 {
@@ -412,6 +453,7 @@ impl Cache {
         (self.oldest, self.next) = (1, 1);
         self.heads.fill(0);
         self.by_page.clear();
+        self.forgotten = 0;
         self.jumps.fill(NOWHERE);
         self.dropped = Dropped { all: true, ..Dropped::default() };
         self.epoch += 1;
@@ -445,7 +487,8 @@ mod tests {
     fn add(cache: &mut Cache, key: Key, len: u16) -> Span {
         let insn = Insn { end: len, ..semantics::insn::too_long() };
         let bytes = vec![0x90; len.into()];
-        cache.add(New { key: Some(key), insns: vec![insn], bytes: &bytes, checked: false })
+        let insns = &mut vec![insn];
+        cache.add(New { key: Some(key), insns, bytes: &bytes, checked: false })
     }
 
     fn key(start: u64) -> Key {
@@ -501,7 +544,10 @@ mod tests {
             cache.invalidate(&write);
             assert_eq!(cache.find(&key), Some((span, Trust::Suspect)));
             cache.forget(span.id);
-            assert!(cache.by_page.is_empty() && cache.find(&key).is_none());
+            assert_eq!((cache.forgotten, cache.find(&key)), (2, None));
+            cache.invalidate(&write);
+            cache.sweep();
+            assert!(cache.by_page.is_empty());
         }
     }
 
@@ -514,7 +560,7 @@ mod tests {
             let at = key(n * 64);
             let new = New {
                 key: Some(at),
-                insns: insns.collect(),
+                insns: &mut insns.collect(),
                 bytes: &[n as u8; 64],
                 checked: false,
             };
@@ -528,7 +574,8 @@ mod tests {
                 old = span;
             }
         }
-        assert!(cache.by_page.len() <= 4096 / 64 + 1);
+        let listed: usize = cache.by_page.values().map(Vec::len).sum();
+        assert!(listed <= 2 * cache.blocks.len() + FORGOTTEN + 1);
         assert!(cache.is_kept(old));
         assert!(cache.blocks.len() <= 1024);
     }

@@ -15,13 +15,11 @@ impl Interp {
     /// Takes over what a checked block has now, if only immediate operands have changed that
     /// translations can load.
     pub(crate) fn soften(&mut self, ctx: &Ctx<'_>, span: Span, now: &[u8]) -> bool {
-        if !self.cache.is_checked(span) {
-            return false;
-        }
         if let Some(changed) = changed(self.cache.insns(span), self.cache.bytes(span), now) {
-            let insns = self.decode(ctx, now, true);
+            let mut insns = self.decode(ctx, now, true);
             if insns.len() == usize::from(span.count) {
-                self.cache.soften(span, insns, now, changed);
+                self.cache.soften(span, &mut insns, now, changed);
+                self.spare = insns;
                 return true;
             }
         }

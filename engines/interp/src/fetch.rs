@@ -5,16 +5,11 @@ use crate::{
     cache::{Key, New, Span, Trust},
 };
 use guest_mem::ArenaOffset;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind};
-use semantics::{
-    CodeSize, Ctx, Insn, Stop, ends_block, insn::too_long, mem::FetchPage, select, sync::Request,
-};
+use semantics::{Ctx, Stop, mem::FetchPage, sync::Request};
 use vcpu_state::SegReg;
 use x86_defs::{MAX_INSTRUCTION_LEN, exception};
 
 const PAGE: u64 = 4096;
-/// Instructions in a block at most.
-const MAX_BLOCK: usize = 64;
 /// Bytes looked at for one block.
 const WINDOW: usize = 512;
 
@@ -81,7 +76,11 @@ impl Interp {
             .min(usize::try_from(room).unwrap_or(WINDOW));
         let bytes = &mut window[..len];
         ctx.cpu.mem.arena().read(at, bytes);
-        let insns = self.decode(ctx, bytes, checked);
+        let tail = self.tail(&key, bytes, checked);
+        let mut insns = match tail {
+            Some(insns) => insns,
+            None => self.decode(ctx, bytes, checked),
+        };
         if insns.is_empty() {
             // Neither page may change.
             self.global = false;
@@ -90,7 +89,8 @@ impl Interp {
         // A block that the segment's limit cut short is not for others.
         let key = (room >= WINDOW as u64).then_some(key);
         let before = std::mem::take(&mut self.replaced);
-        let span = self.cache.add(New { key, insns, bytes, checked });
+        let span = self.cache.add(New { key, insns: &mut insns, bytes, checked });
+        self.spare = insns;
         self.inherit(span, before);
         if key.is_some() && !checked {
             self.cache.set_jump(linear, tag, span);
@@ -140,7 +140,16 @@ impl Interp {
         if !high.is_empty() {
             arena.read(at.code[1], high);
         }
-        now == bytes || ctx.cpu.mode.is64() && key.second.is_none() && self.soften(ctx, span, now)
+        if now == bytes {
+            return true;
+        }
+        if key.second.is_some() {
+            return false;
+        }
+        match self.cache.is_checked(span) {
+            true => ctx.cpu.mode.is64() && self.soften(ctx, span, now),
+            false => self.amend(ctx, span, now),
+        }
     }
 
     /// One instruction that begins in `first` and ends in the next page, or beyond the limit.
@@ -184,7 +193,8 @@ impl Interp {
         if insns.is_empty() {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
         }
-        let span = self.cache.add(New { key: Some(key), insns, bytes: &bytes, checked });
+        let new = New { key: Some(key), insns: &mut insns, bytes: &bytes, checked };
+        let span = self.cache.add(new);
         if !checked {
             self.cache.set_jump(linear, tag, span);
         }
@@ -221,63 +231,8 @@ impl Interp {
         if insns.is_empty() {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
         }
-        Ok(self.cache.add(New { key: None, insns, bytes: &bytes, checked: false }))
-    }
-
-    /// The instructions from the beginning of `bytes` to the end of the block. Empty if not
-    /// even the first is complete. A `checked` block ends where code may have changed.
-    pub(crate) fn decode(&mut self, ctx: &Ctx<'_>, bytes: &[u8], checked: bool) -> Vec<Insn> {
-        let size = ctx.cpu.mode.code;
-        let bits = match size {
-            CodeSize::Bits16 => 16,
-            CodeSize::Bits32 => 32,
-            CodeSize::Bits64 => 64,
-        };
-        let mut decoder = Decoder::with_ip(bits, bytes, ctx.cpu.rip, DecoderOptions::NONE);
-        let mut insns = Vec::with_capacity(8);
-        let mut iced = Instruction::default();
-        while decoder.can_decode() && insns.len() < MAX_BLOCK {
-            let start = decoder.position();
-            decoder.decode_out(&mut iced);
-            let here = &bytes[start..];
-            let mut insn = if decoder.last_error() == DecoderError::NoMoreBytes {
-                if here.len() < MAX_INSTRUCTION_LEN {
-                    break;
-                }
-                too_long()
-            } else if iced.is_invalid() && iced.len() >= MAX_INSTRUCTION_LEN {
-                // The decoder gives up after so many bytes.
-                too_long()
-            } else {
-                let own = &here[..iced.len().min(here.len())];
-                select(&iced, own, size, self.features, &self.stubs)
-            };
-            if let Some(handler) = crate::trap::intercept(ctx, iced.mnemonic()) {
-                insn.handler = handler;
-            }
-            insn.len = insn.len.max(1);
-            insn.end = (start + usize::from(insn.len)) as u16;
-            let ends = ends_block(&iced) || checked && self.may_change_code(&iced);
-            insns.push(insn);
-            if ends {
-                break;
-            }
-        }
-        insns
-    }
-
-    /// What follows may be other code than before: the instruction may write memory, have a
-    /// device write it, or is one after which other processors' writes must be seen.
-    fn may_change_code(&mut self, iced: &Instruction) -> bool {
-        use iced_x86::{Mnemonic::*, OpAccess};
-        let info = self.factory.info(iced);
-        let writes =
-            |access| !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead);
-        iced.is_privileged()
-            || matches!(iced.mnemonic(), Cpuid | Serialize | In | Out)
-            || info.used_memory().iter().any(|m| writes(m.access()))
-            || (0..iced.op_count())
-                .any(|n| iced.op_kind(n) == OpKind::Memory && writes(info.op_access(n)))
+        let new = New { key: None, insns: &mut insns, bytes: &bytes, checked: false };
+        Ok(self.cache.add(new))
     }
 
     /// The page holds code from now on: writes to it are noticed. Returns when no vCPU can

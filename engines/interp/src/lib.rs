@@ -9,6 +9,7 @@ mod boundary;
 mod cache;
 mod checked;
 mod counters;
+mod decode;
 mod fetch;
 mod run;
 mod translated;

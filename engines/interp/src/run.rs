@@ -22,6 +22,10 @@ pub struct Interp {
     /// What `locate` found is in a page for which `Tags::global` holds.
     pub(crate) global: bool,
     pub(crate) factory: InstructionInfoFactory,
+    /// The block that was last left by a branch.
+    pub(crate) behind: Span,
+    /// Room for decoding.
+    pub(crate) spare: Vec<Insn>,
     /// How often code had changed at the place of what is decoded now.
     pub(crate) replaced: u32,
     /// Linear addresses before which a debugger wants to stop.
@@ -41,6 +45,8 @@ impl Interp {
             hot: 0,
             global: false,
             factory: InstructionInfoFactory::new(),
+            behind: Span::default(),
+            spare: Vec::new(),
             replaced: 0,
             breakpoints: Vec::new(),
             single_step: false,
@@ -204,6 +210,7 @@ impl Interp {
             // Elsewhere a segment's limit has to be asked.
             let near = ctx.cpu.mode.is64() && (ctx.cpu.rip ^ base) >> 12 == 0;
             let (epoch, from) = (self.cache.epoch(), span);
+            self.behind = span;
             span = self.locate(ctx)?;
             // What ends in the next page depends on more than this one.
             let whole = ctx.cpu.rip % PAGE_SIZE + u64::from(span.len) <= PAGE_SIZE;

@@ -109,9 +109,7 @@ impl Interp {
         let start = (ctx.cpu.rip % x86_defs::PAGE_SIZE) as u16;
         let bytes = self.cache.bytes(span).to_vec();
         let checked = self.cache.is_checked(span);
-        let mut insns = self.decode(ctx, &bytes, checked);
-        insns.truncate(usize::from(span.count));
-        let insns: Arc<[Insn]> = insns.into();
+        let insns: Arc<[Insn]> = self.cache.insns(span).into();
         let check = match checked {
             true => Some(self.check(ctx, span, &bytes)?),
             false => None,

@@ -1,7 +1,8 @@
 //! Which instruction-set extensions the guest's CPUID gives: others are #UD.
 
 use cpu_model::CpuidTable;
-use iced_x86::CpuidFeature;
+use iced_x86::{Code, CpuidFeature};
+use std::sync::LazyLock;
 
 /// One bit per entry of [`TABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,10 +81,22 @@ impl IsaFeatures {
 
     /// True for what the table does not list: such instructions have no switch.
     pub fn has(self, feature: CpuidFeature) -> bool {
-        TABLE.iter().position(|(f, _)| *f == feature).is_none_or(|n| self.0 >> n & 1 != 0)
+        bit(feature) & !self.0 == 0
     }
 
     pub fn allow(self, instruction: &iced_x86::Instruction) -> bool {
-        self.0 == !0 || instruction.cpuid_features().iter().all(|f| self.has(*f))
+        let wanted = WANTED.get(instruction.code() as usize).copied().unwrap_or(!0);
+        wanted & !self.0 == 0
     }
 }
+
+/// Of a feature that the table lists.
+fn bit(feature: CpuidFeature) -> u64 {
+    TABLE.iter().position(|(f, _)| *f == feature).map_or(0, |n| 1 << n)
+}
+
+/// What each instruction asks for, by [`Code`].
+static WANTED: LazyLock<Box<[u64]>> = LazyLock::new(|| {
+    let of = |code: Code| code.cpuid_features().iter().fold(0, |sum, f| sum | bit(*f));
+    Code::values().map(of).collect()
+});

@@ -20,7 +20,7 @@ pub mod prefix {
     pub const REPNE: u8 = 4;
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Insn {
     pub handler: Handler,
     /// Immediate, sign-extended as the instruction does it; or the target's displacement from
@@ -53,7 +53,7 @@ pub struct Insn {
 }
 
 /// The whole instruction, and room for what executes it on the host's own units.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cold {
     pub iced: iced_x86::Instruction,
     /// See [`crate::vec::Selected`].

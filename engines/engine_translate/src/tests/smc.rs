@@ -237,6 +237,89 @@ fn a_device_writes_code_and_pages_change_their_state() {
     });
 }
 
+/// What a patched function does, with RAX in and out: two operations three times over.
+fn model(code: &[u8], mut value: u64) -> u64 {
+    for _ in 0..3 {
+        let operand = i32::from_le_bytes(code[9..13].try_into().unwrap()) as i64 as u64;
+        match code[8] {
+            0x05 => value = value.wrapping_add(operand),
+            _ => value ^= operand,
+        }
+        if code[13] == 0xc3 {
+            return value;
+        }
+        value = value.rotate_left(code[16].into());
+    }
+    value
+}
+
+/// Functions with a loop, each in a page of its own that is written seldom enough to keep its
+/// mark: of the blocks, one of which is the other's end, some instructions change each time.
+#[test]
+fn what_has_not_changed_of_a_block_stays() {
+    const FUNCTIONS: u64 = 6;
+    let (first, table) = (0x10_0000_u64, 0x18_0000_u64);
+    // mov ecx, 3; nop; top: add rax, imm32; rol rax, 7; dec ecx; jnz top; ret
+    let code = [
+        0xb9, 3, 0, 0, 0, 0x90, 0x90, 0x48, 0x05, 1, 2, 3, 4, 0x48, 0xc1, 0xc0, 7, 0xff, 0xc9,
+        0x75, 0xf2, 0xc3,
+    ];
+    // The operand, the operation, a return in the middle, and back with another count.
+    let patches: [(usize, [u8; 4]); 5] = [
+        (9, [9, 8, 7, 0x86]),
+        (8, [0x35, 5, 6, 7]),
+        (13, [0xc3, 0xc1, 0xc0, 7]),
+        (13, [0x48, 0xc1, 0xc0, 9]),
+        (14, [0xc1, 0xc0, 11, 0xff]),
+    ];
+    let place = |n: u64| first + 0x1000 * n + 64;
+    let (mut patched, mut sum, mut writes) = (vec![code; FUNCTIONS as usize], 0, Vec::new());
+    for round in 0..3 {
+        for n in 0..FUNCTIONS {
+            let (at, bytes) = patches[(round + n as usize) % patches.len()];
+            patched[n as usize][at..at + 4].copy_from_slice(&bytes);
+            writes.extend((place(n) + at as u64).to_le_bytes());
+            writes.extend(u64::from(u32::from_le_bytes(bytes)).to_le_bytes());
+        }
+        for code in &patched {
+            sum = model(code, sum);
+        }
+    }
+    let build = |a: &mut CodeAssembler| {
+        let mut labels = [a.create_label(), a.create_label(), a.create_label()];
+        a.xor(eax, eax)?;
+        a.mov(ebp, 3)?;
+        a.mov(rsi, table)?;
+        a.set_label(&mut labels[0])?;
+        a.mov(ebx, FUNCTIONS as i32)?;
+        a.set_label(&mut labels[1])?;
+        a.mov(rdi, ptr(rsi))?;
+        a.mov(edx, ptr(rsi + 8))?;
+        a.mov(dword_ptr(rdi), edx)?;
+        a.add(rsi, 16)?;
+        a.dec(ebx)?;
+        a.jnz(labels[1])?;
+        a.mov(rdi, place(0))?;
+        a.mov(ebx, FUNCTIONS as i32)?;
+        a.set_label(&mut labels[2])?;
+        a.call(rdi)?;
+        a.add(rdi, 0x1000)?;
+        a.dec(ebx)?;
+        a.jnz(labels[2])?;
+        a.dec(ebp)?;
+        a.jnz(labels[0])?;
+        a.hlt()
+    };
+    each(&long_mode(), build, |guest| {
+        for n in 0..FUNCTIONS {
+            guest.vm.memory().write(place(n), &code).unwrap();
+        }
+        guest.vm.memory().write(table, &writes).unwrap();
+        assert_eq!(guest.run(), Exit::Idle);
+        assert_eq!(guest.gpr()[0], sum);
+    });
+}
+
 /// More functions than there is room for, which call each other in turn, so that links and
 /// expected returns lead to what was evicted.
 #[test]

@@ -35,15 +35,12 @@ impl<T> Ring<T> {
     }
 
     /// Puts items where [`Self::place`] said.
-    pub fn put(&mut self, at: usize, items: impl Iterator<Item = T>) {
-        self.head = at;
-        for item in items {
-            match self.items.get_mut(self.head) {
-                Some(old) => *old = item,
-                None => self.items.push(item),
-            }
-            self.head += 1;
-        }
+    pub fn put(&mut self, at: usize, mut items: impl ExactSizeIterator<Item = T>) {
+        self.head = at + items.len();
+        let end = self.head.min(self.items.len());
+        let old = self.items.get_mut(at..end).unwrap_or_default();
+        old.iter_mut().zip(items.by_ref()).for_each(|(old, new)| *old = new);
+        self.items.extend(items);
     }
 
     #[inline(always)]
