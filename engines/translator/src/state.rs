@@ -8,8 +8,11 @@ use crate::{
 use std::mem::offset_of;
 
 /// RSP points so far into [`State`]. With the state's alignment, RSP modulo 64 is 12: it serves
-/// as the shift count of a page.
-pub const BIAS: usize = 12;
+/// as the shift count of a page. What is used most lies within 128 bytes of it, where a
+/// displacement takes one byte.
+pub const BIAS: usize = 140;
+/// Bytes below RSP that frames of signals leave alone (System V ABI for x86-64, 3.2.2).
+const RED_ZONE: usize = 128;
 /// Entries in each plane of the TLB.
 pub const TLB: usize = 4096;
 /// Rights for which the TLB has entries; see `soft_mmu::Privilege`.
@@ -56,28 +59,33 @@ pub struct Expected {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct State {
-    /// Where what is pushed begins.
-    pub pushed: [u64; 2],
+    /// Frames of signals may overwrite this, while RSP points to the state.
+    pub below: [u64; 2],
+    /// Linear address of the page of code under execution.
+    pub page: u64,
+    /// Bits of an address that select its TLB entry.
+    pub index_mask: u64,
+    /// Address of the word of requests.
+    pub poll: u64,
+    /// Host address of the part of `jumps` that belongs to the present space.
+    pub table: u64,
+    /// Bits of the stack pointer that select an entry of `expected`.
+    pub stack_mask: u64,
     /// Of a block's own: host less linear address of pages that it has checked.
     pub slots: [u64; SLOTS],
+    /// What is pushed, and what RSP points into.
+    pub pushed: [u64; 3],
     /// The guest's general registers, while they are not in the host's.
     pub gpr: [u64; 16],
     pub rip: u64,
     /// The host's flags register with the guest's status flags.
     pub flags: u64,
-    /// Linear address of the page of code under execution.
-    pub page: u64,
-    /// Bits of an address that select its TLB entry.
-    pub index_mask: u64,
     /// Bits of a hash that select an entry of a table of jumps.
     pub jump_mask: u64,
     /// The address space and rights, for which jumps may differ.
     pub space: u64,
-    /// Host address of the part of `jumps` that belongs to it, and of those of each plane.
-    pub table: u64,
+    /// `table` of each plane.
     pub tables: [u64; PLANES],
-    /// Address of the word of requests.
-    pub poll: u64,
     /// Half of the canonical range.
     pub half: u64,
     pub fs: u64,
@@ -162,8 +170,6 @@ pub struct State {
     /// What the callout needs; an address.
     pub env: u64,
     pub filled: crate::tlb::Filled,
-    /// Bits of the stack pointer that select an entry of `expected`.
-    pub stack_mask: u64,
     /// Of each plane; see `lower::returns`.
     pub expected: [Expected; PLANES],
     pub jumps: [Jump; TABLES * STRIDE],
@@ -171,6 +177,14 @@ pub struct State {
     /// Where each exit goes: host address.
     pub cells: [u64; CELLS],
 }
+
+const _: () = {
+    assert!(offset_of!(State, page) >= BIAS - RED_ZONE);
+    // Two words are pushed at most.
+    let pushed = offset_of!(State, pushed);
+    assert!(pushed <= BIAS - 16 && pushed + 24 >= BIAS);
+    assert!(offset_of!(State, gpr) + 8 * 15 < BIAS + 128);
+};
 
 /// Where a field is, as translated code sees it.
 macro_rules! field {
