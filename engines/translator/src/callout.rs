@@ -5,7 +5,7 @@ use crate::{
     native::Env,
     state::State,
     table::Site,
-    thunks::{GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WRITE},
+    thunks::{FAR, GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WRITE},
     tlb, vectors,
     width::{Width, covers},
 };
@@ -20,6 +20,11 @@ use x86_defs::{
 /// [`GO_ELSEWHERE`].
 pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     let miss = std::mem::take(&mut state.miss);
+    if miss == FAR {
+        state.rip = state.missed;
+        env.tables.copy(state, env.elsewhere);
+        return GO_ELSEWHERE;
+    }
     let missed = miss != 0;
     if missed && refill(state, env, miss == WRITE) {
         state.resume = state.resume.wrapping_add(RETRY);

@@ -6,6 +6,7 @@
 
 use crate::{
     asm::{Asm, Mem},
+    far::Copies,
     regs::{SA, SB, SC},
     state::{PLANES, State, field},
 };
@@ -42,6 +43,9 @@ impl Jump {
 pub struct Tables {
     owners: [Owner; TABLES],
     time: u64,
+    pub copies: Copies,
+    /// Host address of what copies an entry.
+    pub relink: u64,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +78,7 @@ impl Tables {
         let table = found.unwrap_or_else(oldest);
         if found.is_none() {
             self.empty(state, table);
+            self.copies.unsettle(state, self.relink);
             self.owners[table].space = Some(space);
         }
         self.owners[table].last_use = self.time;
@@ -81,13 +86,19 @@ impl Tables {
     }
 
     fn empty(&mut self, state: &mut State, table: usize) {
-        let set = std::mem::take(&mut self.owners[table].set);
-        let entries = &mut state.jumps[table * STRIDE..][..STRIDE];
-        if set.len() < ENTRIES {
-            set.iter().for_each(|n| entries[*n as usize % STRIDE] = Jump::none(*n as usize));
-        } else {
-            entries.iter_mut().enumerate().for_each(|(n, entry)| *entry = Jump::none(n));
+        let mut set = std::mem::take(&mut self.owners[table].set);
+        if set.len() >= ENTRIES {
+            set = (0..STRIDE as u32).collect();
         }
+        for n in set {
+            self.forget(state, (table * STRIDE) as u32 + n);
+        }
+    }
+
+    /// The entry is no more, nor its copies.
+    pub fn forget(&mut self, state: &mut State, number: u32) {
+        self.copies.forget(state, number);
+        state.forget_jump(number);
     }
 
     /// No jump goes anywhere.
@@ -99,6 +110,15 @@ impl Tables {
                 state.jumps[table * STRIDE + last] = Jump::none(last);
             }
         }
+        self.copies.clear();
+    }
+
+    /// The number of the entry of a linear address, in the present space.
+    pub fn find(&self, state: &State, linear: u64) -> Option<u32> {
+        let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
+        let first = table * STRIDE + hash(linear);
+        let found = (first..first + 2).find(|n| state.jumps[*n].inverted == !linear)?;
+        Some(found as u32)
     }
 
     /// In the space that was entered, jumps to `linear` go to `host`. Returns the entry's
@@ -116,6 +136,7 @@ impl Tables {
         }
         let number = table * STRIDE + index;
         let page = linear & !0xfff;
+        self.copies.forget(state, number as u32);
         state.jumps[number] = Jump { inverted: !linear, host, page };
         Some(number as u32)
     }
@@ -127,7 +148,7 @@ impl State {
         self.jumps[number as usize % (TABLES * STRIDE)].host == host
     }
 
-    pub fn forget_jump(&mut self, number: u32) {
+    fn forget_jump(&mut self, number: u32) {
         let number = number as usize % (TABLES * STRIDE);
         self.jumps[number] = Jump::none(number % STRIDE);
     }
@@ -264,7 +285,7 @@ mod tests {
         let third = tables.set(&mut state, behind, 3).unwrap();
         assert_eq!(goes(&state, behind).map(|g| g.0), Some(3));
         assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(1));
-        state.forget_jump(third);
+        tables.forget(&mut state, third);
         assert_eq!(goes(&state, behind), None);
     }
 }

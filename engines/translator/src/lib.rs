@@ -10,6 +10,7 @@
 mod asm;
 mod callout;
 mod counters;
+mod far;
 mod jumps;
 mod lower;
 mod native;

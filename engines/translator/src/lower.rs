@@ -63,6 +63,8 @@ pub struct Lowered {
     /// What seldom does: misses, plain parts, exits that are not linked.
     pub cold: Vec<u8>,
     pub exits: Vec<Exit>,
+    /// The number of the next branch to another page.
+    pub fars: u32,
     /// Where forward jumps enter: behind the poll.
     pub unpolled: usize,
     /// What it uses of the vector registers; see [`crate::vectors`].
@@ -124,6 +126,9 @@ pub struct Lowerer<'t> {
     index: usize,
     first_cell: u32,
     exits: Vec<Exit>,
+    /// Branches to other pages: the number of the next, and what each does elsewhere.
+    next_far: u32,
+    fars: Vec<flow::FarMiss>,
     misses: Vec<Miss>,
     /// Where each instruction's successor begins.
     ends: Vec<usize>,
@@ -165,6 +170,8 @@ impl<'t> Lowerer<'t> {
             index: 0,
             first_cell,
             exits: Vec::new(),
+            next_far: 0,
+            fars: Vec::new(),
             misses: Vec::new(),
             ends: Vec::new(),
             vectors: 0,
@@ -243,9 +250,9 @@ impl<'t> Lowerer<'t> {
         self.out_of_line();
         self.asm.change_part();
         let entry = self.vector_entry(origin, stop);
-        let Self { vectors, exits, asm, .. } = self;
+        let Self { vectors, exits, asm, next_far: fars, .. } = self;
         let [hot, cold] = asm.finish();
-        Some(Lowered { hot, cold, exits, unpolled, vectors, entry, callouts })
+        Some(Lowered { hot, cold, exits, fars, unpolled, vectors, entry, callouts })
     }
 
     /// Where the block, which begins at `origin`, is entered from anywhere; at `stop` it is
@@ -296,11 +303,13 @@ impl<'t> Lowerer<'t> {
         self.scratch.begin(copy::keeps_account(insn) && !self.reuse.plain);
         self.again = Again { at: self.asm.here(), scratch: self.scratch, slot: self.reuse.held };
         let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
+        let fars = self.fars.len();
         let result = if allowed { self.instruction(insn) } else { Err(Untranslated) };
         if result.is_err() {
             self.asm.code.truncate(code);
             self.exits.truncate(exits);
             self.misses.truncate(misses);
+            self.fars.truncate(fars);
             self.scratch.clear();
             self.callout();
         }
@@ -386,6 +395,7 @@ impl<'t> Lowerer<'t> {
             let back = next.copied().unwrap_or(self.thunks.leave);
             self.asm.jmp(back);
         }
+        self.far_misses();
         for n in 0..self.exits.len() {
             self.exits[n].stub = self.asm.here();
             let Exit { cell, offset, .. } = self.exits[n];

@@ -2,6 +2,7 @@
 
 use crate::{
     asm::{Mem, RSP},
+    far::{FARS, Far},
     jumps::{Jump, STRIDE, TABLES},
     vectors::KINDS,
 };
@@ -157,6 +158,8 @@ pub struct State {
     pub site: u32,
     /// The callout is because of `missed`.
     pub miss: u32,
+    /// Which branch to another page missed.
+    pub far: u32,
     /// Which exit was taken.
     pub exit: u32,
     /// Instructions that may yet be retired, where they are counted; see `lower::count`.
@@ -173,6 +176,8 @@ pub struct State {
     /// Of each plane; see `lower::returns`.
     pub expected: [Expected; PLANES],
     pub jumps: [Jump; TABLES * STRIDE],
+    /// Where direct branches to other pages go.
+    pub fars: [Far; FARS],
     pub tlb: [Plane; PLANES],
     /// Where each exit goes: host address.
     pub cells: [u64; CELLS],

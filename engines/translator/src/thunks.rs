@@ -31,6 +31,9 @@ pub struct Thunks {
     pub jump: usize,
     /// The same after [`jumps::look_up`] has missed, which left its [`SB`](crate::regs::SB).
     pub jump_missed: usize,
+    /// The same for the branch to another page whose number is in [`SC`], which is told where
+    /// that is; see [`crate::far`].
+    pub relink: usize,
 }
 
 /// What a callout answers: translated code goes on behind it;
@@ -42,6 +45,8 @@ pub const GO_ELSEWHERE: u32 = 2;
 /// What `miss` says of the access, beside 0 for none.
 pub const READ: u32 = 1;
 pub const WRITE: u32 = 2;
+/// What it says if a branch to another page missed.
+pub const FAR: u32 = 3;
 /// How far behind the return address of a miss the instruction is begun again.
 pub const RETRY: u64 = 5;
 /// Translated code left by an exit.
@@ -95,6 +100,13 @@ pub fn build(asm: &mut Asm) -> Thunks {
     let (miss, callout) = callouts(asm, back, 0);
     let (miss_live, callout_live) = callouts(asm, back, vectors::USED);
     let (miss_x87, callout_x87) = callouts(asm, back, vectors::USED | vectors::X87);
+    let relink = asm.here();
+    asm.store(field!(missed), SA);
+    asm.store32(field!(far), SC);
+    asm.store_imm(field!(miss), FAR as i32, false);
+    let _ = asm.call(callout);
+    // It goes elsewhere.
+    asm.jmp(leave);
     let revive = asm.here();
     vectors::revive_thunk(asm);
     let revive_x87 = asm.here();
@@ -112,6 +124,7 @@ pub fn build(asm: &mut Asm) -> Thunks {
         revive_x87,
         jump,
         jump_missed,
+        relink,
     }
 }
 

@@ -100,6 +100,8 @@ pub struct Translator {
     most: usize,
     /// Blocks that were evicted, to be dropped a few at a time.
     evicted: Vec<Translated>,
+    /// The number of the next branch to another page.
+    far: u32,
     first: [usize; 2],
     epoch: u32,
     /// The last budget.
@@ -167,6 +169,7 @@ impl Translator {
             taken: 0,
             most: bytes / 2,
             evicted: Vec::new(),
+            far: 0,
             first,
             epoch: 0,
             given: 0,
@@ -175,6 +178,7 @@ impl Translator {
             perf_map: None,
             listing: None,
         };
+        translator.tables.relink = translator.memory.address(translator.thunks.relink) as u64;
         translator.tables.clear(&mut translator.state);
         translator.forget_returns();
         Ok(Some(translator))
@@ -261,7 +265,7 @@ impl Translator {
         let number = self.table.blocks.len() as u32;
         let first_cell = self.table.cells.len() as u32;
         let lowerer = Lowerer::new(self.next, &self.thunks, source.plane, number, first_cell);
-        let lowerer = lowerer.counted(self.state.counted).returning(returns(source));
+        let lowerer = lowerer.fars(self.far).counted(self.state.counted).returning(returns(source));
         let fop = |insn: &Insn| insn.cold.as_ref().map_or(0, |cold| cold.fop);
         let lowerer = lowerer.opcodes(source.insns.iter().map(fop).collect());
         let lowerer = lowerer.narrow(source.width.is_narrow());
@@ -288,6 +292,10 @@ impl Translator {
             self.table.cells.push((number, n as u16));
             self.state.cells[exit.cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
         }
+        for far in self.far..lowered.fars {
+            self.state.set_far(far, self.tables.relink);
+        }
+        self.far = lowered.fars;
         self.taken += size_of::<Translated>()
             + insns.len() * (size_of::<Insn>() + 32)
             + lowered.exits.len() * (size_of::<Exit>() + 16)
@@ -348,6 +356,7 @@ impl Translator {
         self.tables.clear(&mut self.state);
         self.forget_returns();
         self.next = self.first;
+        self.far = 0;
         self.epoch = self.epoch.wrapping_add(1);
         emit::serialize();
         self.counters.evicted(blocks, since);
@@ -400,7 +409,7 @@ impl Translator {
             let entry = self.memory.address(block.entry) as u64;
             for jump in std::mem::take(&mut block.jumps) {
                 if self.state.jump_goes(jump, entry) {
-                    self.state.forget_jump(jump);
+                    self.tables.forget(&mut self.state, jump);
                 }
             }
             for cell in std::mem::take(&mut block.incoming) {
@@ -475,7 +484,7 @@ impl Translator {
             if block.jumps.len() < MOST_JUMPS {
                 block.jumps.push(number);
             } else {
-                self.state.forget_jump(number);
+                self.tables.forget(&mut self.state, number);
             }
         }
     }

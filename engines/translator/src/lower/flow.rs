@@ -2,12 +2,22 @@
 
 use super::{BASE, Done, Exit, Lowerer, Untranslated};
 use crate::{
-    asm::Mem,
+    asm::{Mem, Patch},
+    far::{FARS, Far, far},
     jumps,
-    regs::{self, GUEST_RSP, SA, SC},
+    regs::{self, GUEST_RSP, SA, SB, SC},
     state::{cell, field, gpr},
 };
 use iced_x86::{Code, FlowControl, Instruction, OpKind};
+use std::mem::offset_of;
+
+/// A branch to another page that was not there, or not from here, the last time.
+#[derive(Debug)]
+pub(super) struct FarMiss {
+    number: u32,
+    offset: i64,
+    patch: Patch,
+}
 
 /// Control never simply goes on to the next instruction.
 pub fn is_flow(insn: &Instruction) -> bool {
@@ -19,12 +29,50 @@ pub(super) const PAGE: i64 = 4096;
 impl Lowerer<'_> {
     /// Control goes to an offset from the page: inside it, over a cell that can be linked.
     pub(super) fn exit(&mut self, offset: i64) {
-        if !(0..PAGE).contains(&offset) {
-            self.page_relative(SA, offset);
-            return self.jump();
-        }
         self.retire();
-        self.over_cell(offset, false);
+        if (0..PAGE).contains(&offset) {
+            self.over_cell(offset, false);
+        } else {
+            self.over_far(offset);
+        }
+    }
+
+    /// Numbers branches to other pages from this one on.
+    pub fn fars(mut self, first: u32) -> Self {
+        self.next_far = first;
+        self
+    }
+
+    /// Control goes to an offset in another page; see [`crate::far`].
+    fn over_far(&mut self, offset: i64) {
+        let number = self.next_far;
+        if number as usize >= FARS {
+            self.page_relative(SA, offset);
+            return self.asm.jmp(self.thunks.jump);
+        }
+        self.next_far += 1;
+        let asm = &mut self.asm;
+        asm.load(SC, field!(page));
+        asm.load(SB, field!(table));
+        asm.lea(SC, Mem::indexed(SC, SB, 0, 0), true);
+        asm.load(SB, far(number, offset_of!(Far, key)));
+        asm.lea(SC, Mem::indexed(SC, SB, 0, 0), true);
+        let mut missed = None;
+        asm.unless_rcx_zero(|asm| missed = Some(asm.jmp_forward()));
+        asm.load(SC, far(number, offset_of!(Far, page)));
+        asm.store(field!(page), SC);
+        asm.jmp_mem(far(number, offset_of!(Far, host)));
+        self.fars.extend(missed.map(|patch| FarMiss { number, offset, patch }));
+    }
+
+    /// What such branches do elsewhere.
+    pub(super) fn far_misses(&mut self) {
+        for FarMiss { number, offset, patch } in std::mem::take(&mut self.fars) {
+            self.asm.patch(patch);
+            self.page_relative(SA, offset);
+            self.asm.mov_imm32(SC, number);
+            self.asm.jmp_mem(far(number, offset_of!(Far, miss)));
+        }
     }
 
     /// Control goes to an offset in the page; if `polled`, whatever is there looks at the word
