@@ -141,6 +141,10 @@ pub struct Lowerer<'t> {
     /// Where instructions begin in the plain part, by number.
     plain: Vec<usize>,
     reuse: Reuse,
+    /// Which instructions [`stack::moves_only`] says.
+    runs: Vec<bool>,
+    /// How far the guest's RSP is from its host register, between two of them.
+    moved: i32,
     scratch: Scratch,
     /// What they hold after each instruction.
     scratches: Vec<Scratch>,
@@ -179,6 +183,8 @@ impl<'t> Lowerer<'t> {
             calls: Vec::new(),
             plain: Vec::new(),
             reuse: Reuse::default(),
+            runs: Vec::new(),
+            moved: 0,
             scratch: Scratch::default(),
             scratches: Vec::new(),
             again: Again::default(),
@@ -207,6 +213,7 @@ impl<'t> Lowerer<'t> {
         let plain = check.is_some() || self.narrow;
         let accesses = if plain { Vec::new() } else { access::accesses(insns) };
         self.reuse = Reuse::new(accesses);
+        self.runs = insns.iter().map(stack::moves_only).collect();
         let (mut callouts, mut open) = (0, true);
         for (index, insn) in insns.iter().enumerate() {
             self.last = index + 1 == insns.len();
@@ -300,7 +307,7 @@ impl<'t> Lowerer<'t> {
     fn one(&mut self, index: usize, insn: &Instruction, allowed: bool) -> bool {
         self.index = index;
         self.reuse.begin();
-        self.scratch.begin(copy::keeps_account(insn) && !self.reuse.plain);
+        self.scratch.begin(copy::keeps_account(insn, self.narrow) && !self.reuse.plain);
         self.again = Again { at: self.asm.here(), scratch: self.scratch, slot: self.reuse.held };
         let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
         let fars = self.fars.len();

@@ -327,10 +327,13 @@ fn reads(insn: &Instruction, accesses: &[OpAccess], guest: u8) -> bool {
 }
 
 /// The instruction keeps account of what it does to scratch registers.
-pub(super) fn keeps_account(insn: &Instruction) -> bool {
+pub(super) fn keeps_account(insn: &Instruction, narrow: bool) -> bool {
     use Mnemonic::*;
     let mnemonic = insn.mnemonic();
-    matches!(mnemonic, Lea | Nop | Endbr64 | Endbr32) || listed(mnemonic) || conditional(mnemonic)
+    matches!(mnemonic, Lea | Nop | Endbr64 | Endbr32)
+        || matches!(mnemonic, Push | Pop) && !narrow
+        || listed(mnemonic)
+        || conditional(mnemonic)
 }
 
 /// The size of a memory operand that general instructions can have.

@@ -118,6 +118,13 @@ impl Reuse {
         self.facts.iter().find(covers).map(|fact| fact.slot)
     }
 
+    /// The access of a PUSH or POP is in a range that was checked.
+    pub fn knows_stack(&self, index: usize) -> bool {
+        let access = self.access(index, Which::Stack);
+        let slot = access.and_then(|access| self.fact(&access, 8, access.write));
+        self.facts.iter().any(|fact| Some(fact.slot) == slot && fact.last >= index)
+    }
+
     /// The range of an access and of those that follow; `None` if it is alone.
     fn range(&self, index: usize, which: Which, access: &Access, write: bool) -> Option<Fact> {
         let slot = (0..SLOTS).find(|slot| self.facts.iter().all(|fact| fact.slot != *slot))?;

@@ -6,7 +6,17 @@ use crate::{
     regs::{self, GUEST_RBP, GUEST_RSP, SA, SC},
     state::field,
 };
-use iced_x86::{Code, Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind, Register};
+
+/// A PUSH or POP that does nothing with RSP but to move it. Where several follow each other and
+/// none can fault any more, it is moved once.
+pub(super) fn moves_only(insn: &Instruction) -> bool {
+    match insn.code() {
+        Code::Pushq_imm8 | Code::Pushq_imm32 => true,
+        Code::Push_r64 | Code::Pop_r64 => insn.op0_register() != Register::RSP,
+        _ => false,
+    }
+}
 
 impl Lowerer<'_> {
     pub(super) fn push(&mut self, insn: &Instruction) -> Done {
@@ -20,10 +30,11 @@ impl Lowerer<'_> {
             self.asm.load(SC, place.host());
             self.asm.store(field!(temp), SC);
         }
-        let place = self.stack(GUEST_RSP, -8, true);
+        let place = self.stack(GUEST_RSP, self.moved - 8, true);
         match (from_memory, insn.op0_kind()) {
             (true, _) => {
                 self.asm.load(SC, field!(temp));
+                self.scratch.lost(SC);
                 self.asm.store(place.host(), SC);
             }
             (_, OpKind::Register) => {
@@ -33,8 +44,19 @@ impl Lowerer<'_> {
             }
             _ => self.asm.store_imm(place.host(), insn.immediate(0) as i32, true),
         }
-        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
+        self.move_stack(-8);
         Ok(())
+    }
+
+    /// RSP changes; at once, unless the next instruction is of those that say so together.
+    fn move_stack(&mut self, by: i32) {
+        self.moved += by;
+        let next = self.index + 1;
+        let waits = self.runs.get(next).is_some_and(|run| *run) && self.reuse.knows_stack(next);
+        if !waits {
+            let by = std::mem::take(&mut self.moved);
+            self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, by), true);
+        }
     }
 
     pub(super) fn pop(&mut self, insn: &Instruction) -> Done {
@@ -44,10 +66,13 @@ impl Lowerer<'_> {
             return Err(Untranslated);
         }
         let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
-        let place = self.stack(GUEST_RSP, 0, false);
-        self.asm.load(SC, place.host());
-        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8), true);
-        self.set(number, SC);
+        let place = self.stack(GUEST_RSP, self.moved, false);
+        // What is read replaces what was added.
+        let to = regs::home(number).filter(|home| *home != GUEST_RSP).unwrap_or(SC);
+        self.asm.load(to, place.host());
+        self.scratch.lost(to);
+        self.move_stack(8);
+        self.set(number, to);
         Ok(())
     }
 
