@@ -11,6 +11,7 @@ mod asm;
 mod callout;
 mod counters;
 mod far;
+mod forms;
 mod jumps;
 mod lower;
 mod native;

@@ -18,6 +18,7 @@ mod x87;
 
 use crate::{
     asm::{Asm, Mem, Patch},
+    forms::Forms,
     probe::{self, Place},
     regs::{self, SA, SB, SC},
     state::{field, gpr, slot},
@@ -25,8 +26,9 @@ use crate::{
     vectors,
 };
 pub use check::{Check, immediate};
+pub use copy::writes;
 pub use flow::is_flow;
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic, Register};
 pub use narrow::decode as decode_narrow;
 use reuse::Reuse;
 use scratch::Scratch;
@@ -105,8 +107,7 @@ enum Why {
 pub struct Lowerer<'t> {
     asm: Asm,
     thunks: &'t Thunks,
-    encoder: Encoder,
-    factory: InstructionInfoFactory,
+    forms: &'t mut Forms,
     plane: usize,
     /// The same of what follows the block.
     exit_plane: usize,
@@ -156,13 +157,19 @@ pub const SITE_BITS: u32 = 8;
 
 impl<'t> Lowerer<'t> {
     /// Made at these two offsets of the code memory; see [`Lowered`].
-    pub fn new(at: [usize; 2], thunks: &'t Thunks, plane: usize, id: u32, first_cell: u32) -> Self {
+    pub fn new(
+        at: [usize; 2],
+        thunks: &'t Thunks,
+        forms: &'t mut Forms,
+        plane: usize,
+        id: u32,
+        first_cell: u32,
+    ) -> Self {
         let [hot, cold] = at;
         Self {
             asm: Asm::new(hot, cold),
             thunks,
-            encoder: Encoder::new(64),
-            factory: InstructionInfoFactory::new(),
+            forms,
             plane,
             exit_plane: plane,
             last: false,
@@ -211,7 +218,7 @@ impl<'t> Lowerer<'t> {
         let short = self.want_budget();
         // What is loaded from the code exists once.
         let plain = check.is_some() || self.narrow;
-        let accesses = if plain { Vec::new() } else { access::accesses(insns) };
+        let accesses = if plain { Vec::new() } else { access::accesses(insns, self.forms) };
         self.reuse = Reuse::new(accesses);
         self.runs = insns.iter().map(stack::moves_only).collect();
         let (mut callouts, mut open) = (0, true);
@@ -577,14 +584,8 @@ impl<'t> Lowerer<'t> {
 
     /// Encodes an instruction whose operands are the host's.
     fn encode(&mut self, insn: &Instruction) -> Done {
-        let result = self.encoder.encode(insn, BASE);
-        let mut buffer = self.encoder.take_buffer();
-        // What cannot be encoded leaves its beginning there.
-        if result.is_ok() {
-            self.asm.bytes(&buffer);
-        }
-        buffer.clear();
-        self.encoder.set_buffer(buffer);
-        result.map(drop).map_err(|_| Untranslated)
+        let bytes = self.forms.encode(insn, BASE).ok_or(Untranslated)?;
+        self.asm.bytes(bytes.get());
+        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     asm::Asm,
     callout::{self, space},
     counters::{Cause, Counters},
+    forms::Forms,
     jumps::{ENTRIES, Tables},
     lower::{BASE, Check, Exit, Lowerer, SITE_BITS, decode_narrow, ends, is_flow},
     native::{self, Env},
@@ -92,6 +93,7 @@ pub struct Translator {
     state: Region,
     table: Table,
     tables: Tables,
+    forms: Forms,
     features: IsaFeatures,
     /// Where the next block goes: its hot part, and its cold one, which begin at `first`.
     next: [usize; 2],
@@ -164,6 +166,7 @@ impl Translator {
             state,
             table,
             tables: Tables::default(),
+            forms: Forms::default(),
             features,
             next: first,
             taken: 0,
@@ -264,7 +267,8 @@ impl Translator {
         let insns = decode(source)?;
         let number = self.table.blocks.len() as u32;
         let first_cell = self.table.cells.len() as u32;
-        let lowerer = Lowerer::new(self.next, &self.thunks, source.plane, number, first_cell);
+        let (next, plane, forms) = (self.next, source.plane, &mut self.forms);
+        let lowerer = Lowerer::new(next, &self.thunks, forms, plane, number, first_cell);
         let lowerer = lowerer.fars(self.far).counted(self.state.counted).returning(returns(source));
         let fop = |insn: &Insn| insn.cold.as_ref().map_or(0, |cold| cold.fop);
         let lowerer = lowerer.opcodes(source.insns.iter().map(fop).collect());

@@ -5,9 +5,8 @@
 //! same values in them are as far apart as their constants are.
 
 use super::{BASE, copy::writes};
-use iced_x86::{
-    Code, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpKind, Register,
-};
+use crate::forms::{Facts, Forms, OPERANDS};
+use iced_x86::{Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
 
 /// The value of a register that does not change: RIP's, of the page.
 const PAGE_VALUE: u32 = 17;
@@ -46,10 +45,9 @@ impl Access {
 }
 
 /// Each instruction's accesses, in their order.
-pub fn accesses(insns: &[Instruction]) -> Vec<[Option<Access>; 2]> {
+pub fn accesses(insns: &[Instruction], forms: &mut Forms) -> Vec<[Option<Access>; 2]> {
     let mut values = Values::new();
-    let mut factory = InstructionInfoFactory::new();
-    insns.iter().map(|insn| values.step(insn, &mut factory)).collect()
+    insns.iter().map(|insn| values.step(insn, forms)).collect()
 }
 
 /// A value, and a distance from it.
@@ -85,22 +83,15 @@ impl Values {
         }
     }
 
-    fn step(
-        &mut self,
-        insn: &Instruction,
-        factory: &mut InstructionInfoFactory,
-    ) -> [Option<Access>; 2] {
-        let info = factory.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE);
+    fn step(&mut self, insn: &Instruction, forms: &mut Forms) -> [Option<Access>; 2] {
+        let (accesses, written) = written(insn, forms);
         let memory = (0..insn.op_count()).find(|n| insn.op_kind(*n) == OpKind::Memory);
-        let operand = memory.and_then(|n| self.operand(insn, writes(info.op_access(n))));
+        let access = memory.and_then(|n| accesses.get(n as usize));
+        let operand = access.and_then(|access| self.operand(insn, writes(*access)));
         let stack = self.stack(insn);
         if !self.moved(insn) {
-            for used in info.used_registers().iter().filter(|used| writes(used.access())) {
-                let register = used.register();
-                if register.is_gpr() {
-                    let fresh = self.fresh();
-                    self.registers[register.full_register().number() & 15] = fresh;
-                }
+            for register in (0..16).filter(|n| written >> n & 1 != 0) {
+                self.registers[register] = self.fresh();
             }
         }
         [operand, stack]
@@ -192,6 +183,27 @@ impl Values {
     }
 }
 
+/// What the instruction does to each operand, and the general registers that it writes.
+fn written(insn: &Instruction, forms: &mut Forms) -> ([OpAccess; OPERANDS], u16) {
+    let bit = |register: Register| match register.is_gpr() {
+        true => 1 << (register.full_register().number() & 15),
+        false => 0,
+    };
+    if let Some(Facts { accesses, mut written }) = forms.facts(insn) {
+        for (n, access) in (0..insn.op_count()).zip(accesses) {
+            if writes(access) && insn.op_kind(n) == OpKind::Register {
+                written |= bit(insn.op_register(n));
+            }
+        }
+        return (accesses, written);
+    }
+    let info = forms.factory.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE);
+    let mut accesses = [OpAccess::None; OPERANDS];
+    (0..insn.op_count()).zip(&mut accesses).for_each(|(n, a)| *a = info.op_access(n));
+    let used = info.used_registers().iter().filter(|used| writes(used.access()));
+    (accesses, used.fold(0, |sum, used| sum | bit(used.register())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,7 +213,7 @@ mod tests {
     fn of(bytes: &[u8]) -> Vec<[Option<Access>; 2]> {
         let insns: Vec<_> =
             Decoder::with_ip(64, bytes, BASE, DecoderOptions::NONE).iter().collect();
-        accesses(&insns)
+        accesses(&insns, &mut Forms::default())
     }
 
     fn constants(bytes: &[u8]) -> Vec<(u32, i64, bool)> {

@@ -1,7 +1,8 @@
 //! Instructions that run on the host as they are, with other operands.
 
-use super::{Done, Lowerer, Untranslated};
+use super::{Done, Lowerer, Untranslated, scratch::Busy};
 use crate::{
+    forms::OPERANDS,
     probe::Place,
     regs::{self, GUEST_RCX, SA, SB, SC},
     state::field,
@@ -136,7 +137,7 @@ fn counts_in_cl(insn: &Instruction) -> bool {
         && insn.op_kind(insn.op_count().wrapping_sub(1)) == OpKind::Register
 }
 
-pub(super) fn writes(access: OpAccess) -> bool {
+pub fn writes(access: OpAccess) -> bool {
     use OpAccess::*;
     matches!(access, Write | CondWrite | ReadWrite | ReadCondWrite)
 }
@@ -144,8 +145,32 @@ pub(super) fn writes(access: OpAccess) -> bool {
 /// Operands that stand in for those of the guest.
 pub(super) struct Plan {
     pub insn: Instruction,
-    /// Guest register, scratch register, and whether it is written.
-    pub temps: Vec<(u8, u8, bool)>,
+    pub temps: Temps,
+}
+
+/// Scratch registers that stand in for guest registers, and whether they are written.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Temps {
+    items: [(u8, u8, bool); 3],
+    len: usize,
+}
+
+impl Temps {
+    pub fn push(&mut self, guest: u8, scratch: u8, written: bool) {
+        // There are no more scratch registers than places.
+        if let Some(place) = self.items.get_mut(self.len) {
+            *place = (guest, scratch, written);
+            self.len += 1;
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &(u8, u8, bool)> {
+        self.items.iter().take(self.len)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut (u8, u8, bool)> {
+        self.items.iter_mut().take(self.len)
+    }
 }
 
 impl Lowerer<'_> {
@@ -186,15 +211,15 @@ impl Lowerer<'_> {
             // Processors differ in the upper half of what stays as it is.
             return Err(Untranslated);
         }
-        let mut plan = Plan { insn: *insn, temps: Vec::new() };
-        let info = self.factory.info(insn);
-        let accesses: Vec<OpAccess> = (0..insn.op_count()).map(|n| info.op_access(n)).collect();
-        let mut busy = Vec::new();
+        let mut plan = Plan { insn: *insn, temps: Temps::default() };
+        let accesses = self.op_accesses(insn);
+        let mut busy = Busy::default();
         if let Some(n) = (0..insn.op_count()).find(|n| insn.op_kind(*n) == OpKind::Memory) {
             let write = accesses.get(n as usize).is_some_and(|access| writes(*access));
             let place = self.operand(insn, write, memory_size(insn)?)?;
             plan.use_host_address(place);
-            busy.extend([place.base, SB]);
+            busy.push(place.base);
+            busy.push(SB);
         }
         if counts_in_cl(insn) {
             self.asm.mov(SC, GUEST_RCX, true);
@@ -202,7 +227,7 @@ impl Lowerer<'_> {
             busy.push(SC);
         }
         self.registers(insn, &accesses, &mut plan, &mut busy)?;
-        if !busy.contains(&SB) {
+        if !busy.contains(SB) {
             self.reuse.keep();
         }
         let high = (0..insn.op_count()).filter(|n| insn.op_kind(*n) == OpKind::Register);
@@ -211,7 +236,7 @@ impl Lowerer<'_> {
         if !plain || self.encode(&plan.insn).is_err() {
             let &[n] = &high[..] else { return Err(Untranslated) };
             let written = accesses.get(n as usize).is_some_and(|access| writes(*access));
-            self.with_high_byte(&mut plan, n, written, &busy)?;
+            self.with_high_byte(&mut plan, n, written, busy)?;
         }
         for (guest, scratch, _) in plan.temps.iter().filter(|(.., written)| *written) {
             self.set(*guest, *scratch);
@@ -219,10 +244,30 @@ impl Lowerer<'_> {
         Ok(())
     }
 
+    /// What the instruction does to each operand.
+    fn op_accesses(&mut self, insn: &Instruction) -> [OpAccess; OPERANDS] {
+        if let Some(facts) = self.forms.facts(insn) {
+            return match clears(insn) {
+                true => [
+                    OpAccess::Write,
+                    OpAccess::None,
+                    OpAccess::None,
+                    OpAccess::None,
+                    OpAccess::None,
+                ],
+                false => facts.accesses,
+            };
+        }
+        let info = self.forms.factory.info(insn);
+        let mut accesses = [OpAccess::None; OPERANDS];
+        (0..insn.op_count()).zip(&mut accesses).for_each(|(n, a)| *a = info.op_access(n));
+        accesses
+    }
+
     /// With CL instead of AH to BH: these are not to be had where an operand needs a REX
     /// prefix, and CH is elsewhere.
-    fn with_high_byte(&mut self, plan: &mut Plan, n: u32, written: bool, busy: &[u8]) -> Done {
-        if busy.contains(&SC) {
+    fn with_high_byte(&mut self, plan: &mut Plan, n: u32, written: bool, busy: Busy) -> Done {
+        if busy.contains(SC) {
             return Err(Untranslated);
         }
         let register = plan.insn.op_register(n);
@@ -249,7 +294,7 @@ impl Lowerer<'_> {
 
     /// CMPXCHG8B and CMPXCHG16B: RCX is an operand.
     fn cmpxchg_wide(&mut self, insn: &Instruction) -> Done {
-        let mut plan = Plan { insn: *insn, temps: Vec::new() };
+        let mut plan = Plan { insn: *insn, temps: Temps::default() };
         plan.use_host_address(Place::SA);
         self.address(insn)?;
         let size = insn.memory_size().size();
@@ -265,12 +310,12 @@ impl Lowerer<'_> {
     fn registers(
         &mut self,
         insn: &Instruction,
-        accesses: &[OpAccess],
+        accesses: &[OpAccess; OPERANDS],
         plan: &mut Plan,
-        busy: &mut Vec<u8>,
+        busy: &mut Busy,
     ) -> Done {
         let count_operand = counts_in_cl(insn).then(|| insn.op_count() - 1);
-        for (n, access) in (0..).zip(accesses) {
+        for (n, access) in (0..insn.op_count()).zip(accesses) {
             match insn.op_kind(n) {
                 OpKind::Register if Some(n) == count_operand => {}
                 OpKind::Register => {
@@ -291,7 +336,7 @@ impl Lowerer<'_> {
                         (None, None) => {
                             let host =
                                 self.operand_in(guest, reads(insn, accesses, guest), busy)?;
-                            plan.temps.push((guest, host, writes(*access)));
+                            plan.temps.push(guest, host, writes(*access));
                             host
                         }
                     };
@@ -313,13 +358,21 @@ impl Lowerer<'_> {
     }
 }
 
+/// Its result is zero whatever is in the register.
+fn clears(insn: &Instruction) -> bool {
+    let same = insn.op0_kind() == OpKind::Register
+        && insn.op1_kind() == OpKind::Register
+        && insn.op0_register() == insn.op1_register();
+    same && matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub)
+}
+
 fn is_high(register: Register) -> bool {
     matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
 }
 
 /// The instruction's result depends on what is in a register, one of its operands.
 fn reads(insn: &Instruction, accesses: &[OpAccess], guest: u8) -> bool {
-    (0..).zip(accesses).any(|(n, access)| {
+    (0..insn.op_count()).zip(accesses).any(|(n, access)| {
         let register = insn.op_register(n);
         let replaced = *access == OpAccess::Write && register.size() >= 4;
         insn.op_kind(n) == OpKind::Register && regs::number(register) == Some(guest) && !replaced
@@ -385,7 +438,7 @@ impl Plan {
             }
             (None, None) => {
                 let scratch = free.pop().ok_or(Untranslated)?;
-                self.temps.push((guest, scratch, write));
+                self.temps.push(guest, scratch, write);
                 scratch
             }
         };

@@ -281,7 +281,7 @@ mod tests {
         let insns: Vec<_> =
             Decoder::with_ip(64, &bytes, BASE, DecoderOptions::NONE).iter().collect();
         let begun = || {
-            let mut reuse = Reuse::new(accesses(&insns));
+            let mut reuse = Reuse::new(accesses(&insns, &mut crate::forms::Forms::default()));
             reuse.begin();
             let first = reuse.access(0, Which::Operand).unwrap();
             let fact = reuse.range(0, Which::Operand, &first, false).unwrap();

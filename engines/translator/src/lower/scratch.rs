@@ -10,6 +10,20 @@ use crate::{
     state::gpr,
 };
 
+/// Host registers that an instruction under way uses.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Busy(u16);
+
+impl Busy {
+    pub fn push(&mut self, host: u8) {
+        self.0 |= 1 << (host & 15);
+    }
+
+    pub fn contains(self, host: u8) -> bool {
+        self.0 >> (host & 15) & 1 != 0
+    }
+}
+
 /// In the order in which they are taken.
 const REGISTERS: [u8; 3] = [SA, SC, SB];
 
@@ -71,8 +85,8 @@ impl Scratch {
     }
 
     /// One to use for something else: none of `busy`, and rather none that holds anything.
-    fn take(&mut self, busy: &[u8]) -> Option<u8> {
-        let free = |host: &&u8| !busy.contains(host);
+    fn take(&mut self, busy: Busy) -> Option<u8> {
+        let free = |host: &&u8| !busy.contains(**host);
         let age = |host: &&u8| {
             let held = REGISTERS.iter().zip(&self.guests).find(|(register, _)| register == host);
             held.and_then(|(_, held)| *held).map_or(0, |(_, used)| used)
@@ -121,12 +135,12 @@ impl Lowerer<'_> {
         &mut self,
         guest: u8,
         read: bool,
-        busy: &mut Vec<u8>,
+        busy: &mut Busy,
     ) -> Result<u8, Untranslated> {
         let found = self.scratch.find(guest);
         let host = match found {
             Some(host) => host,
-            None => self.scratch.take(busy).ok_or(Untranslated)?,
+            None => self.scratch.take(*busy).ok_or(Untranslated)?,
         };
         if found.is_none() && read {
             self.asm.load(host, gpr(guest));
@@ -165,10 +179,15 @@ mod tests {
         assert_eq!((scratch.find(11), scratch.find(14)), (Some(SC), None));
         // What was used longest ago goes first.
         scratch.now_in(SA, 14);
-        assert_eq!(scratch.take(&[]), Some(SB));
+        let busy = |hosts: &[u8]| {
+            let mut busy = Busy::default();
+            hosts.iter().for_each(|host| busy.push(*host));
+            busy
+        };
+        assert_eq!(scratch.take(busy(&[])), Some(SB));
         scratch.now_in(SB, 10);
-        assert_eq!(scratch.take(&[SC]), Some(SA));
-        assert_eq!(scratch.take(&[SA, SB, SC]), None);
+        assert_eq!(scratch.take(busy(&[SC])), Some(SA));
+        assert_eq!(scratch.take(busy(&[SA, SB, SC])), None);
         // A write elsewhere makes the copy stale.
         scratch.now_in(0, 11);
         assert_eq!(scratch.find(11), None);

@@ -1,6 +1,9 @@
 //! SSE and AVX instructions: they run on the host, on the registers of the same numbers.
 
-use super::{Done, Lowerer, Untranslated, copy::Plan};
+use super::{
+    Done, Lowerer, Untranslated,
+    copy::{Plan, Temps},
+};
 use crate::{
     asm::Asm,
     probe::Place,
@@ -47,7 +50,7 @@ impl Lowerer<'_> {
         if properties.memory.is_none() && plan.temps.iter().all(|(_, scratch, _)| *scratch != SB) {
             self.reuse.keep();
         }
-        for (guest, scratch, _) in &plan.temps {
+        for (guest, scratch, _) in plan.temps.iter() {
             self.asm.load(*scratch, gpr(*guest));
         }
         self.encode(&plan.insn)?;
@@ -75,7 +78,7 @@ impl Lowerer<'_> {
         if !matches!(size, 16 | 32) || integer && !std::is_x86_feature_detected!("avx2") {
             return Err(Untranslated);
         }
-        let mut plan = Plan { insn: *insn, temps: Vec::new() };
+        let mut plan = Plan { insn: *insn, temps: Temps::default() };
         let place = self.operand(insn, insn.op0_kind() == OpKind::Memory, size)?;
         plan.use_host_address(place);
         self.encode(&plan.insn)?;
@@ -87,7 +90,7 @@ impl Lowerer<'_> {
     /// not.
     fn mxcsr(&mut self, insn: &Instruction) -> Done {
         use Mnemonic::{Ldmxcsr, Vldmxcsr, Vstmxcsr};
-        let mut plan = Plan { insn: *insn, temps: Vec::new() };
+        let mut plan = Plan { insn: *insn, temps: Temps::default() };
         plan.use_host_address(Place::SA);
         let load = matches!(insn.mnemonic(), Ldmxcsr | Vldmxcsr);
         self.address(insn)?;
@@ -119,7 +122,7 @@ impl Lowerer<'_> {
 }
 
 fn vector_plan(insn: &Instruction, properties: &Properties) -> Result<Plan, Untranslated> {
-    let mut plan = Plan { insn: *insn, temps: Vec::new() };
+    let mut plan = Plan { insn: *insn, temps: Temps::default() };
     let mut free = if properties.memory.is_some() { Vec::new() } else { vec![SB, SA] };
     for n in 0..insn.op_count() {
         match insn.op_kind(n) {

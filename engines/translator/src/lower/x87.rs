@@ -1,6 +1,9 @@
 //! x87 instructions, on the host's own registers while all exceptions are masked.
 
-use super::{BASE, Done, Lowerer, Untranslated, copy::Plan};
+use super::{
+    BASE, Done, Lowerer, Untranslated,
+    copy::{Plan, Temps},
+};
 use crate::{
     probe::Place,
     regs::{SA, SB, SC},
@@ -38,7 +41,7 @@ impl Lowerer<'_> {
         insn: &Instruction,
         properties: &Properties,
     ) -> Result<Option<Place>, Untranslated> {
-        let mut plan = Plan { insn: *insn, temps: Vec::new() };
+        let mut plan = Plan { insn: *insn, temps: Temps::default() };
         let plain = insn.op_kinds().enumerate().all(|(n, kind)| {
             let register = insn.op_register(n as u32);
             kind == OpKind::Memory
