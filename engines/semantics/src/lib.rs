@@ -31,7 +31,7 @@ mod quiet;
 mod seg;
 pub mod select;
 pub mod sync;
-mod sys_call;
+pub mod sys_call;
 mod sys_cr;
 mod sys_flags;
 mod sys_iret;

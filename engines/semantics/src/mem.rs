@@ -271,11 +271,16 @@ impl Mmu {
     }
 
     fn retag(&mut self) {
-        let user = u64::from(self.privilege.is_user());
+        self.tags = self.tags_of(self.privilege.is_user());
+    }
+
+    /// The tags in this address space at one privilege or the other.
+    #[inline]
+    pub fn tags_of(&self, user: bool) -> Tags {
         // Either part alone takes a vCPU's lifetime to come round.
-        let all = (self.invalidations << 30 ^ self.tlb.context()) << 2 | user;
-        let global = if user != 0 { all } else { self.global_invalidations << 2 | 2 };
-        self.tags = Tags { all, global };
+        let all = (self.invalidations << 30 ^ self.tlb.context()) << 2 | u64::from(user);
+        let global = if user { all } else { self.global_invalidations << 2 | 2 };
+        Tags { all, global }
     }
 
     /// The data breakpoints; while there are any, each access is looked at.

@@ -1,6 +1,6 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, and the KVM hypercall (SDM volume 2).
 
-use crate::{Ctx, Insn, Stop};
+use crate::{Cpu, Ctx, Insn, Stop};
 use vcpu_state::{SegReg, Segment};
 use x86_defs::{
     cr::efer,
@@ -30,19 +30,33 @@ pub fn syscall(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
     }
     let flags = cpu.rflags() & !rflags::RF;
     cpu.gpr[RCX] = cpu.rip;
-    let selector = (cpu.hot.star >> 32) as u16;
-    let (code, kept) = if cpu.mode.long {
+    let kept = if cpu.mode.long {
         cpu.gpr[R11] = flags;
         cpu.rip = if long { cpu.hot.lstar } else { cpu.hot.cstar };
-        (CODE64, flags & !cpu.hot.sfmask)
+        flags & !cpu.hot.sfmask
     } else {
         cpu.rip = cpu.hot.star & 0xffff_ffff;
-        (CODE32, flags & !(rflags::VM | rflags::IF))
+        flags & !(rflags::VM | rflags::IF)
     };
-    *cpu.segment_mut(SegReg::Cs) = flat(selector & !3, code);
-    *cpu.segment_mut(SegReg::Ss) = flat((selector & !3).wrapping_add(8), DATA);
+    load_syscall_segments(cpu);
     cpu.set_rflags(kept & !rflags::RF);
     Ok(())
+}
+
+/// CS and SS as SYSCALL loads them. The mode does not follow yet.
+pub fn load_syscall_segments(cpu: &mut Cpu) {
+    let selector = (cpu.hot.star >> 32) as u16;
+    let code = if cpu.mode.long { CODE64 } else { CODE32 };
+    *cpu.segment_mut(SegReg::Cs) = flat(selector & !3, code);
+    *cpu.segment_mut(SegReg::Ss) = flat((selector & !3).wrapping_add(8), DATA);
+}
+
+/// CS and SS as SYSRET loads them. The mode does not follow yet.
+pub fn load_sysret_segments<const LONG: bool>(cpu: &mut Cpu) {
+    let base = (cpu.hot.star >> 48) as u16;
+    let (selector, attr) = if LONG { (base.wrapping_add(16), CODE64) } else { (base, CODE32) };
+    *cpu.segment_mut(SegReg::Cs) = flat(selector | 3, attr | USER);
+    *cpu.segment_mut(SegReg::Ss) = flat(base.wrapping_add(8) | 3, DATA | USER);
 }
 
 /// SYSRET to compatibility or protected mode, and with `LONG` to 64-bit mode.
@@ -58,10 +72,7 @@ pub fn sysret<const LONG: bool>(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop>
     if LONG && !is_canonical_48(target) {
         return Err(ctx.gp(0));
     }
-    let base = (cpu.hot.star >> 48) as u16;
-    let (selector, attr) = if LONG { (base.wrapping_add(16), CODE64) } else { (base, CODE32) };
-    *cpu.segment_mut(SegReg::Cs) = flat(selector | 3, attr | USER);
-    *cpu.segment_mut(SegReg::Ss) = flat(base.wrapping_add(8) | 3, DATA | USER);
+    load_sysret_segments::<LONG>(cpu);
     cpu.rip = if LONG { target } else { target & 0xffff_ffff };
     let flags = match cpu.mode.long {
         true => cpu.gpr[R11] & 0x3c_7fd7,

@@ -1,9 +1,8 @@
-//! RDTSC, RDTSCP, RDPID, RDPMC (SDM volume 2).
+//! RDTSC, RDTSCP, RDPID, RDPMC (SDM volume 2). Decoding has asked CPUID for them.
 
 use crate::{Ctx, Insn, Stop};
 use x86_defs::{
     cr::{cr0, cr4},
-    exception::UD,
     gpr::{RAX, RCX, RDX},
 };
 
@@ -24,18 +23,12 @@ pub fn rdtsc(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
 }
 
 pub fn rdtscp(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
-    if ctx.cpu.cpuid.lookup(0x8000_0001, 0)[3] >> 27 & 1 == 0 {
-        return Err(ctx.cpu.fault(UD));
-    }
     rdtsc(ctx, insn)?;
     ctx.cpu.gpr[RCX] = ctx.cpu.hot.tsc_aux & 0xffff_ffff;
     Ok(())
 }
 
 pub fn rdpid(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
-    if ctx.cpu.cpuid.lookup(7, 0)[2] >> 22 & 1 == 0 {
-        return Err(ctx.cpu.fault(UD));
-    }
     let value = ctx.cpu.hot.tsc_aux & 0xffff_ffff;
     let size = insn.iced().op0_register().size() as u8;
     ctx.write_op(insn, 0, size, value)

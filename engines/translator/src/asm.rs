@@ -3,6 +3,10 @@
 //! None of them changes the flags, but for the few that say so: the guest's flags are in the
 //! host's flags register all the time, and whoever uses one of these saves them first.
 
+mod alu;
+
+pub use alu::Alu;
+
 /// Host registers by number.
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;

@@ -2,6 +2,7 @@
 
 use crate::{
     counters::Cause,
+    levels,
     native::Env,
     state::State,
     table::Site,
@@ -47,6 +48,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     }
     let base = state.page.wrapping_add(u64::from(start));
     let (tags, plane) = (env.ctx.cpu.mmu.tags(), env.ctx.cpu.mmu.plane());
+    let spaces = levels::spaces(env.ctx.cpu);
     let width = Width::of(env.ctx.cpu);
     let next = base.wrapping_add(u64::from(insn.end));
     env.ctx.cpu.rip = next;
@@ -68,7 +70,10 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     let mmu = &env.ctx.cpu.mmu;
     // A REP may have more iterations to do.
     let moved = flow || result.is_err() || env.ctx.cpu.rip != next;
-    let other = mmu.tags() != tags || mmu.plane() != plane || Width::of(env.ctx.cpu) != width;
+    let other = mmu.tags() != tags
+        || mmu.plane() != plane
+        || Width::of(env.ctx.cpu) != width
+        || levels::spaces(env.ctx.cpu) != spaces;
     if !moved && !other && (!env.ctx.cpu.leave || env.autonomous && env.ctx.quiet()) {
         let bad = state.bad;
         give(state, env);
@@ -143,12 +148,12 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     }
     let Some(space) = space(env.ctx, true).filter(|_| env.ctx.quiet()) else { return false };
     env.counters.stayed += 1;
-    give(state, env);
     state.rip = env.ctx.cpu.rip;
     // Of supervisor code the table has under this only what is in global pages, for which it
     // is right.
     let plane = env.ctx.cpu.mmu.plane().unwrap_or_default();
-    env.tables.enter(state, plane, space, env.elsewhere);
+    levels::enter(state, env, plane, space);
+    give(state, env);
     true
 }
 
@@ -164,7 +169,12 @@ pub fn space(ctx: &Ctx<'_>, global: bool) -> Option<u64> {
     let plane = cpu.mmu.plane().filter(|_| matches!(cpu.mode.cpl, 0 | 3))?;
     // The last bits are the plane's alone: code that sets RFLAGS.AC changes them.
     let width = Width::of(cpu)?;
-    Some((tag << 1 | u64::from(width.is_narrow())) << 2 | plane as u64)
+    Some(number(tag, width.is_narrow(), plane))
+}
+
+/// Of a space.
+pub fn number(tag: u64, narrow: bool, plane: usize) -> u64 {
+    (tag << 1 | u64::from(narrow)) << 2 | plane as u64
 }
 
 /// Of the block, so many instructions are retired that were not counted yet, and what
@@ -177,7 +187,7 @@ fn settle(state: &mut State, env: &mut Env<'_, '_>, retired: u32) {
 }
 
 /// The guest's registers go to the vCPU.
-pub fn take(state: &State, env: &mut Env<'_, '_>) {
+pub fn take(state: &mut State, env: &mut Env<'_, '_>) {
     let cpu = &mut *env.ctx.cpu;
     if let Some(gpr) = cpu.gpr.first_chunk_mut::<16>() {
         *gpr = state.gpr;
@@ -196,10 +206,12 @@ pub fn take(state: &State, env: &mut Env<'_, '_>) {
     }
 }
 
-/// Of RFLAGS what the status flags are not. With AC, the rights may have changed.
-fn take_rights(state: &State, cpu: &mut Cpu) {
+/// Of RFLAGS what the status flags are not. With AC, and with the level, the rights may have
+/// changed.
+fn take_rights(state: &mut State, cpu: &mut Cpu) {
     let ac = (cpu.rflags ^ state.ac) & rflags::AC != 0;
     cpu.rflags = state.rest | state.intf | state.ac;
+    levels::settle(state, cpu);
     if ac {
         cpu.mode_changed();
     }
@@ -217,6 +229,8 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     state.ac = cpu.rflags & rflags::AC;
     state.rest = cpu.rflags & !(rflags::STATUS | rflags::IF | rflags::AC) | rflags::FIXED;
     state.held = (cpu.held || cpu.look).into();
+    levels::arm(state, env);
+    let cpu = &mut *env.ctx.cpu;
     state.kernel_gs = cpu.hot.kernel_gs_base;
     state.flags = cpu.flags.bits() & rflags::STATUS | rflags::FIXED;
     state.fs = cpu.segment(SegReg::Fs).base;

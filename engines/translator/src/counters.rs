@@ -64,6 +64,8 @@ pub struct Counters {
     pub stayed: u64,
     /// Raised and delivered there, by vector.
     pub exceptions: [u64; 32],
+    /// Asked for by translated code.
+    pub tsc_reads: u64,
     /// Accesses that missed the TLB, or crossed a page.
     pub tlb_misses: u64,
     /// Those of them that needed no handler.
@@ -94,6 +96,7 @@ impl Default for Counters {
             jumps: 0,
             stayed: 0,
             exceptions: [0; 32],
+            tsc_reads: 0,
             tlb_misses: 0,
             tlb_refills: 0,
             tlb_fills: [0; PLANES],
@@ -157,6 +160,7 @@ impl Counters {
             .count("jumps entered in the table", self.jumps)
             .count("callouts", self.callouts.iter().sum())
             .count("callouts that jumped", self.stayed)
+            .count("time stamps read", self.tsc_reads)
             .count("TLB misses", self.tlb_misses)
             .count("of them without a handler", self.tlb_refills)
             .count("TLB entries filled", self.tlb_fills.iter().sum())

@@ -60,21 +60,31 @@ impl Tables {
     /// From now on jumps and returns are those of this space, which is one of the plane; code
     /// itself changes between a supervisor's two, whose spaces differ in the last bit.
     pub fn enter(&mut self, state: &mut State, plane: usize, space: u64, elsewhere: u64) {
-        if state.space != space {
-            state.tables[plane % PLANES] = self.select(state, space);
-            if plane < 2 {
-                state.tables[plane ^ 1] = self.select(state, space ^ 1);
+        self.prepare(state, plane, space, elsewhere);
+        (state.space, state.table) = (space, state.tables[plane % PLANES]);
+    }
+
+    /// Code may change to this plane, and is in this space then. With a supervisor's, it may
+    /// change to the other one, too.
+    pub fn prepare(&mut self, state: &mut State, plane: usize, space: u64, elsewhere: u64) {
+        let other = (plane < 2).then_some((plane ^ 1, space ^ 1));
+        for (plane, space) in [Some((plane % PLANES, space)), other].into_iter().flatten() {
+            if state.spaces[plane] != space {
+                state.spaces[plane] = space;
+                state.tables[plane] = self.select(state, space);
+                state.forget_returns(plane, space, elsewhere);
             }
-            state.table = state.tables[plane % PLANES];
         }
-        state.enter_space(plane, space, elsewhere);
     }
 
     /// The host address of the space's table.
     fn select(&mut self, state: &mut State, space: u64) -> u64 {
         self.time += 1;
         let found = self.owners.iter().position(|o| o.space == Some(space));
-        let oldest = || (0..TABLES).min_by_key(|n| self.owners[*n].last_use).unwrap_or(0);
+        // Those in use may have been so for long.
+        let free = |n: &usize| !self.owners[*n].space.is_some_and(|s| state.spaces.contains(&s));
+        let age = |n: &usize| self.owners[*n].last_use;
+        let oldest = || (0..TABLES).filter(free).min_by_key(age).unwrap_or(0);
         let table = found.unwrap_or_else(oldest);
         if found.is_none() {
             self.empty(state, table);
@@ -158,6 +168,12 @@ impl State {
 pub fn table_of(plane: usize) -> Mem {
     let tables = field!(tables);
     Mem { disp: tables.disp + 8 * (plane % PLANES) as i32, ..tables }
+}
+
+/// Where the plane's space is.
+pub fn space_of(plane: usize) -> Mem {
+    let spaces = field!(spaces);
+    Mem { disp: spaces.disp + 8 * (plane % PLANES) as i32, ..spaces }
 }
 
 /// Goes to the address in [`SA`], or does what `missed` emits, which is short and does not

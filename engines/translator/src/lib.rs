@@ -13,6 +13,8 @@ mod counters;
 mod far;
 mod forms;
 mod jumps;
+mod levels;
+mod light;
 mod lower;
 mod native;
 mod perf_map;

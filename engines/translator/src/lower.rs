@@ -12,7 +12,9 @@ mod reuse;
 mod scratch;
 mod stack;
 mod string;
+mod syscall;
 mod system;
+mod time;
 mod vector;
 mod x87;
 
@@ -139,6 +141,8 @@ pub struct Lowerer<'t> {
     opcodes: Vec<u16>,
     /// Where handlers are called in the line.
     calls: Vec<Patch>,
+    /// Where the time-stamp counter is asked for.
+    tsc_calls: Vec<Patch>,
     /// Where instructions begin in the plain part, by number.
     plain: Vec<usize>,
     reuse: Reuse,
@@ -188,6 +192,7 @@ impl<'t> Lowerer<'t> {
             vectors: 0,
             opcodes: Vec::new(),
             calls: Vec::new(),
+            tsc_calls: Vec::new(),
             plain: Vec::new(),
             reuse: Reuse::default(),
             runs: Vec::new(),
@@ -278,6 +283,13 @@ impl<'t> Lowerer<'t> {
         let (_, callout) = self.outside();
         for call in std::mem::take(&mut self.calls) {
             self.asm.patch_to(call, callout);
+        }
+        let tsc = match self.vectors & vectors::X87 {
+            0 => self.thunks.tsc_live,
+            _ => self.thunks.tsc_x87,
+        };
+        for call in std::mem::take(&mut self.tsc_calls) {
+            self.asm.patch_to(call, tsc);
         }
         let entry = self.asm.here();
         let wanted = vectors::wanted(self.vectors);

@@ -43,6 +43,7 @@ pub(crate) fn enter(
 ) -> u32 {
     state.env = std::ptr::from_mut(env) as u64;
     state.callout = called_out as *const () as u64;
+    state.tsc = read_tsc as *const () as u64;
     let rsp = std::ptr::from_mut(state).cast::<u8>().wrapping_add(BIAS);
     let target = memory.address(at);
     // SAFETY: at `enter` is code of this signature, made by `thunks::build`: it preserves what
@@ -53,8 +54,8 @@ pub(crate) fn enter(
     // addresses that a TLB entry of `state` vouches for: `tlb` enters pages of the arena only,
     // which stay mapped as long as the vCPU. It cannot fault otherwise: what it copies from the
     // guest is on an allow-list of instructions that raise nothing with valid operands. `state`
-    // and `env` are borrowed exclusively here, and used by translated code and `called_out`
-    // only, never by both at once.
+    // and `env` are borrowed exclusively here, and used by translated code and the functions
+    // that it calls only, never by both at once.
     unsafe {
         let run: extern "sysv64" fn(*mut u8, *const u8) -> u32 =
             std::mem::transmute(memory.address(enter));
@@ -74,6 +75,17 @@ extern "sysv64" fn called_out(rsp: *mut u8) -> u32 {
         (state, env)
     };
     callout::execute(state, env)
+}
+
+/// Called by translated code: the time-stamp counter.
+extern "sysv64" fn read_tsc(rsp: *mut u8) -> u64 {
+    // SAFETY: as in `called_out`.
+    let env = unsafe {
+        let state = &mut *rsp.wrapping_sub(BIAS).cast::<State>();
+        &mut *(state.env as Opaque)
+    };
+    env.counters.tsc_reads += 1;
+    env.ctx.tsc()
 }
 
 /// Writes code where no translated code is that could run meanwhile.

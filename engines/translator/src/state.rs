@@ -87,6 +87,25 @@ pub struct State {
     pub space: u64,
     /// `table` of each plane.
     pub tables: [u64; PLANES],
+    /// Whose tables these are.
+    pub spaces: [u64; PLANES],
+    /// What is to be done to the vCPU's segments; see [`crate::levels`].
+    pub level: u64,
+    /// Not zero if SYSCALL, or SYSRET, is for the handler.
+    pub syscall_bad: u64,
+    pub sysret_bad: u64,
+    /// SYSCALL's target, and the bits of RFLAGS that it leaves alone.
+    pub lstar: u64,
+    pub syscall_keeps: u64,
+    /// The bits of RFLAGS with which SYSRET is for the handler.
+    pub sysret_odd: u64,
+    /// Not zero if user mode must not read the time-stamp counter.
+    pub tsc_bad: u64,
+    pub tsc_aux: u64,
+    /// A function that reads it.
+    pub tsc: u64,
+    /// The status flags while it does, as LAHF and SETO have them.
+    pub saved_flags: u64,
     /// Half of the canonical range.
     pub half: u64,
     pub fs: u64,
@@ -232,18 +251,6 @@ pub fn expected_host(plane: usize, number: u8) -> Mem {
 }
 
 impl State {
-    /// Translated code goes on with a plane, in this space. Setting RFLAGS.AC in place changes
-    /// to the other one of a supervisor's planes, and to the space that differs as they do.
-    pub fn enter_space(&mut self, plane: usize, space: u64, elsewhere: u64) {
-        self.space = space;
-        let other = (plane < 2).then_some((plane ^ 1, space ^ 1));
-        for (plane, space) in [Some((plane, space)), other].into_iter().flatten() {
-            if self.expected.get(plane).is_some_and(|expected| expected.space != space) {
-                self.forget_returns(plane, space, elsewhere);
-            }
-        }
-    }
-
     /// No return is expected in the plane. A return to address 0 is, which goes to `elsewhere`.
     pub fn forget_returns(&mut self, plane: usize, space: u64, elsewhere: u64) {
         if let Some(expected) = self.expected.get_mut(plane) {

@@ -2,7 +2,7 @@
 
 use crate::{
     asm::{Asm, Mem, RAX, RBP, RBX, RDI, RSP},
-    jumps,
+    jumps, light,
     regs::{SA, SC, homes},
     state::{field, gpr},
     vectors,
@@ -18,7 +18,12 @@ pub struct Thunks {
     pub callout: usize,
     /// The same, after [`SA`] missed the TLB.
     pub miss: usize,
-    /// The same two for blocks that use vector registers.
+    /// Reads the time-stamp counter; the same for blocks that use vector registers, and the x87
+    /// registers.
+    pub tsc: usize,
+    pub tsc_live: usize,
+    pub tsc_x87: usize,
+    /// The same two as above for blocks that use vector registers.
     pub callout_live: usize,
     pub miss_live: usize,
     /// The same two for blocks that use the x87 registers, too.
@@ -107,6 +112,11 @@ pub fn build(asm: &mut Asm) -> Thunks {
     let _ = asm.call(callout);
     // It goes elsewhere.
     asm.jmp(leave);
+    let [tsc, tsc_live, tsc_x87] = [0, vectors::USED, vectors::USED | vectors::X87].map(|used| {
+        let at = asm.here();
+        light::tsc_thunk(asm, used);
+        at
+    });
     let revive = asm.here();
     vectors::revive_thunk(asm);
     let revive_x87 = asm.here();
@@ -116,6 +126,9 @@ pub fn build(asm: &mut Asm) -> Thunks {
         leave,
         callout,
         miss,
+        tsc,
+        tsc_live,
+        tsc_x87,
         callout_live,
         miss_live,
         callout_x87,

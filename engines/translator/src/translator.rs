@@ -6,6 +6,7 @@ use crate::{
     counters::{Cause, Counters},
     forms::Forms,
     jumps::{ENTRIES, Tables},
+    levels,
     lower::{BASE, Check, Exit, Lowerer, SITE_BITS, decode_narrow, ends, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
@@ -156,7 +157,8 @@ impl Translator {
         (state.below_16, state.below_32) = (15, 31);
         state.mxcsr_masks = callout::MASKS.into();
         state.mxcsr_reserved = 0xffff_0000;
-        state.space = u64::MAX;
+        (state.space, state.spaces) = (u64::MAX, [u64::MAX; PLANES]);
+        state.sysret_odd = rflags::TF | rflags::AC;
         tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
         let table = Table::default();
@@ -515,7 +517,6 @@ impl Translator {
         let (plane, elsewhere) = (block.plane, self.memory.address(self.thunks.jump) as u64);
         let state = &mut *self.state;
         state.page = rip & !(PAGE - 1);
-        self.tables.enter(state, plane, space, elsewhere);
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
         let counters = &mut self.counters;
@@ -529,6 +530,7 @@ impl Translator {
             autonomous: self.autonomous,
             stop: None,
         };
+        levels::enter(state, &mut env, plane, space);
         callout::give(state, &mut env);
         if !callout::may_run(state, vectors) {
             return None;

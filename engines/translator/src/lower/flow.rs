@@ -157,7 +157,7 @@ impl Lowerer<'_> {
     }
 
     /// Leaves what is not canonical in [`SA`] to the handler, which raises #GP.
-    fn canonical(&mut self) {
+    pub(super) fn canonical(&mut self) {
         self.asm.load(SC, field!(half));
         self.asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
         self.asm.rorx(SC, SC, 48);

@@ -1,0 +1,49 @@
+//! RDTSC, RDTSCP and RDPID.
+//!
+//! The counter is the host's answer, asked for at each time, so that a run can be recorded. Where
+//! retired instructions are counted, time may be made of them, and the handler asks.
+
+use super::{Done, Lowerer, Untranslated};
+use crate::{
+    asm::{RAX, RDX},
+    regs::{self, GUEST_RCX, SA},
+    state::{field, gpr},
+};
+use iced_x86::{Instruction, Mnemonic};
+
+const USER: usize = 2;
+
+impl Lowerer<'_> {
+    pub(super) fn rdtsc(&mut self, insn: &Instruction) -> Done {
+        if self.counted || self.narrow {
+            return Err(Untranslated);
+        }
+        if self.plane == USER {
+            self.unless_zero(field!(tsc_bad));
+        }
+        let call = self.asm.call(self.thunks.tsc);
+        self.tsc_calls.push(call);
+        self.asm.rorx(RDX, SA, 32);
+        self.asm.mov(RDX, RDX, false);
+        self.asm.mov(RAX, SA, false);
+        if insn.mnemonic() == Mnemonic::Rdtscp {
+            self.asm.load32(GUEST_RCX, field!(tsc_aux));
+        }
+        Ok(())
+    }
+
+    pub(super) fn rdpid(&mut self, insn: &Instruction) -> Done {
+        if self.narrow {
+            return Err(Untranslated);
+        }
+        let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
+        match regs::home(number) {
+            Some(host) => self.asm.load32(host, field!(tsc_aux)),
+            None => {
+                self.asm.load32(SA, field!(tsc_aux));
+                self.asm.store(gpr(number), SA);
+            }
+        }
+        Ok(())
+    }
+}
