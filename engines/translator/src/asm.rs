@@ -4,8 +4,10 @@
 //! host's flags register all the time, and whoever uses one of these saves them first.
 
 mod alu;
+mod buffer;
 
 pub use alu::Alu;
+pub use buffer::Buffer;
 
 /// Host registers by number.
 pub const RAX: u8 = 0;
@@ -50,17 +52,25 @@ pub struct Short(usize);
 #[derive(Debug)]
 pub struct Asm {
     /// Of the part that is being made.
-    pub code: Vec<u8>,
+    pub code: Buffer,
     /// Its offset in the code memory.
     origin: usize,
     /// The other part.
-    other: (usize, Vec<u8>),
+    other: (usize, Buffer),
 }
 
 impl Asm {
     /// At these offsets of the code memory.
     pub fn new(hot: usize, cold: usize) -> Self {
-        Self { code: Vec::with_capacity(512), origin: hot, other: (cold, Vec::with_capacity(512)) }
+        Self::with_room(hot, cold, <[Buffer; 2]>::default())
+    }
+
+    /// In buffers that were used before.
+    pub fn with_room(hot: usize, cold: usize, room: [Buffer; 2]) -> Self {
+        let [mut code, mut other] = room;
+        code.truncate(0);
+        other.truncate(0);
+        Self { code, origin: hot, other: (cold, other) }
     }
 
     /// From now on the other part is made.
@@ -70,7 +80,7 @@ impl Asm {
     }
 
     /// The part that is being made, and the other.
-    pub fn finish(self) -> [Vec<u8>; 2] {
+    pub fn finish(self) -> [Buffer; 2] {
         [self.code, self.other.1]
     }
 
@@ -79,8 +89,9 @@ impl Asm {
         self.origin + self.code.len()
     }
 
-    pub fn bytes(&mut self, bytes: &[u8]) {
-        self.code.extend_from_slice(bytes);
+    #[inline(always)]
+    pub fn bytes<const N: usize>(&mut self, bytes: &[u8; N]) {
+        self.code.put(bytes, N);
     }
 
     fn rex(&mut self, wide: bool, reg: u8, mem: &Mem) {

@@ -10,6 +10,7 @@ mod narrow;
 mod returns;
 mod reuse;
 mod scratch;
+mod spare;
 mod stack;
 mod string;
 mod syscall;
@@ -19,7 +20,7 @@ mod vector;
 mod x87;
 
 use crate::{
-    asm::{Asm, Mem, Patch},
+    asm::{Asm, Buffer, Mem, Patch},
     forms::Forms,
     probe::{self, Place},
     regs::{self, SA, SB, SC},
@@ -34,6 +35,9 @@ use iced_x86::{Instruction, Mnemonic, Register};
 pub use narrow::decode as decode_narrow;
 use reuse::Reuse;
 use scratch::Scratch;
+use semantics::Insn;
+use spare::Spare;
+pub use spare::Tools;
 pub use system::ends;
 
 /// The instruction has no translation: its handler executes it.
@@ -63,9 +67,9 @@ pub struct Exit {
 #[derive(Debug)]
 pub struct Lowered {
     /// What mostly runs.
-    pub hot: Vec<u8>,
+    pub hot: Buffer,
     /// What seldom does: misses, plain parts, exits that are not linked.
-    pub cold: Vec<u8>,
+    pub cold: Buffer,
     pub exits: Vec<Exit>,
     /// The number of the next branch to another page.
     pub fars: u32,
@@ -110,6 +114,7 @@ pub struct Lowerer<'t> {
     asm: Asm,
     thunks: &'t Thunks,
     forms: &'t mut Forms,
+    spare: &'t mut Spare,
     plane: usize,
     /// The same of what follows the block.
     exit_plane: usize,
@@ -137,8 +142,8 @@ pub struct Lowerer<'t> {
     ends: Vec<usize>,
     /// What the instructions use of the vector registers.
     vectors: u8,
-    /// FOP of x87 instructions.
-    opcodes: Vec<u16>,
+    /// What the interpreter knows of the instructions.
+    known: &'t [Insn],
     /// Where handlers are called in the line.
     calls: Vec<Patch>,
     /// Where the time-stamp counter is asked for.
@@ -164,16 +169,19 @@ impl<'t> Lowerer<'t> {
     pub fn new(
         at: [usize; 2],
         thunks: &'t Thunks,
-        forms: &'t mut Forms,
+        tools: &'t mut Tools,
         plane: usize,
         id: u32,
         first_cell: u32,
     ) -> Self {
         let [hot, cold] = at;
+        let Tools { forms, spare, .. } = tools;
+        let room = std::mem::take(spare);
         Self {
-            asm: Asm::new(hot, cold),
+            asm: Asm::with_room(hot, cold, room.code),
             thunks,
             forms,
+            spare,
             plane,
             exit_plane: plane,
             last: false,
@@ -186,19 +194,19 @@ impl<'t> Lowerer<'t> {
             first_cell,
             exits: Vec::new(),
             next_far: 0,
-            fars: Vec::new(),
-            misses: Vec::new(),
-            ends: Vec::new(),
+            fars: room.fars,
+            misses: room.misses,
+            ends: room.ends,
             vectors: 0,
-            opcodes: Vec::new(),
-            calls: Vec::new(),
-            tsc_calls: Vec::new(),
-            plain: Vec::new(),
-            reuse: Reuse::default(),
-            runs: Vec::new(),
+            known: &[],
+            calls: room.calls,
+            tsc_calls: room.tsc_calls,
+            plain: room.plain,
+            reuse: room.reuse,
+            runs: room.runs,
             moved: 0,
             scratch: Scratch::default(),
-            scratches: Vec::new(),
+            scratches: room.scratches,
             again: Again::default(),
         }
     }
@@ -223,9 +231,10 @@ impl<'t> Lowerer<'t> {
         let short = self.want_budget();
         // What is loaded from the code exists once.
         let plain = check.is_some() || self.narrow;
-        let accesses = if plain { Vec::new() } else { access::accesses(insns, self.forms) };
-        self.reuse = Reuse::new(accesses);
-        self.runs = insns.iter().map(stack::moves_only).collect();
+        if !plain {
+            access::accesses(insns, self.forms, &mut self.reuse.accesses);
+        }
+        self.runs.extend(insns.iter().map(stack::moves_only));
         let (mut callouts, mut open) = (0, true);
         for (index, insn) in insns.iter().enumerate() {
             self.last = index + 1 == insns.len();
@@ -269,6 +278,7 @@ impl<'t> Lowerer<'t> {
         self.out_of_line();
         self.asm.change_part();
         let entry = self.vector_entry(origin, stop);
+        self.give_back();
         let Self { vectors, exits, asm, next_far: fars, .. } = self;
         let [hot, cold] = asm.finish();
         Some(Lowered { hot, cold, exits, fars, unpolled, vectors, entry, callouts })
@@ -281,14 +291,14 @@ impl<'t> Lowerer<'t> {
             return origin;
         }
         let (_, callout) = self.outside();
-        for call in std::mem::take(&mut self.calls) {
+        for call in self.calls.drain(..) {
             self.asm.patch_to(call, callout);
         }
         let tsc = match self.vectors & vectors::X87 {
             0 => self.thunks.tsc_live,
             _ => self.thunks.tsc_x87,
         };
-        for call in std::mem::take(&mut self.tsc_calls) {
+        for call in self.tsc_calls.drain(..) {
             self.asm.patch_to(call, tsc);
         }
         let entry = self.asm.here();
@@ -349,8 +359,9 @@ impl<'t> Lowerer<'t> {
     /// The plain version of what was made with the reuse of checks.
     fn doubled(&mut self, insns: &[Instruction], allowed: impl Fn(&Instruction) -> bool) {
         self.reuse.plain = true;
-        self.plain = vec![self.thunks.leave; insns.len()];
-        for (first, last) in self.reuse.doubled.clone() {
+        self.plain.resize(insns.len(), self.thunks.leave);
+        for n in 0..self.reuse.doubled.len() {
+            let (first, last) = self.reuse.doubled[n];
             for (index, insn) in insns.iter().enumerate().take(last + 1).skip(first) {
                 self.plain[index] = self.asm.here();
                 self.last = index + 1 == insns.len();
@@ -364,6 +375,12 @@ impl<'t> Lowerer<'t> {
     /// Whether what follows the block looks like a place to return to.
     pub fn returning(mut self, returns: bool) -> Self {
         self.returns = returns;
+        self
+    }
+
+    /// What the interpreter has of these instructions.
+    pub fn knowing(mut self, insns: &'t [Insn]) -> Self {
+        self.known = insns;
         self
     }
 
@@ -386,7 +403,8 @@ impl<'t> Lowerer<'t> {
     }
 
     fn out_of_line(&mut self) {
-        for Miss { index, patch, why, again } in std::mem::take(&mut self.misses) {
+        let mut misses = std::mem::take(&mut self.misses);
+        for Miss { index, patch, why, again } in misses.drain(..) {
             if let Why::Plain = why {
                 let to = self.plain.get(index).copied().unwrap_or(self.thunks.leave);
                 self.asm.patch_to(patch, to);
@@ -421,6 +439,7 @@ impl<'t> Lowerer<'t> {
             let back = next.copied().unwrap_or(self.thunks.leave);
             self.asm.jmp(back);
         }
+        self.misses = misses;
         self.far_misses();
         for n in 0..self.exits.len() {
             self.exits[n].stub = self.asm.here();
@@ -597,7 +616,8 @@ impl<'t> Lowerer<'t> {
     /// Encodes an instruction whose operands are the host's.
     fn encode(&mut self, insn: &Instruction) -> Done {
         let bytes = self.forms.encode(insn, BASE).ok_or(Untranslated)?;
-        self.asm.bytes(bytes.get());
+        let (bytes, len) = bytes.all();
+        self.asm.code.put(bytes, len);
         Ok(())
     }
 }

@@ -4,10 +4,9 @@ use crate::{
     asm::Asm,
     callout::{self, space},
     counters::{Cause, Counters},
-    forms::Forms,
     jumps::{ENTRIES, Tables},
     levels,
-    lower::{BASE, Check, Exit, Lowerer, SITE_BITS, decode_narrow, ends, is_flow},
+    lower::{BASE, Check, Exit, Lowerer, SITE_BITS, Tools, decode_narrow, ends, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
@@ -94,7 +93,7 @@ pub struct Translator {
     state: Region,
     table: Table,
     tables: Tables,
-    forms: Forms,
+    tools: Tools,
     features: IsaFeatures,
     /// Where the next block goes: its hot part, and its cold one, which begin at `first`.
     next: [usize; 2],
@@ -168,7 +167,7 @@ impl Translator {
             state,
             table,
             tables: Tables::default(),
-            forms: Forms::default(),
+            tools: Tools::default(),
             features,
             next: first,
             taken: 0,
@@ -266,15 +265,16 @@ impl Translator {
             self.clear();
         }
         self.evicted.truncate(self.evicted.len().saturating_sub(DROPPED));
-        let insns = decode(source)?;
+        let mut insns = std::mem::take(&mut self.tools.insns);
+        if !decode(source, &mut insns) {
+            return None;
+        }
         let number = self.table.blocks.len() as u32;
         let first_cell = self.table.cells.len() as u32;
-        let (next, plane, forms) = (self.next, source.plane, &mut self.forms);
-        let lowerer = Lowerer::new(next, &self.thunks, forms, plane, number, first_cell);
+        let (next, plane, tools) = (self.next, source.plane, &mut self.tools);
+        let lowerer = Lowerer::new(next, &self.thunks, tools, plane, number, first_cell);
         let lowerer = lowerer.fars(self.far).counted(self.state.counted).returning(returns(source));
-        let fop = |insn: &Insn| insn.cold.as_ref().map_or(0, |cold| cold.fop);
-        let lowerer = lowerer.opcodes(source.insns.iter().map(fop).collect());
-        let lowerer = lowerer.narrow(source.width.is_narrow());
+        let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
         let features = self.features;
         let start = i64::from(source.start);
         let check = source.check.as_ref();
@@ -323,6 +323,8 @@ impl Translator {
             alive: true,
             removed: false,
         });
+        self.tools.insns = insns;
+        self.tools.spare.take_code([lowered.hot, lowered.cold]);
         Some(Code { epoch: self.epoch, number })
     }
 
@@ -578,26 +580,26 @@ fn returns(source: &Source<'_>) -> bool {
     !traps.iter().any(|trap| next.starts_with(trap))
 }
 
-/// The instructions, addressed as [`BASE`] says; as many as the interpreter found.
-fn decode(source: &Source<'_>) -> Option<Vec<Instruction>> {
+/// The instructions, addressed as [`BASE`] says; as many as the interpreter found. False if they
+/// are none that can be translated.
+fn decode(source: &Source<'_>, insns: &mut Vec<Instruction>) -> bool {
     let ip = BASE + u64::from(source.start);
-    let count = source.insns.len();
-    let decoded: Vec<Instruction> = match source.width {
-        Width::Narrow => decode_narrow(source.bytes, source.start, count),
+    insns.clear();
+    match source.width {
+        Width::Narrow => {
+            *insns = decode_narrow(source.bytes, source.start, source.insns.len());
+        }
         Width::Wide => {
             let mut decoder = Decoder::with_ip(64, source.bytes, ip, DecoderOptions::NONE);
-            (0..count).map(|_| decoder.decode()).collect()
-        }
-    };
-    let mut insns = Vec::with_capacity(count);
-    for (insn, known) in decoded.into_iter().zip(source.insns.iter()) {
-        if insn.is_invalid() || insn.len() != usize::from(known.len) {
-            return None;
-        }
-        insns.push(insn);
-        if ends(&insn, source.plane) {
-            break;
+            insns.extend(source.insns.iter().map(|_| decoder.decode()));
         }
     }
-    (!insns.is_empty() && insns.len() < 1 << SITE_BITS).then_some(insns)
+    if let Some(last) = insns.iter().position(|insn| ends(insn, source.plane)) {
+        insns.truncate(last + 1);
+    }
+    let known = source.insns.iter().map(|known| usize::from(known.len));
+    if insns.iter().zip(known).any(|(insn, len)| insn.is_invalid() || insn.len() != len) {
+        return false;
+    }
+    !insns.is_empty() && insns.len() < 1 << SITE_BITS
 }

@@ -45,9 +45,9 @@ impl Access {
 }
 
 /// Each instruction's accesses, in their order.
-pub fn accesses(insns: &[Instruction], forms: &mut Forms) -> Vec<[Option<Access>; 2]> {
+pub fn accesses(insns: &[Instruction], forms: &mut Forms, all: &mut Vec<[Option<Access>; 2]>) {
     let mut values = Values::new();
-    insns.iter().map(|insn| values.step(insn, forms)).collect()
+    all.extend(insns.iter().map(|insn| values.step(insn, forms)));
 }
 
 /// A value, and a distance from it.
@@ -213,7 +213,9 @@ mod tests {
     fn of(bytes: &[u8]) -> Vec<[Option<Access>; 2]> {
         let insns: Vec<_> =
             Decoder::with_ip(64, bytes, BASE, DecoderOptions::NONE).iter().collect();
-        accesses(&insns, &mut Forms::default())
+        let mut all = Vec::new();
+        accesses(&insns, &mut Forms::default(), &mut all);
+        all
     }
 
     fn constants(bytes: &[u8]) -> Vec<(u32, i64, bool)> {

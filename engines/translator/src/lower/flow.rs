@@ -67,12 +67,14 @@ impl Lowerer<'_> {
 
     /// What such branches do elsewhere.
     pub(super) fn far_misses(&mut self) {
-        for FarMiss { number, offset, patch } in std::mem::take(&mut self.fars) {
+        let mut fars = std::mem::take(&mut self.fars);
+        for FarMiss { number, offset, patch } in fars.drain(..) {
             self.asm.patch(patch);
             self.page_relative(SA, offset);
             self.asm.mov_imm32(SC, number);
             self.asm.jmp_mem(far(number, offset_of!(Far, miss)));
         }
+        self.fars = fars;
     }
 
     /// Control goes to an offset in the page; if `polled`, whatever is there looks at the word

@@ -40,7 +40,7 @@ pub(super) struct Fact {
 /// What is known where the next instruction is made.
 #[derive(Debug, Default)]
 pub(super) struct Reuse {
-    accesses: Vec<[Option<Access>; 2]>,
+    pub accesses: Vec<[Option<Access>; 2]>,
     facts: Vec<Fact>,
     /// The slot whose distance is still in [`SB`]: before the instruction, and after it.
     pub held: Option<usize>,
@@ -54,8 +54,13 @@ pub(super) struct Reuse {
 }
 
 impl Reuse {
-    pub fn new(accesses: Vec<[Option<Access>; 2]>) -> Self {
-        Self { accesses, ..Self::default() }
+    /// For another block.
+    pub fn emptied(self) -> Self {
+        let Self { mut accesses, mut facts, mut doubled, .. } = self;
+        accesses.clear();
+        facts.clear();
+        doubled.clear();
+        Self { accesses, facts, doubled, ..Self::default() }
     }
 
     /// Before an instruction.
@@ -271,7 +276,10 @@ impl Lowerer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lower::{BASE, access::accesses};
+    use crate::{
+        forms::Forms,
+        lower::{BASE, access::accesses},
+    };
     use iced_x86::{Decoder, DecoderOptions};
 
     #[test]
@@ -281,7 +289,8 @@ mod tests {
         let insns: Vec<_> =
             Decoder::with_ip(64, &bytes, BASE, DecoderOptions::NONE).iter().collect();
         let begun = || {
-            let mut reuse = Reuse::new(accesses(&insns, &mut crate::forms::Forms::default()));
+            let mut reuse = Reuse::default();
+            accesses(&insns, &mut Forms::default(), &mut reuse.accesses);
             reuse.begin();
             let first = reuse.access(0, Which::Operand).unwrap();
             let fact = reuse.range(0, Which::Operand, &first, false).unwrap();

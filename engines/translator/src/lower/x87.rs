@@ -72,14 +72,9 @@ impl Lowerer<'_> {
         }
         self.page_relative(SC, insn.ip().wrapping_sub(BASE) as i64);
         self.asm.store(field!(x87_ip), SC);
-        let opcode = self.opcodes.get(self.index).copied().unwrap_or(0);
+        let known = self.known.get(self.index);
+        let opcode = known.and_then(|insn| insn.cold.as_ref()).map_or(0, |cold| cold.fop);
         self.asm.store_imm(field!(x87_op), i32::from(opcode & 0x7ff), true);
-    }
-
-    /// What each instruction of the block has as FOP.
-    pub fn opcodes(mut self, opcodes: Vec<u16>) -> Self {
-        self.opcodes = opcodes;
-        self
     }
 
     /// FLDCW of what masks everything.
