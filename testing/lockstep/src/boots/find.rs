@@ -101,6 +101,7 @@ fn run_again(pair: &mut Pair, instructions: u64) -> Result<Vec<String>, Error> {
         side.vcpu.set_state(agreed)?;
         let mut host = Replayer::new(&recorder.log, side.memory(), true);
         side.vcpu.run_for(instructions, &mut host)?;
+        host.end();
         what.extend(host.wrong());
     }
     reference.collect([a, b])?;
@@ -150,10 +151,12 @@ pub fn walk(
     let mut host = Replayer::new(&recorder.log, a.memory(), true);
     let before = instructions.saturating_sub(last);
     a.vcpu.run_for(before, &mut host)?;
+    host.end();
     let mut state = a.vcpu.state()?;
     for _ in before..instructions {
         let insn = disassemble(a, &state);
         a.vcpu.run_for(1, &mut host)?;
+        host.end();
         let next = a.vcpu.state()?;
         show(&state, insn, &next);
         state = next;

@@ -214,13 +214,23 @@ pub struct Replayer<'l> {
     /// the last.
     part: bool,
     last_tsc: u64,
+    /// The time was the last question, and where its answer is in the log.
+    read: Option<usize>,
     /// The first question that the other did not ask here.
     wrong: Option<String>,
 }
 
 impl<'l> Replayer<'l> {
     pub fn new(log: &'l Log, memory: &Arc<GuestMem>, part: bool) -> Self {
-        Self { log, at: 0, memory: memory.clone(), part, last_tsc: 0, wrong: None }
+        Self { log, at: 0, memory: memory.clone(), part, last_tsc: 0, read: None, wrong: None }
+    }
+
+    /// A run has ended inside the piece. A vCPU asks the time at each end of a run: what it was
+    /// told then may have been meant for the guest, which is still to read it.
+    pub fn end(&mut self) {
+        if let Some(at) = self.read.take() {
+            self.at = at;
+        }
     }
 
     /// What was asked differently, or not at all.
@@ -237,8 +247,10 @@ impl<'l> Replayer<'l> {
         if self.wrong.is_some() {
             return none;
         }
+        self.read = None;
         match self.log.entries.get(self.at) {
             Some(entry) if entry.call == call => {
+                self.read = (call == Call::Tsc).then_some(self.at);
                 self.at += 1;
                 for (gpa, bytes) in &entry.wrote {
                     // It was read from there.
@@ -330,5 +342,37 @@ impl VcpuHost for Replayer<'_> {
 
     fn trace(&mut self, event: Trace) {
         self.answer(Call::Trace(event));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_of_runs_take_nothing_from_the_guest() {
+        let tsc = |value| Entry {
+            call: Call::Tsc,
+            answer: Answer::value(value),
+            pending: None,
+            wrote: Vec::new(),
+        };
+        // The guest reads the time twice; the end of the piece is the third one.
+        let log = Log { pending: None, entries: vec![tsc(5), tsc(6), tsc(7)] };
+        let memory = GuestMem::new(1 << 20).unwrap();
+        let mut host = Replayer::new(&log, &memory, true);
+        // In steps: one before the first reading, the two readings, and one behind them.
+        for readings in [0, 1, 1, 0] {
+            let before = host.at;
+            for n in 0..readings {
+                assert_eq!(host.tsc(), 5 + (before + n) as u64);
+            }
+            host.tsc();
+            host.end();
+            assert_eq!(host.at, before + readings);
+        }
+        host.end();
+        assert_eq!(host.at, 2);
+        assert!(host.wrong().is_none());
     }
 }
