@@ -66,6 +66,11 @@ impl Interp {
             translator.remove(&dropped.gone);
         }
         let known = self.cache.translations(span).and_then(|t| *t.get(plane)?);
+        if known.is_some_and(|code| translator.is_evicted(code)) {
+            // It has to become hot again. What does not would make others go that are.
+            *self.cache.heat(span)? = Heat::Runs(0);
+            return None;
+        }
         let code = match known.filter(|code| translator.revive(*code, plane)) {
             Some(code) => code,
             None => self.translate(ctx, span, plane)?,

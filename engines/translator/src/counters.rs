@@ -1,6 +1,6 @@
 //! What a translator counts: on its own side of the border, never in translated code.
 
-use crate::state::PLANES;
+use crate::{state::PLANES, table::Table};
 use engine::Stats;
 use iced_x86::Mnemonic;
 use std::time::Instant;
@@ -124,7 +124,7 @@ impl Counters {
         }
     }
 
-    /// All these blocks had to go, since this time.
+    /// So many blocks had to go, since this time.
     pub fn evicted(&mut self, blocks: usize, since: Instant) {
         self.evictions += u64::from(blocks != 0);
         self.evicted += blocks as u64;
@@ -132,8 +132,8 @@ impl Counters {
         self.longest_eviction_ns = self.longest_eviction_ns.max(ns);
     }
 
-    /// `used` of `room` bytes of code memory hold code, of so many blocks.
-    pub fn report(&self, stats: &mut Stats, used: usize, room: usize, blocks: usize) {
+    /// `room` is what code and `table` may take, in bytes.
+    pub fn report(&self, stats: &mut Stats, table: &Table, room: usize) {
         stats
             .group("translation")
             .count("blocks translated", self.blocks)
@@ -147,10 +147,12 @@ impl Counters {
         stats
             .group("code cache")
             .bytes("size", room as u64)
-            .bytes("in use", used as u64)
-            .count("blocks in use", blocks as u64)
+            .bytes("code in use", table.used() as u64)
+            .bytes("kept of blocks", table.kept() as u64)
+            .count("blocks in use", table.alive() as u64)
             .count("blocks made stale", self.removed)
-            .count("evictions", self.evictions)
+            .count("segments", table.segments() as u64)
+            .count("segments evicted", self.evictions)
             .count("blocks evicted", self.evicted)
             .longest("longest eviction", self.longest_eviction_ns);
         stats
@@ -191,7 +193,7 @@ mod tests {
             let mut counters = Counters::default();
             counters.exit(cause);
             let mut stats = Stats::default();
-            counters.report(&mut stats, 0, 0, 0);
+            counters.report(&mut stats, &Table::new([0; 2], [0; 2], 0), 0);
             let exits = stats.group("exits by cause");
             assert_eq!(exits.counters.iter().filter(|c| !c.value.is_zero()).count(), 1);
             assert_eq!(exits.get(name), Some(Value::Count(1)));
@@ -205,7 +207,7 @@ mod tests {
         counters.callout(Mnemonic::Cpuid);
         counters.callout(Mnemonic::Vzeroupper);
         let mut stats = Stats::default();
-        counters.report(&mut stats, 0, 0, 0);
+        counters.report(&mut stats, &Table::new([0; 2], [0; 2], 0), 0);
         assert_eq!(stats.get("callouts by instruction", "cpuid"), Some(Value::Count(2)));
         assert_eq!(stats.get("callouts by instruction", "vzeroupper"), Some(Value::Count(1)));
         assert_eq!(stats.get("translated code", "callouts"), Some(Value::Count(3)));

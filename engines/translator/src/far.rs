@@ -101,15 +101,16 @@ impl Copies {
     }
 }
 
-impl State {
-    /// A branch that goes nowhere yet.
-    pub fn set_far(&mut self, number: u32, relink: u64) {
-        let record = Far { key: NOWHERE, page: 0, host: 0, miss: relink };
-        self.fars[number as usize % FARS] = record;
-    }
-}
-
 impl Tables {
+    /// A new branch, which goes nowhere yet.
+    pub fn set_far(&mut self, state: &mut State, number: u32) {
+        let record = Far { key: NOWHERE, page: 0, host: 0, miss: self.relink };
+        state.fars[number as usize % FARS] = record;
+        if let Some(times) = self.copies.times.get_mut(number as usize) {
+            *times = 0;
+        }
+    }
+
     /// A branch missed whose target is `State::missed`.
     pub fn copy(&mut self, state: &mut State, settled: u64) {
         let (number, linear) = (state.far, state.missed);
@@ -129,8 +130,9 @@ mod tests {
         let mut state = Region::new().unwrap();
         let mut tables = Tables::default();
         tables.clear(&mut state);
-        let (relink, settled) = (10, 20);
-        state.set_far(7, relink);
+        let settled = 20;
+        tables.relink = 10;
+        tables.set_far(&mut state, 7);
         let goes = |state: &State| {
             let far = &state.fars[7];
             let here = state.page.wrapping_add(state.table);
@@ -179,7 +181,8 @@ mod tests {
         let mut state = Region::new().unwrap();
         let mut tables = Tables::default();
         tables.clear(&mut state);
-        state.set_far(3, 10);
+        tables.relink = 10;
+        tables.set_far(&mut state, 3);
         tables.enter(&mut state, 2, 100, 0);
         tables.set(&mut state, 0x5123, 77).unwrap();
         for n in 1..=u64::from(MOST) {
@@ -192,5 +195,9 @@ mod tests {
         assert_eq!(state.fars[3].miss, 10);
         tables.copy(&mut state, 20);
         assert_eq!(state.fars[3].miss, 20);
+        // Another one gets its number.
+        tables.set_far(&mut state, 3);
+        tables.copy(&mut state, 20);
+        assert_eq!(state.fars[3].miss, 10);
     }
 }

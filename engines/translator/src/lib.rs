@@ -31,5 +31,6 @@ mod width;
 
 pub use lower::{Check, immediate};
 pub use perf_map::PerfMap;
-pub use translator::{Code, Left, Link, Source, Translator};
+pub use table::{Code, Link};
+pub use translator::{Left, Source, Translator};
 pub use width::Width;

@@ -134,8 +134,10 @@ pub struct Lowerer<'t> {
     index: usize,
     first_cell: u32,
     exits: Vec<Exit>,
-    /// Branches to other pages: the number of the next, and what each does elsewhere.
+    /// Branches to other pages: the number of the next, the end of these, and what each does
+    /// elsewhere.
     next_far: u32,
+    end_far: u32,
     fars: Vec<flow::FarMiss>,
     misses: Vec<Miss>,
     /// Where each instruction's successor begins.
@@ -194,6 +196,7 @@ impl<'t> Lowerer<'t> {
             first_cell,
             exits: Vec::new(),
             next_far: 0,
+            end_far: 0,
             fars: room.fars,
             misses: room.misses,
             ends: room.ends,

@@ -6,12 +6,12 @@ use crate::{
     counters::{Cause, Counters},
     jumps::{ENTRIES, Tables},
     levels,
-    lower::{BASE, Check, Exit, Lowerer, SITE_BITS, Tools, decode_narrow, ends, is_flow},
+    lower::{BASE, Check, Lowered, Lowerer, SITE_BITS, Tools, decode_narrow, ends, is_flow},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
     state::{BIAS, CELLS, EXPECTED, PLANES},
-    table::{Table, Translated},
+    table::{Cell, Code, Link, Place, Table, Translated},
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
     width::Width,
@@ -29,31 +29,15 @@ use std::{
 use x86_defs::{is_canonical_48, rflags};
 
 const PAGE: u64 = 4096;
-/// Room that must be left for one more block.
-const BLOCK_ROOM: usize = 64 << 10;
-/// Blocks at most: a site has the number in 32 bits.
-const BLOCKS: usize = 1 << (31 - SITE_BITS);
+/// Code memory, at least and at most.
+const CODE: std::ops::RangeInclusive<usize> = 256 << 10..=1 << 30;
 
 /// What a budget is at most; code asks for its upper bits only.
 const BUDGET: u64 = 1 << 46;
-/// Evicted blocks that are dropped for each that is made: to drop all at once takes long.
+/// Evicted blocks that are dropped for each that is made: to drop many at once takes long.
 const DROPPED: usize = 32;
 /// Entries of the table of jumps for one block.
 const MOST_JUMPS: usize = 256;
-
-/// A translated block. Stale ones are recognised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Code {
-    epoch: u32,
-    number: u32,
-}
-
-/// An exit that can be linked to the block that follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link {
-    epoch: u32,
-    cell: u32,
-}
 
 /// How translated code was left. The vCPU's state is complete, with RIP where to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,17 +79,10 @@ pub struct Translator {
     tables: Tables,
     tools: Tools,
     features: IsaFeatures,
-    /// Where the next block goes: its hot part, and its cold one, which begin at `first`.
-    next: [usize; 2],
-    /// What `table` takes, and may take, in bytes.
-    taken: usize,
+    /// What `table` may take, in bytes.
     most: usize,
     /// Blocks that were evicted, to be dropped a few at a time.
     evicted: Vec<Translated>,
-    /// The number of the next branch to another page.
-    far: u32,
-    first: [usize; 2],
-    epoch: u32,
     /// The last budget.
     given: u64,
     autonomous: bool,
@@ -135,13 +112,12 @@ impl Translator {
         if !supported() {
             return Ok(None);
         }
-        let len = bytes / 2;
-        let len = len.clamp(4 * BLOCK_ROOM, 1 << 30).next_multiple_of(4096);
+        let len = (bytes / 2).clamp(*CODE.start(), *CODE.end()).next_multiple_of(4096);
         let memory = CodeMemory::new(len)?;
         let mut asm = Asm::new(0, len);
         let thunks = thunks::build(&mut asm);
         native::write(&memory, 0, &asm.code);
-        let first = [asm.here().next_multiple_of(64), split(len)];
+        let first = asm.here().next_multiple_of(64);
         let mut state = Region::new()?;
         state.index_mask = tlb::INDEX_MASK;
         state.jump_mask = ENTRIES as u64 - 1;
@@ -160,7 +136,8 @@ impl Translator {
         state.sysret_odd = rflags::TF | rflags::AC;
         tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
-        let table = Table::default();
+        let (cold, most) = (split(len), bytes / 2);
+        let table = Table::new([first, cold], [cold, len], most);
         let mut translator = Self {
             memory,
             thunks,
@@ -169,13 +146,8 @@ impl Translator {
             tables: Tables::default(),
             tools: Tools::default(),
             features,
-            next: first,
-            taken: 0,
-            most: bytes / 2,
+            most,
             evicted: Vec::new(),
-            far: 0,
-            first,
-            epoch: 0,
             given: 0,
             autonomous: false,
             counters: Counters::default(),
@@ -226,7 +198,8 @@ impl Translator {
     /// Names what is translated from now on.
     pub fn set_perf_map(&mut self, map: Arc<PerfMap>) {
         let first = self.memory.address(0);
-        map.add(first, self.first[0], format_args!("translator_thunks"));
+        let len = self.table.place().at[0];
+        map.add(first, len, format_args!("translator_thunks"));
         self.perf_map = Some(map);
     }
 
@@ -249,83 +222,80 @@ impl Translator {
 
     /// What was counted.
     pub fn report(&self, stats: &mut Stats) {
-        let blocks = self.table.blocks.iter().filter(|b| b.alive).count();
-        let used = self.next[0] + (self.next[1] - self.first[1]);
-        self.counters.report(stats, used, self.memory.len(), blocks);
+        self.counters.report(stats, &self.table, self.memory.len() + self.most);
     }
 
     /// Translates a block; `None` if that would not pay.
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
-        let full = self.next[0] + BLOCK_ROOM > self.first[1]
-            || self.next[1] + BLOCK_ROOM > self.memory.len()
-            || self.table.cells.len() + (2 << SITE_BITS) > CELLS
-            || self.table.blocks.len() >= BLOCKS
-            || self.taken > self.most;
-        if full {
-            self.clear();
-        }
         self.evicted.truncate(self.evicted.len().saturating_sub(DROPPED));
         let mut insns = std::mem::take(&mut self.tools.insns);
-        if !decode(source, &mut insns) {
-            return None;
+        let code = if decode(source, &mut insns) { self.make(source, &insns) } else { None };
+        self.tools.insns = insns;
+        code
+    }
+
+    fn make(&mut self, source: &Source<'_>, insns: &[Instruction]) -> Option<Code> {
+        loop {
+            let place = self.table.place();
+            let lowered = self.lower(source, insns, place)?;
+            let copied = insns.len() - lowered.callouts.min(insns.len());
+            // Few callouts cost less than leaving translated code for them.
+            if lowered.callouts > 4 && copied < 2 * lowered.callouts {
+                self.counters.refused += 1;
+                return None;
+            }
+            let block = translated(source, insns, &lowered, place);
+            match self.table.fits(&block, [lowered.hot.len(), lowered.cold.len()]) {
+                Some(true) => return self.keep(source, insns, (block, lowered), place),
+                // Made once more, in another place.
+                Some(false) => {
+                    self.tools.spare.take_code([lowered.hot, lowered.cold]);
+                    self.make_room();
+                }
+                None => return None,
+            }
         }
-        let number = self.table.blocks.len() as u32;
-        let first_cell = self.table.cells.len() as u32;
-        let (next, plane, tools) = (self.next, source.plane, &mut self.tools);
-        let lowerer = Lowerer::new(next, &self.thunks, tools, plane, number, first_cell);
-        let lowerer = lowerer.fars(self.far).counted(self.state.counted).returning(returns(source));
+    }
+
+    fn lower(
+        &mut self,
+        source: &Source<'_>,
+        insns: &[Instruction],
+        place: Place,
+    ) -> Option<Lowered> {
+        let Place { at, number, first_cell, fars } = place;
+        let tools = &mut self.tools;
+        let lowerer = Lowerer::new(at, &self.thunks, tools, source.plane, number, first_cell);
+        let lowerer = lowerer.fars(fars).counted(self.state.counted).returning(returns(source));
         let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
-        let features = self.features;
-        let start = i64::from(source.start);
-        let check = source.check.as_ref();
-        let lowered = lowerer.run(start, &insns, check, |insn| features.allow(insn))?;
-        let copied = insns.len() - lowered.callouts.min(insns.len());
-        // Few callouts cost less than leaving translated code for them.
-        if lowered.callouts > 4 && copied < 2 * lowered.callouts {
-            self.counters.refused += 1;
-            return None;
-        }
-        let [entry, aside] = self.next;
+        let (start, features) = (i64::from(source.start), self.features);
+        lowerer.run(start, insns, source.check.as_ref(), |insn| features.allow(insn))
+    }
+
+    fn keep(
+        &mut self,
+        source: &Source<'_>,
+        insns: &[Instruction],
+        (block, lowered): (Translated, Lowered),
+        place: Place,
+    ) -> Option<Code> {
+        let [entry, aside] = place.at;
         let parts = [(entry, lowered.hot.len()), (aside, lowered.cold.len())];
         if !native::write(&self.memory, entry, &lowered.hot)
             || !native::write(&self.memory, aside, &lowered.cold)
         {
             return None;
         }
-        self.next = [(entry + lowered.hot.len()).next_multiple_of(16), aside + lowered.cold.len()];
-        self.made(source, &insns, lowered.callouts, parts);
-        for (n, exit) in lowered.exits.iter().enumerate() {
-            self.table.cells.push((number, n as u16));
+        self.made(source, insns, lowered.callouts, parts);
+        for exit in &lowered.exits {
             self.state.cells[exit.cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
         }
-        for far in self.far..lowered.fars {
-            self.state.set_far(far, self.tables.relink);
+        for far in place.fars.0..lowered.fars {
+            self.tables.set_far(&mut self.state, far);
         }
-        self.far = lowered.fars;
-        self.taken += size_of::<Translated>()
-            + insns.len() * (size_of::<Insn>() + 32)
-            + lowered.exits.len() * (size_of::<Exit>() + 16)
-            + 256;
-        self.table.blocks.push(Translated {
-            insns: source.insns.clone(),
-            mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
-            start: source.start,
-            plane: source.plane,
-            width: source.width,
-            entry: lowered.entry,
-            polled: entry,
-            unpolled: lowered.unpolled,
-            vectors: lowered.vectors,
-            flow: insns.last().is_some_and(is_flow),
-            exits: lowered.exits,
-            incoming: Vec::new(),
-            jumps: Vec::new(),
-            alive: true,
-            removed: false,
-        });
-        self.tools.insns = insns;
+        let code = self.table.add(block, lowered.exits, lowered.fars, parts.map(|part| part.1));
         self.tools.spare.take_code([lowered.hot, lowered.cold]);
-        Some(Code { epoch: self.epoch, number })
+        code
     }
 
     /// Counts a new block, and names it.
@@ -357,17 +327,39 @@ impl Translator {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        let (since, blocks) = (Instant::now(), self.table.blocks.len());
-        // There are none unless little was translated since the last time.
-        self.evicted = std::mem::take(&mut self.table).blocks;
-        self.taken = 0;
+        let since = Instant::now();
+        let evicted = self.table.clear();
         self.tables.clear(&mut self.state);
+        self.forget_blocks(evicted, since);
+    }
+
+    /// Forgets the oldest segment's blocks.
+    fn make_room(&mut self) {
+        let since = Instant::now();
+        let segment = self.table.advance();
+        for number in self.table.blocks_of(segment) {
+            while let Some(cell) = self.table.take_incoming(number) {
+                self.unlink(cell);
+            }
+        }
+        let evicted = self.table.empty(segment);
+        for block in &evicted {
+            let entry = self.memory.address(block.entry) as u64;
+            for jump in &block.jumps {
+                if self.state.jump_goes(*jump, entry) {
+                    self.tables.forget(&mut self.state, *jump);
+                }
+            }
+        }
+        self.forget_blocks(evicted, since);
+    }
+
+    /// Blocks to which nothing leads any more but what calls expect.
+    fn forget_blocks(&mut self, mut blocks: Vec<Translated>, since: Instant) {
         self.forget_returns();
-        self.next = self.first;
-        self.far = 0;
-        self.epoch = self.epoch.wrapping_add(1);
         emit::serialize();
-        self.counters.evicted(blocks, since);
+        self.counters.evicted(blocks.len(), since);
+        self.evicted.append(&mut blocks);
     }
 
     /// What calls expect leads to code that may not be there any more.
@@ -380,14 +372,17 @@ impl Translator {
     }
 
     fn block(&self, code: Code) -> Option<&Translated> {
-        let block = self.table.blocks.get(code.number as usize)?;
-        (code.epoch == self.epoch && block.alive).then_some(block)
+        self.table.get(code).filter(|block| block.alive)
+    }
+
+    /// The block had to go for want of room.
+    pub fn is_evicted(&self, code: Code) -> bool {
+        self.table.get(code).is_none()
     }
 
     /// The block, which is what it was, can be run with these rights.
     pub fn revive(&mut self, code: Code, plane: usize) -> bool {
-        let block = self.table.blocks.get_mut(code.number as usize);
-        let Some(block) = block.filter(|b| b.plane == plane && code.epoch == self.epoch) else {
+        let Some(block) = self.table.get_mut(code).filter(|b| b.plane == plane) else {
             return false;
         };
         block.alive = !block.removed;
@@ -397,9 +392,8 @@ impl Translator {
     /// The blocks are not to be run any more.
     pub fn remove(&mut self, codes: &[Code]) {
         self.suspend(codes);
-        let epoch = self.epoch;
-        for code in codes.iter().filter(|c| c.epoch == epoch) {
-            if let Some(block) = self.table.blocks.get_mut(code.number as usize) {
+        for code in codes {
+            if let Some(block) = self.table.get_mut(*code) {
                 block.removed = true;
             }
         }
@@ -407,22 +401,23 @@ impl Translator {
 
     /// The blocks are not to be run until they are revived.
     pub fn suspend(&mut self, codes: &[Code]) {
-        let epoch = self.epoch;
         let mut expected = false;
-        for code in codes.iter().filter(|c| c.epoch == epoch) {
-            let Some(block) = self.table.blocks.get_mut(code.number as usize) else { continue };
+        for code in codes {
+            let Some(block) = self.table.get_mut(*code) else { continue };
             self.counters.removed += u64::from(block.alive);
             block.alive = false;
-            expected |= block.exits.iter().any(|exit| exit.polled);
+            let (first, count) = block.cells;
             let entry = self.memory.address(block.entry) as u64;
             for jump in std::mem::take(&mut block.jumps) {
                 if self.state.jump_goes(jump, entry) {
                     self.tables.forget(&mut self.state, jump);
                 }
             }
-            for cell in std::mem::take(&mut block.incoming) {
+            while let Some(cell) = self.table.take_incoming(code.number) {
                 self.unlink(cell);
             }
+            let mut cells = (first..first + count).filter_map(|cell| self.table.cell(cell));
+            expected |= cells.any(|cell| cell.exit.polled);
         }
         if expected {
             self.forget_returns();
@@ -430,19 +425,16 @@ impl Translator {
     }
 
     fn unlink(&mut self, cell: u32) {
-        if let Some((_, exit)) = self.table.exit(cell) {
+        if let Some(Cell { exit, .. }) = self.table.cell(cell) {
             self.state.cells[cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
         }
     }
 
     /// The exit goes straight to this block, which is where it was seen to go.
     pub fn link(&mut self, link: Link, code: Code) {
-        if link.epoch != self.epoch {
-            return;
-        }
         let Some(to) = self.block(code) else { return };
-        let Some((from, exit)) = self.table.exit(link.cell) else { return };
-        let Some(block) = self.table.blocks.get(from as usize) else { return };
+        let Some(Cell { block: from, exit, .. }) = self.table.linked(link) else { return };
+        let Some(block) = self.table.block(*from) else { return };
         if exit.plane != to.plane
             || block.width != to.width
             || exit.offset != i64::from(to.start)
@@ -461,10 +453,8 @@ impl Translator {
             (true, true) => to.unpolled,
         };
         self.state.cells[link.cell as usize % CELLS] = self.memory.address(at) as u64;
-        if let Some(to) = self.table.blocks.get_mut(code.number as usize) {
-            to.incoming.push(link.cell);
-            self.counters.links += 1;
-        }
+        self.table.attach(link.cell, code.number);
+        self.counters.links += 1;
     }
 
     /// Jumps like the one by which translated code was just left, to the present RIP, go to
@@ -482,7 +472,7 @@ impl Translator {
         let host = self.memory.address(block.entry) as u64;
         let Some(number) = self.tables.set(&mut self.state, rip, host) else { return };
         self.counters.jumps += 1;
-        if let Some(block) = self.table.blocks.get_mut(code.number as usize)
+        if let Some(block) = self.table.get_mut(code)
             && !block.jumps.contains(&number)
         {
             if block.jumps.len() >= MOST_JUMPS {
@@ -491,6 +481,7 @@ impl Translator {
             // More than a few are rare; what is not noted must not outlive the block.
             if block.jumps.len() < MOST_JUMPS {
                 block.jumps.push(number);
+                self.table.grow(code.number, size_of::<u64>());
             } else {
                 self.tables.forget(&mut self.state, number);
             }
@@ -547,10 +538,36 @@ impl Translator {
             EXIT_JUMP => (Left::Jump, Cause::Jump),
             EXIT_POLL => (Left::Boundary, Cause::Poll),
             EXIT_BUDGET => (Left::Short, Cause::Budget),
-            cell => (Left::Exit(Link { epoch: self.epoch, cell }), Cause::Unlinked),
+            cell => (Left::Exit(self.table.link(cell)), Cause::Unlinked),
         };
         self.counters.exit(cause);
         Some(Ok(left))
+    }
+}
+
+/// What is kept of a block.
+fn translated(
+    source: &Source<'_>,
+    insns: &[Instruction],
+    lowered: &Lowered,
+    place: Place,
+) -> Translated {
+    Translated {
+        insns: source.insns.clone(),
+        mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
+        start: source.start,
+        plane: source.plane,
+        width: source.width,
+        entry: lowered.entry,
+        polled: place.at[0],
+        unpolled: lowered.unpolled,
+        vectors: lowered.vectors,
+        flow: insns.last().is_some_and(is_flow),
+        cells: (place.first_cell, lowered.exits.len() as u32),
+        incoming: Translated::UNLINKED,
+        jumps: Vec::new(),
+        alive: true,
+        removed: false,
     }
 }
 

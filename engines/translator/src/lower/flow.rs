@@ -3,7 +3,7 @@
 use super::{BASE, Done, Exit, Lowerer, Untranslated};
 use crate::{
     asm::{Mem, Patch},
-    far::{FARS, Far, far},
+    far::{Far, far},
     jumps,
     regs::{self, GUEST_RSP, SA, SB, SC},
     state::{cell, field, gpr},
@@ -37,16 +37,16 @@ impl Lowerer<'_> {
         }
     }
 
-    /// Numbers branches to other pages from this one on.
-    pub fn fars(mut self, first: u32) -> Self {
-        self.next_far = first;
+    /// Numbers of branches to other pages: the first, and the end. Further ones have none.
+    pub fn fars(mut self, (first, end): (u32, u32)) -> Self {
+        (self.next_far, self.end_far) = (first, end);
         self
     }
 
     /// Control goes to an offset in another page; see [`crate::far`].
     fn over_far(&mut self, offset: i64) {
         let number = self.next_far;
-        if number as usize >= FARS {
+        if number >= self.end_far {
             self.page_relative(SA, offset);
             return self.asm.jmp(self.thunks.jump);
         }
