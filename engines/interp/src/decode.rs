@@ -132,7 +132,8 @@ impl Interp {
         let info = self.factory.info(iced);
         let writes =
             |access| !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead);
-        iced.is_privileged()
+        // STI and CLI are privileged and do none of that.
+        iced.is_privileged() && !matches!(iced.mnemonic(), Sti | Cli)
             || matches!(iced.mnemonic(), Cpuid | Serialize | In | Out)
             || info.used_memory().iter().any(|m| writes(m.access()))
             || (0..iced.op_count())

@@ -309,7 +309,7 @@ fn xrstor(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
         || bv & !enabled != 0
         || compacted && (comp & !COMPACTED & !enabled != 0 || bv & !comp != 0)
         || supervisor && !compacted
-        || compacted && !ctx.cpu.cpuid.has_named("xsavec");
+        || compacted && ctx.cpu.cpuid.lookup(0xd, 1)[0] & 2 == 0;
     if bad {
         return Err(ctx.cpu.fault_code(exception::GP, 0));
     }

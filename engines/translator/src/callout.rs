@@ -193,6 +193,7 @@ pub fn take(state: &mut State, env: &mut Env<'_, '_>) {
         *gpr = state.gpr;
     }
     cpu.flags.set_bits(state.flags);
+    cpu.segment_mut(SegReg::Fs).base = state.fs;
     cpu.segment_mut(SegReg::Gs).base = state.gs;
     cpu.hot.kernel_gs_base = state.kernel_gs;
     take_rights(state, cpu);
@@ -233,6 +234,10 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     let cpu = &mut *env.ctx.cpu;
     state.kernel_gs = cpu.hot.kernel_gs_base;
     state.flags = cpu.flags.bits() & rflags::STATUS | rflags::FIXED;
+    for (to, segment) in state.selectors.iter_mut().zip(&cpu.seg) {
+        *to = segment.selector.into();
+    }
+    state.fsgs_bad = (cpu.cr4 & cr4::FSGSBASE == 0).into();
     state.fs = cpu.segment(SegReg::Fs).base;
     state.gs = cpu.segment(SegReg::Gs).base;
     state.fs_odd = (!covers(cpu.segment(SegReg::Fs))).into();

@@ -1,6 +1,7 @@
 //! One block: its instructions, its exits, and what lies out of line.
 
 mod access;
+mod bits;
 mod check;
 mod copy;
 mod count;
@@ -10,6 +11,7 @@ mod narrow;
 mod returns;
 mod reuse;
 mod scratch;
+mod segments;
 mod spare;
 mod stack;
 mod string;
@@ -352,9 +354,9 @@ impl<'t> Lowerer<'t> {
             self.scratch.clear();
             self.callout();
         }
-        // With another GS, or other rights, the same addresses are elsewhere.
-        let elsewhere =
-            matches!(insn.mnemonic(), Mnemonic::Swapgs | Mnemonic::Stac | Mnemonic::Clac);
+        // With another base, or other rights, the same addresses are elsewhere.
+        use Mnemonic::{Clac, Stac, Swapgs, Wrfsbase, Wrgsbase};
+        let elsewhere = matches!(insn.mnemonic(), Swapgs | Stac | Clac | Wrfsbase | Wrgsbase);
         self.reuse.end(index, elsewhere || result.is_err());
         result.is_ok()
     }

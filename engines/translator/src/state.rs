@@ -102,6 +102,10 @@ pub struct State {
     /// Not zero if user mode must not read the time-stamp counter.
     pub tsc_bad: u64,
     pub tsc_aux: u64,
+    /// Of ES to GS, in the order of encodings; those of CS and SS are not always right.
+    pub selectors: [u64; 6],
+    /// Not zero if the bases of FS and GS must not be read or written by instructions for that.
+    pub fsgs_bad: u64,
     /// A function that reads it.
     pub tsc: u64,
     /// The status flags while it does, as LAHF and SETO have them.
@@ -136,6 +140,7 @@ pub struct State {
     /// Of the low bits of an address.
     pub below_16: u64,
     pub below_32: u64,
+    pub below_64: u64,
     /// Of MXCSR: the exceptions' masks, and what is reserved.
     pub mxcsr_masks: u64,
     pub mxcsr_reserved: u64,
@@ -223,6 +228,12 @@ pub(crate) use field;
 
 pub fn gpr(number: u8) -> Mem {
     Mem::at(RSP, offset_of!(State, gpr) as i32 + 8 * i32::from(number & 15) - BIAS as i32)
+}
+
+/// Of a segment register.
+pub fn selector(number: u8) -> Mem {
+    let selectors = field!(selectors);
+    Mem { disp: selectors.disp + 8 * i32::from(number % 6), ..selectors }
 }
 
 pub fn slot(number: usize) -> Mem {

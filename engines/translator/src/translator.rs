@@ -130,6 +130,7 @@ impl Translator {
         state.dead.fill(1);
         (state.outside_16, state.outside_32) = (!0xff0, !0xfe0);
         (state.below_16, state.below_32) = (15, 31);
+        state.below_64 = 63;
         state.mxcsr_masks = callout::MASKS.into();
         state.mxcsr_reserved = 0xffff_0000;
         (state.space, state.spaces) = (u64::MAX, [u64::MAX; PLANES]);

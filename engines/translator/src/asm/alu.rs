@@ -25,6 +25,17 @@ impl Asm {
         self.modrm(register, &mem);
     }
 
+    /// `to = from >> count` with the sign, count modulo 64. No flag changes.
+    pub fn sarx(&mut self, to: u8, from: u8, count: u8) {
+        self.vex(2, 2, to, count, &Mem::at(from, 0));
+        self.bytes(&[0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// 32 bits, sign-extended. No flag changes.
+    pub fn movsxd_register(&mut self, to: u8, from: u8) {
+        self.registers(0x63, to, from, true);
+    }
+
     /// The status flags into AX, which PUSHF and POPF do in many times the time.
     pub fn save_flags(&mut self) {
         // lahf; seto al
@@ -56,6 +67,8 @@ mod tests {
         asm.alu_mem(Alu::And, 11, Mem::at(4, 300));
         asm.alu_mem(Alu::Or, 1, Mem::at(4, 8));
         asm.popfq();
+        asm.sarx(1, 10, 11);
+        asm.movsxd_register(1, 9);
         asm.save_flags();
         asm.restore_flags();
         let mut decoder = Decoder::with_ip(64, &asm.code, 0, DecoderOptions::NONE);
@@ -65,7 +78,7 @@ mod tests {
             out.push(';');
         }
         let wanted = "and rcx,8D5h;or r11,0FFFFFFFFFFFFFFFEh;add r10,1h;\
-                      and r11,[rsp+12Ch];or rcx,[rsp+8h];popfq;lahf;seto al;add al,7Fh;sahf;";
+                      and r11,[rsp+12Ch];or rcx,[rsp+8h];popfq;sarx rcx,r10,r11;movsxd rcx,r9d;lahf;seto al;add al,7Fh;sahf;";
         assert_eq!(out, wanted);
     }
 }

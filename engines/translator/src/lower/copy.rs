@@ -1,6 +1,6 @@
 //! Instructions that run on the host as they are, with other operands.
 
-use super::{Done, Lowerer, Untranslated, scratch::Busy};
+use super::{Done, Lowerer, Untranslated, bits, scratch::Busy};
 use crate::{
     forms::OPERANDS,
     probe::Place,
@@ -200,6 +200,10 @@ impl Lowerer<'_> {
             Stac | Clac => self.set_ac(insn),
             _ if insn.is_jcc_short_or_near() => self.jcc(insn),
             Cld => self.cld(),
+            Mov if insn.op1_register().is_segment_register() => self.mov_from_segment(insn),
+            Rdfsbase | Rdgsbase => self.read_base(insn),
+            Wrfsbase | Wrgsbase => self.write_base(insn),
+            _ if bits::is_string(insn) => self.bit_string(insn),
             _ if insn.is_string_instruction() => self.string(insn),
             _ if listed(mnemonic) => self.copy(insn),
             _ if conditional(mnemonic) => self.copy(insn),
