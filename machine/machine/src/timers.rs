@@ -5,6 +5,7 @@ use device::{Clock, Fire, Timer, Timers};
 use std::{
     collections::BTreeSet,
     fmt,
+    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -65,13 +66,25 @@ impl Shared {
     }
 }
 
+/// The kernel may wake a thread 50 us late, to spare itself a wake-up (proc(5),
+/// `/proc/pid/timerslack_ns`). This one asks to be woken in time. Where it may not ask, timers
+/// are late, and nothing else.
+fn be_punctual() {
+    let name = std::fs::read_link("/proc/thread-self").ok();
+    if let Some(tid) = name.as_deref().and_then(Path::file_name) {
+        drop(std::fs::write(Path::new("/proc").join(tid).join("timerslack_ns"), "1"));
+    }
+}
+
 impl TimerThread {
     pub fn start(clock: Arc<GuestClock>) -> std::io::Result<Self> {
         let shared = Shared { clock, queue: Mutex::default(), changed: Condvar::new() };
         let shared = Arc::new(shared);
         let of_thread = shared.clone();
-        let thread =
-            std::thread::Builder::new().name("timers".into()).spawn(move || of_thread.run())?;
+        let thread = std::thread::Builder::new().name("timers".into()).spawn(move || {
+            be_punctual();
+            of_thread.run();
+        })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -147,6 +160,17 @@ impl Timer for One {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    #[test]
+    fn the_thread_asks_to_be_woken_in_time() {
+        let slack = std::thread::spawn(|| {
+            be_punctual();
+            let own = std::fs::read_link("/proc/thread-self").unwrap();
+            let own = Path::new("/proc").join(own.file_name().unwrap());
+            std::fs::read_to_string(own.join("timerslack_ns")).unwrap()
+        });
+        assert_eq!(slack.join().unwrap().trim(), "1");
+    }
 
     #[test]
     fn fires_in_order_of_time_once_and_not_when_disarmed() {
