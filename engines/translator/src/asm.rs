@@ -37,6 +37,13 @@ impl Mem {
     }
 }
 
+/// An operand in a register or in memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Rm {
+    Register(u8),
+    Memory(Mem),
+}
+
 /// The offset in the code memory of a forward jump's displacement, to be filled in.
 #[must_use]
 #[derive(Clone, Copy, Debug)]
@@ -323,6 +330,12 @@ impl Asm {
         self.code.push(value as u8);
     }
 
+    /// A jump if the condition (0 to 15) holds.
+    pub fn jcc_forward(&mut self, condition: u8) -> Patch {
+        self.bytes(&[0x0f, 0x80 | condition & 15, 0, 0, 0, 0]);
+        Patch(self.here() - 4)
+    }
+
     /// Changes the flags.
     pub fn sar(&mut self, register: u8, count: u8, wide: bool) {
         self.registers(0xc1, 7, register, wide);
@@ -589,9 +602,34 @@ mod tests {
         assert_eq!(text(|a| a.pext_register(1, 1, 11)), "pext rcx,rcx,r11;");
         assert_eq!(text(|a| a.movsxd(9, Mem::at(10, 0))), "movsxd r9,[r10];");
         assert_eq!(text(|a| a.mov_imm64(10, 1 << 40)), "mov r10,10000000000h;");
+        assert_eq!(text(|a| a.group1(7, 8, Rm::Register(1), 10)), "cmp rcx,r10;");
+        assert_eq!(
+            text(|a| a.group1(5, 4, Rm::Memory(Mem::at(4, 100)), 15)),
+            "sub [rsp+64h],r15d;"
+        );
+        assert_eq!(text(|a| a.group1(7, 1, Rm::Register(5), 6)), "cmp bpl,sil;");
+        assert_eq!(text(|a| a.group1(7, 1, Rm::Memory(Mem::at(4, 0)), 6)), "cmp [rsp],sil;");
+        assert_eq!(
+            text(|a| a.group1_load(0, 8, 1, Rm::Memory(Mem::at(4, 8)))),
+            "add rcx,[rsp+8h];"
+        );
+        assert_eq!(text(|a| a.group1_imm(7, 8, Rm::Register(1), 4088)), "cmp rcx,0FF8h;");
+        assert_eq!(text(|a| a.group1_imm(7, 2, Rm::Register(9), 300)), "cmp r9w,12Ch;");
+        assert_eq!(text(|a| a.group1_imm(4, 4, Rm::Register(9), -1)), "and r9d,0FFFFFFFFh;");
+        assert_eq!(text(|a| a.group1_imm(7, 1, Rm::Register(7), -1)), "cmp dil,0FFh;");
+        assert_eq!(text(|a| a.test(4, Rm::Register(0), 3)), "test eax,ebx;");
+        assert_eq!(text(|a| a.test_imm(2, Rm::Register(0), 3)), "test ax,3h;");
+        assert_eq!(text(|a| a.test_imm(8, Rm::Register(1), -4081)), "test rcx,0FFFFFFFFFFFFF00Fh;");
+        let patched = text(|a| {
+            let patch = a.jcc_forward(7);
+            a.popfq();
+            a.patch(patch);
+        });
+        assert_eq!(patched, "ja 7h;popfq;");
         let skipped = text(|a| a.unless_rcx_zero(|a| a.jmp(0)));
         assert_eq!(skipped, "jrcxz 7h;jmp 0h;");
     }
+
     #[test]
     fn jumps_lead_from_one_part_to_the_other() {
         let mut asm = Asm::new(0x100, 0x8000);

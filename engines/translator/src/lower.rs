@@ -6,7 +6,9 @@ mod check;
 mod copy;
 mod count;
 mod divide;
+mod flags;
 mod flow;
+mod liveness;
 mod narrow;
 mod returns;
 mod reuse;
@@ -32,6 +34,7 @@ use crate::{
 };
 pub use check::{Check, immediate};
 pub use copy::writes;
+use flags::{Flags, Tracker};
 pub use flow::is_flow;
 use iced_x86::{Instruction, Mnemonic, Register};
 pub use narrow::decode as decode_narrow;
@@ -91,6 +94,8 @@ struct Miss {
     patch: Patch,
     why: Why,
     again: Again,
+    /// How the guest's flags are had there.
+    flags: Flags,
 }
 
 /// Where the instruction under way begins, and what scratch registers hold there.
@@ -100,6 +105,7 @@ struct Again {
     scratch: Scratch,
     /// The slot of a distance in [`SB`].
     slot: Option<usize>,
+    flags: Flags,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -163,6 +169,9 @@ pub struct Lowerer<'t> {
     /// What they hold after each instruction.
     scratches: Vec<Scratch>,
     again: Again,
+    flags: Tracker,
+    /// No check may use the guest's flags.
+    steady: bool,
 }
 
 /// Instructions in a block at most, and how a site is made of block and instruction.
@@ -213,6 +222,8 @@ impl<'t> Lowerer<'t> {
             scratch: Scratch::default(),
             scratches: room.scratches,
             again: Again::default(),
+            flags: room.flags,
+            steady: false,
         }
     }
 
@@ -237,7 +248,10 @@ impl<'t> Lowerer<'t> {
         // What is loaded from the code exists once.
         let plain = check.is_some() || self.narrow;
         if !plain {
-            access::accesses(insns, self.forms, &mut self.reuse.accesses);
+            access::accesses(insns, self.forms, &mut self.reuse.accesses, &mut self.flags.written);
+            if !self.steady {
+                liveness::note(insns, &allowed, &mut self.flags.notes);
+            }
         }
         self.runs.extend(insns.iter().map(stack::moves_only));
         let (mut callouts, mut open) = (0, true);
@@ -260,6 +274,7 @@ impl<'t> Lowerer<'t> {
             self.scratches.push(self.scratch);
         }
         self.scratch.clear();
+        self.flags_here();
         if open {
             // After a callout that changes RIP this is not reached.
             let end = insns.last().map_or(start, |i| i.next_ip().wrapping_sub(BASE) as i64);
@@ -283,7 +298,11 @@ impl<'t> Lowerer<'t> {
         self.out_of_line();
         self.asm.change_part();
         let entry = self.vector_entry(origin, stop);
+        let failed = self.flags.failed;
         self.give_back();
+        if failed {
+            return None;
+        }
         let Self { vectors, exits, asm, next_far: fars, .. } = self;
         let [hot, cold] = asm.finish();
         Some(Lowered { hot, cold, exits, fars, unpolled, vectors, entry, callouts })
@@ -342,18 +361,25 @@ impl<'t> Lowerer<'t> {
         self.index = index;
         self.reuse.begin();
         self.scratch.begin(copy::keeps_account(insn, self.narrow) && !self.reuse.plain);
-        self.again = Again { at: self.asm.here(), scratch: self.scratch, slot: self.reuse.held };
+        self.flags_begin(index);
+        let flags = self.flags.known;
+        let (scratch, slot) = (self.scratch, self.reuse.held);
+        self.again = Again { at: self.asm.here(), scratch, slot, flags: flags.now };
         let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
         let fars = self.fars.len();
         let result = if allowed { self.instruction(insn) } else { Err(Untranslated) };
+        let result = result.and_then(|()| self.flags_seen(index));
         if result.is_err() {
             self.asm.code.truncate(code);
             self.exits.truncate(exits);
             self.misses.truncate(misses);
             self.fars.truncate(fars);
             self.scratch.clear();
+            self.flags.known = flags;
+            self.flags_here();
             self.callout();
         }
+        self.flags_end(index, insn, result.is_err());
         // With another base, or other rights, the same addresses are elsewhere.
         use Mnemonic::{Clac, Stac, Swapgs, Wrfsbase, Wrgsbase};
         let elsewhere = matches!(insn.mnemonic(), Swapgs | Stac | Clac | Wrfsbase | Wrgsbase);
@@ -364,6 +390,7 @@ impl<'t> Lowerer<'t> {
     /// The plain version of what was made with the reuse of checks.
     fn doubled(&mut self, insns: &[Instruction], allowed: impl Fn(&Instruction) -> bool) {
         self.reuse.plain = true;
+        self.flags.known.now = Flags::Here;
         self.plain.resize(insns.len(), self.thunks.leave);
         for n in 0..self.reuse.doubled.len() {
             let (first, last) = self.reuse.doubled[n];
@@ -373,6 +400,7 @@ impl<'t> Lowerer<'t> {
                 self.one(index, insn, allowed(insn));
             }
             self.load_again(last);
+            self.flags_again(last);
             self.asm.jmp(self.ends.get(last).copied().unwrap_or(self.thunks.leave));
         }
     }
@@ -395,6 +423,13 @@ impl<'t> Lowerer<'t> {
         self
     }
 
+    /// The guest's flags stay in the host's register all the time, as they must if a first try
+    /// to do otherwise was not made.
+    pub fn steady(mut self, steady: bool) -> Self {
+        self.steady = steady;
+        self
+    }
+
     fn site(&mut self, index: usize) {
         let site = self.id << SITE_BITS | index as u32;
         self.asm.store_imm(field!(site), site as i32, false);
@@ -409,13 +444,20 @@ impl<'t> Lowerer<'t> {
 
     fn out_of_line(&mut self) {
         let mut misses = std::mem::take(&mut self.misses);
-        for Miss { index, patch, why, again } in misses.drain(..) {
+        for Miss { index, patch, why, again, flags } in misses.drain(..) {
             if let Why::Plain = why {
                 let to = self.plain.get(index).copied().unwrap_or(self.thunks.leave);
-                self.asm.patch_to(patch, to);
+                if flags == Flags::Here {
+                    self.asm.patch_to(patch, to);
+                    continue;
+                }
+                self.asm.patch(patch);
+                self.flags_from(flags);
+                self.asm.jmp(to);
                 continue;
             }
             self.asm.patch(patch);
+            self.flags_from(flags);
             self.site(index);
             let (miss, callout) = self.outside();
             let _ = match why {
@@ -439,6 +481,7 @@ impl<'t> Lowerer<'t> {
                 self.plain.get(index + 1)
             } else {
                 self.load_again(index);
+                self.flags_again(index);
                 self.ends.get(index)
             };
             let back = next.copied().unwrap_or(self.thunks.leave);
@@ -466,6 +509,7 @@ impl<'t> Lowerer<'t> {
         if let Some(number) = again.slot {
             self.asm.load(SB, slot(number));
         }
+        self.flags_to(again.flags);
         self.asm.jmp(again.at);
         self.asm.patch(over);
     }
@@ -486,13 +530,7 @@ impl<'t> Lowerer<'t> {
 
     /// The handler executes the instruction if control gets to `patch`.
     fn handler_from(&mut self, patch: Option<Patch>) {
-        let index = self.index;
-        self.misses.extend(patch.map(|patch| Miss {
-            index,
-            patch,
-            why: Why::Handler,
-            again: self.again,
-        }));
+        self.miss(patch, Why::Handler);
     }
 
     /// Checks the TLB for the address in [`SA`].
@@ -502,11 +540,19 @@ impl<'t> Lowerer<'t> {
 
     /// Checks the TLB; the operand is [`Place::host`] of the result. [`SA`] may be lost.
     fn probe_at(&mut self, place: Place, write: bool, len: usize) -> Place {
-        self.probe_aligned(place, write, len, 1)
+        self.probe_aligned(place, write, len, 1, false)
     }
 
-    /// The same, where what is not aligned to 16 or 32 bytes also misses.
-    fn probe_aligned(&mut self, place: Place, write: bool, len: usize, alignment: u8) -> Place {
+    /// The same, where what is not aligned to 16 or 32 bytes also misses, and the flags may be
+    /// used.
+    fn probe_aligned(
+        &mut self,
+        place: Place,
+        write: bool,
+        len: usize,
+        alignment: u8,
+        flags: bool,
+    ) -> Place {
         let place = match place.disp {
             0 => place,
             _ => {
@@ -517,15 +563,35 @@ impl<'t> Lowerer<'t> {
         };
         self.scratch.lost(SB);
         self.scratch.lost(SC);
-        let mut patch = None;
+        let patch = self.look(place.base, write, len, alignment, flags);
+        self.miss(patch, Why::Tlb(place, write));
+        place
+    }
+
+    /// The check itself, of the address in a register; control goes to the result on a miss.
+    fn look(
+        &mut self,
+        address: u8,
+        write: bool,
+        len: usize,
+        alignment: u8,
+        flags: bool,
+    ) -> Option<Patch> {
+        let (plane, mut patch) = (self.plane, None);
+        if flags {
+            return Some(probe::by_flags(&mut self.asm, plane, write, address, len, alignment));
+        }
         let miss = |asm: &mut Asm| patch = Some(asm.jmp_forward());
         match alignment {
-            1 => probe::probe(&mut self.asm, self.plane, write, place.base, len, miss),
-            _ => probe::aligned(&mut self.asm, self.plane, write, place.base, alignment, miss),
+            1 => probe::probe(&mut self.asm, plane, write, address, len, miss),
+            _ => probe::aligned(&mut self.asm, plane, write, address, alignment, miss),
         }
-        let (index, why, again) = (self.index, Why::Tlb(place, write), self.again);
-        self.misses.extend(patch.map(|patch| Miss { index, patch, why, again }));
-        place
+        patch
+    }
+
+    fn miss(&mut self, patch: Option<Patch>, why: Why) {
+        let (index, again, flags) = (self.index, self.again, self.flags.known.now);
+        self.misses.extend(patch.map(|patch| Miss { index, patch, why, again, flags }));
     }
 
     /// The linear address of the memory operand: as it is, or in [`SA`]; [`SB`] is lost.

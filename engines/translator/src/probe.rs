@@ -1,11 +1,20 @@
 //! The inline check of the TLB.
 
 use crate::{
-    asm::{Asm, Mem, RSP},
+    asm::{Asm, Mem, Patch, RSP, Rm},
     regs::{SA, SB, SC},
     state::{Plane, field, tlb_field},
 };
 use std::mem::offset_of;
+
+/// The greatest offset in a page.
+const PAGE: i32 = 4095;
+/// Of [`Asm::group1`].
+const ADD: u8 = 0;
+const CMP: u8 = 7;
+/// Condition codes (SDM volume 1, appendix B).
+const NOT_ZERO: u8 = 5;
+const ABOVE: u8 = 7;
 
 /// A linear address: a host register, and a displacement.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +41,7 @@ impl Place {
 /// in [`SB`], or does what `miss` emits, which must not return here.
 ///
 /// A page's distance from an access is below 4096 if it is the right one and the access does
-/// not reach into the next. No instruction here changes flags. [`SC`] is lost.
+/// not reach into the next. No instruction changes flags. [`SC`] is lost.
 pub fn probe(
     asm: &mut Asm,
     plane: usize,
@@ -62,6 +71,32 @@ pub fn aligned(
     asm.lea(SC, Mem::indexed(SC, address, 0, 0), true);
     asm.pext(SC, SC, if alignment == 32 { field!(outside_32) } else { field!(outside_16) });
     asm.unless_rcx_zero(miss);
+}
+
+/// As [`probe`], where flags may change: control goes to the result on a miss, and the
+/// processor takes no jump on a hit.
+pub fn by_flags(
+    asm: &mut Asm,
+    plane: usize,
+    write: bool,
+    address: u8,
+    len: usize,
+    alignment: u8,
+) -> Patch {
+    let tag = if write { offset_of!(Plane, write) } else { offset_of!(Plane, read) };
+    asm.pext(SB, address, field!(index_mask));
+    asm.mov(SC, address, true);
+    asm.group1_load(ADD, 8, SC, Rm::Memory(tlb_field(plane, SB, tag)));
+    let miss = if alignment > 1 {
+        // All bits that are zero in the page, the low ones included.
+        asm.test_imm(8, Rm::Register(SC), !PAGE | (i32::from(alignment) - 1));
+        asm.jcc_forward(NOT_ZERO)
+    } else {
+        asm.group1_imm(CMP, 8, Rm::Register(SC), PAGE + 1 - len as i32);
+        asm.jcc_forward(ABOVE)
+    };
+    asm.load(SB, tlb_field(plane, SB, offset_of!(Plane, delta)));
+    miss
 }
 
 /// The distance from the linear to the host address in [`SB`], and the entry's tag in [`SC`].

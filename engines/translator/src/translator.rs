@@ -238,7 +238,8 @@ impl Translator {
     fn make(&mut self, source: &Source<'_>, insns: &[Instruction]) -> Option<Code> {
         loop {
             let place = self.table.place();
-            let lowered = self.lower(source, insns, place)?;
+            let lowered = self.lower(source, insns, place, false);
+            let lowered = lowered.or_else(|| self.lower(source, insns, place, true))?;
             let copied = insns.len() - lowered.callouts.min(insns.len());
             // Few callouts cost less than leaving translated code for them.
             if lowered.callouts > 4 && copied < 2 * lowered.callouts {
@@ -258,17 +259,19 @@ impl Translator {
         }
     }
 
+    /// If `steady`, the guest's flags stay where they are.
     fn lower(
         &mut self,
         source: &Source<'_>,
         insns: &[Instruction],
         place: Place,
+        steady: bool,
     ) -> Option<Lowered> {
         let Place { at, number, first_cell, fars } = place;
         let tools = &mut self.tools;
         let lowerer = Lowerer::new(at, &self.thunks, tools, source.plane, number, first_cell);
         let lowerer = lowerer.fars(fars).counted(self.state.counted).returning(returns(source));
-        let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
+        let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow()).steady(steady);
         let (start, features) = (i64::from(source.start), self.features);
         lowerer.run(start, insns, source.check.as_ref(), |insn| features.allow(insn))
     }

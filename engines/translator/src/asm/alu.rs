@@ -1,6 +1,6 @@
 //! Arithmetic that changes the flags, for where the guest's are saved or about to be replaced.
 
-use super::{Asm, Mem};
+use super::{Asm, Mem, Rm};
 
 /// An operation's number, as opcodes 81 and 83 have it (SDM volume 2, table A-6).
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,75 @@ pub enum Alu {
 }
 
 impl Asm {
+    /// An operation of bytes, words, doublewords or quadwords with this opcode, which is the one
+    /// of bytes.
+    fn sized(&mut self, opcode: u8, size: u8, reg: u8, rm: Rm) {
+        if size == 2 {
+            self.code.push(0x66);
+        }
+        let opcode = opcode | u8::from(size > 1);
+        let wide = size == 8;
+        match rm {
+            Rm::Register(rm) => {
+                // With a prefix, 4 to 7 are SPL to DIL.
+                self.code.push(0x40 | u8::from(wide) << 3 | reg >> 3 << 2 | rm >> 3);
+                self.bytes(&[opcode, 0xc0 | (reg & 7) << 3 | rm & 7]);
+            }
+            Rm::Memory(mem) => {
+                let at = self.code.len();
+                self.rex(wide, reg, &mem);
+                if self.code.len() == at && size == 1 {
+                    self.code.push(0x40);
+                }
+                self.code.push(opcode);
+                self.modrm(reg, &mem);
+            }
+        }
+    }
+
+    /// ADD (0), AND (4), SUB (5) or CMP (7) of `rm` and a register. Changes the flags.
+    pub fn group1(&mut self, operation: u8, size: u8, rm: Rm, reg: u8) {
+        self.sized(operation << 3, size, reg, rm);
+    }
+
+    /// The same with a register first and `rm` second.
+    pub fn group1_load(&mut self, operation: u8, size: u8, reg: u8, rm: Rm) {
+        self.sized(operation << 3 | 2, size, reg, rm);
+    }
+
+    /// The same with an immediate, whose low bytes are taken.
+    pub fn group1_imm(&mut self, operation: u8, size: u8, rm: Rm, value: i32) {
+        match i8::try_from(value) {
+            Ok(value) if size > 1 => {
+                self.sized(0x82, size, operation, rm);
+                self.code.push(value as u8);
+            }
+            _ => {
+                self.sized(0x80, size, operation, rm);
+                self.immediate(size, value);
+            }
+        }
+    }
+
+    /// TEST. Changes the flags.
+    pub fn test(&mut self, size: u8, rm: Rm, reg: u8) {
+        self.sized(0x84, size, reg, rm);
+    }
+
+    /// TEST. Changes the flags.
+    pub fn test_imm(&mut self, size: u8, rm: Rm, value: i32) {
+        self.sized(0xf6, size, 0, rm);
+        self.immediate(size, value);
+    }
+
+    fn immediate(&mut self, size: u8, value: i32) {
+        match size {
+            1 => self.code.push(value as u8),
+            2 => self.bytes(&(value as u16).to_le_bytes()),
+            _ => self.bytes(&value.to_le_bytes()),
+        }
+    }
+
     /// With a sign-extended immediate, on 64 bits.
     pub fn alu_imm(&mut self, operation: Alu, register: u8, value: i32) {
         self.registers(0x81, operation as u8, register, true);

@@ -44,10 +44,19 @@ impl Access {
     }
 }
 
-/// Each instruction's accesses, in their order.
-pub fn accesses(insns: &[Instruction], forms: &mut Forms, all: &mut Vec<[Option<Access>; 2]>) {
+/// Each instruction's accesses, in their order, and the general registers that it may write.
+pub fn accesses(
+    insns: &[Instruction],
+    forms: &mut Forms,
+    all: &mut Vec<[Option<Access>; 2]>,
+    written: &mut Vec<u16>,
+) {
     let mut values = Values::new();
-    all.extend(insns.iter().map(|insn| values.step(insn, forms)));
+    for insn in insns {
+        let (accesses, registers) = values.step(insn, forms);
+        all.push(accesses);
+        written.push(registers);
+    }
 }
 
 /// A value, and a distance from it.
@@ -83,7 +92,7 @@ impl Values {
         }
     }
 
-    fn step(&mut self, insn: &Instruction, forms: &mut Forms) -> [Option<Access>; 2] {
+    fn step(&mut self, insn: &Instruction, forms: &mut Forms) -> ([Option<Access>; 2], u16) {
         let (accesses, written) = written(insn, forms);
         let memory = (0..insn.op_count()).find(|n| insn.op_kind(*n) == OpKind::Memory);
         let access = memory.and_then(|n| accesses.get(n as usize));
@@ -94,7 +103,7 @@ impl Values {
                 self.registers[register] = self.fresh();
             }
         }
-        [operand, stack]
+        ([operand, stack], written)
     }
 
     fn operand(&self, insn: &Instruction, write: bool) -> Option<Access> {
@@ -214,7 +223,7 @@ mod tests {
         let insns: Vec<_> =
             Decoder::with_ip(64, bytes, BASE, DecoderOptions::NONE).iter().collect();
         let mut all = Vec::new();
-        accesses(&insns, &mut Forms::default(), &mut all);
+        accesses(&insns, &mut Forms::default(), &mut all, &mut Vec::new());
         all
     }
 

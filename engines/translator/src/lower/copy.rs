@@ -11,7 +11,7 @@ use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 /// General-purpose instructions that have no other effects than their operands' and the status
 /// flags', and implicit operands in RAX and RDX only.
-fn listed(mnemonic: Mnemonic) -> bool {
+pub(super) fn listed(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
@@ -88,7 +88,7 @@ fn listed(mnemonic: Mnemonic) -> bool {
 }
 
 /// CMOVcc and SETcc.
-fn conditional(mnemonic: Mnemonic) -> bool {
+pub(super) fn conditional(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     let moves = matches!(
         mnemonic,

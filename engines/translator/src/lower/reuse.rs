@@ -8,12 +8,11 @@
 //! has run. Checks come before any effect of their instruction, which can thus be begun again.
 
 use super::{
-    Lowerer, Miss, Untranslated, Why,
+    Lowerer, Untranslated, Why,
     access::{Access, Key, Which},
 };
 use crate::{
-    asm::{Asm, Patch},
-    probe::{self, Place},
+    probe::Place,
     regs::{SA, SB, SC},
     state::{SLOTS, field, slot},
 };
@@ -192,8 +191,22 @@ impl Lowerer<'_> {
         len: usize,
         alignment: u8,
     ) -> Place {
+        let place = self.check(which, place, write, len, alignment);
+        self.flags_before_effect();
+        place
+    }
+
+    fn check(
+        &mut self,
+        which: Which,
+        place: Place,
+        write: bool,
+        len: usize,
+        alignment: u8,
+    ) -> Place {
         let Some(access) = self.reuse.access(self.index, which) else {
-            return self.probe_aligned(place, write, len, alignment);
+            let flags = self.spare_flags();
+            return self.probe_aligned(place, write, len, alignment, flags);
         };
         if let Some(number) = self.reuse.fact(&access, len, write) {
             if self.reuse.held != Some(number) {
@@ -212,7 +225,8 @@ impl Lowerer<'_> {
             self.align(fact.slot, &access, place, alignment);
             return place;
         }
-        self.probe_aligned(place, write, len, alignment)
+        let flags = self.spare_flags();
+        self.probe_aligned(place, write, len, alignment, flags)
     }
 
     /// Leaves the instruction to the handler if its operand is not aligned, unless that is
@@ -246,6 +260,7 @@ impl Lowerer<'_> {
         let down = i32::try_from(access.at.checked_sub(fact.from)?).ok()?;
         let start = Place { base: place.base, disp: place.disp.checked_sub(down)? };
         let len = usize::try_from(fact.to.checked_sub(fact.from)?).ok()?;
+        let flags = self.spare_flags();
         let place = match start.disp {
             0 => place,
             _ => {
@@ -254,22 +269,15 @@ impl Lowerer<'_> {
                 Place { base: SA, disp: down }
             }
         };
-        let mut patch = None;
-        let miss = |asm: &mut Asm| patch = Some(asm.jmp_forward());
-        probe::probe(&mut self.asm, self.plane, fact.write, place.base, len, miss);
+        let patch = self.look(place.base, fact.write, len, 1, flags);
         self.scratch.lost(SB);
         self.scratch.lost(SC);
         self.asm.store(slot(fact.slot), SB);
-        self.plain_from(patch);
+        self.miss(patch, Why::Plain);
         self.reuse.facts.push(*fact);
         self.reuse.holds = Some(fact.slot);
         self.reuse.open.get_or_insert(self.index);
         Some(place)
-    }
-
-    fn plain_from(&mut self, patch: Option<Patch>) {
-        let (index, why, again) = (self.index, Why::Plain, self.again);
-        self.misses.extend(patch.map(|patch| Miss { index, patch, why, again }));
     }
 }
 
@@ -290,7 +298,7 @@ mod tests {
             Decoder::with_ip(64, &bytes, BASE, DecoderOptions::NONE).iter().collect();
         let begun = || {
             let mut reuse = Reuse::default();
-            accesses(&insns, &mut Forms::default(), &mut reuse.accesses);
+            accesses(&insns, &mut Forms::default(), &mut reuse.accesses, &mut Vec::new());
             reuse.begin();
             let first = reuse.access(0, Which::Operand).unwrap();
             let fact = reuse.range(0, Which::Operand, &first, false).unwrap();

@@ -1,7 +1,7 @@
 //! Room that one translation after another uses: to ask the allocator for it each time took a
 //! tenth of the time.
 
-use super::{Lowerer, Miss, flow::FarMiss, reuse::Reuse, scratch::Scratch};
+use super::{Lowerer, Miss, flags::Tracker, flow::FarMiss, reuse::Reuse, scratch::Scratch};
 use crate::{
     asm::{Buffer, Patch},
     forms::Forms,
@@ -30,6 +30,7 @@ pub struct Spare {
     pub(super) reuse: Reuse,
     pub(super) runs: Vec<bool>,
     pub(super) scratches: Vec<Scratch>,
+    pub(super) flags: Tracker,
 }
 
 impl Lowerer<'_> {
@@ -49,6 +50,7 @@ impl Lowerer<'_> {
         spare.reuse = std::mem::take(&mut self.reuse).emptied();
         spare.runs = empty(std::mem::take(&mut self.runs));
         spare.scratches = empty(std::mem::take(&mut self.scratches));
+        spare.flags = std::mem::take(&mut self.flags).emptied();
     }
 }
 

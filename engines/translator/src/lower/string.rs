@@ -4,7 +4,7 @@
 //! between two of them, is left to the handler, which goes on from there: a page that the TLB
 //! does not know, an element that crosses pages, addresses that go down.
 
-use super::{Done, Lowerer, Miss, Untranslated, Why, narrow::string_operands};
+use super::{Done, Lowerer, Untranslated, Why, narrow::string_operands};
 use crate::{
     asm::{Mem, RDI},
     probe::Place,
@@ -164,9 +164,7 @@ impl Lowerer<'_> {
             asm.bytes(&[0x9d]); // popfq
             missed = Some(asm.jmp_forward());
         });
-        let (number, why) = (self.index, Why::Tlb(Place { base: index, disp: 0 }, write));
-        let again = self.again;
-        self.misses.extend(missed.map(|patch| Miss { index: number, patch, why, again }));
+        self.miss(missed, Why::Tlb(Place { base: index, disp: 0 }, write));
         self.asm.lea(SB, Mem::indexed(SB, index, 0, 0), true);
         self.emit(Instruction::with1(Code::Neg_rm64, q(count)))?;
         self.asm.lea(count, Mem::at(count, PAGE), true);
