@@ -40,7 +40,7 @@ pub struct Translation {
 
 impl Default for Translation {
     fn default() -> Self {
-        Self { code_memory: 128 << 20, hot: 64, perf_map: false }
+        Self { code_memory: 128 << 20, hot: 32, perf_map: false }
     }
 }
 

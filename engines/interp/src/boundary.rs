@@ -10,6 +10,9 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use vcpu_state::{MpState, Raised, Shadow};
 use x86_defs::rflags;
 
+/// Once in so many looks, it is asked which pages are not checked any more.
+const LOOKS: u32 = 16;
+
 pub enum Next {
     Execute,
     /// Something was done: look again.
@@ -36,7 +39,11 @@ impl Interp {
             self.cache.invalidate(&range);
         }
         if ctx.cpu.look && ctx.cpu.slots.code_pages().any() {
-            self.calm(ctx);
+            self.looks = self.looks.wrapping_add(1);
+            // It takes a lock and the time.
+            if self.looks % LOOKS == 0 {
+                self.calm(ctx);
+            }
         }
         if let Some(next) = self.debug_traps(ctx) {
             return next;

@@ -22,6 +22,8 @@ pub struct Interp {
     /// What `locate` found is in a page for which `Tags::global` holds.
     pub(crate) global: bool,
     pub(crate) factory: InstructionInfoFactory,
+    /// How often something was looked for while pages were checked.
+    pub(crate) looks: u32,
     /// The block that was last left by a branch.
     pub(crate) behind: Span,
     /// Room for decoding.
@@ -45,6 +47,7 @@ impl Interp {
             hot: 0,
             global: false,
             factory: InstructionInfoFactory::new(),
+            looks: 0,
             behind: Span::default(),
             spare: Vec::new(),
             replaced: 0,

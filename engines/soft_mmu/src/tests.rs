@@ -349,13 +349,13 @@ fn forget(tlb: &mut Tlb, copies: &mut Vec<Copied>) {
 fn copies_obey_every_invalidation() {
     let (space, mut tlb) = (Space::new(), Tlb::new());
     // Linear pages whose entries have the same places; each page of memory is mapped twice.
-    let pages: Vec<u64> = (0..6).flat_map(|n| [n << 12, 0x100_0000 | n << 12]).collect();
+    let pages: Vec<u64> = (0..6).flat_map(|n| [n << 12, 0x400_0000 | n << 12]).collect();
     for n in 0..6 {
         let global = if n < 3 { G } else { 0 };
         space.long(n, (0x9000 + (n << 12)) | P | RW | US | global);
         space.put(0x5000 + 8 * n, (0xe000 - (n << 12)) | P | RW | US | global);
     }
-    space.put(0x3040, 0x5000 | P | RW | US);
+    space.put(0x3100, 0x5000 | P | RW | US);
     let layout = space.0.layout();
     let (mut seed, mut pcid, mut copies) = (1u64, 0, Vec::<Copied>::new());
     let mut pick = |n: u64| {

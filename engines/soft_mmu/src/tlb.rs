@@ -24,7 +24,7 @@ use crate::{
 use guest_mem::{ArenaOffset, PAGE};
 
 /// Entries per privilege.
-const SIZE: usize = 4096;
+const SIZE: usize = 16384;
 /// Contexts are 1 to this.
 const CONTEXTS: u16 = 0xfff;
 /// PCIDs (SDM volume 3, 4.10.1).
@@ -423,7 +423,7 @@ impl Tlb {
         };
         if let Some(shift) = shift {
             self.changes.all();
-            self.forget(|tag| (tag ^ gva) >> shift == 0);
+            self.forget_region(gva, shift);
             // The larger region may have others of the smaller size: they only cost time.
             let regions = if shift == self.huge.shift { &mut self.huge } else { &mut self.large };
             regions.remove(gva);
@@ -502,13 +502,16 @@ impl Tlb {
         self.rounds << 12 | self.context
     }
 
-    /// Forgets the entries for whose tag `which` is true.
-    fn forget(&mut self, which: impl Fn(u64) -> bool) {
-        let origins = self.origins.as_flattened_mut().iter_mut();
-        for (origin, entry) in origins.zip(self.planes.as_flattened_mut()) {
-            if which(origin.tag) {
+    /// Forgets all of a naturally aligned region, whose entries lie in a row.
+    fn forget_region(&mut self, gva: u64, shift: u8) {
+        let first = index(gva >> shift << shift);
+        let count = SIZE.min(1 << shift.saturating_sub(12).min(32));
+        for (plane, n) in (0..4).flat_map(|p| (0..count).map(move |n| (p, n))) {
+            let index = (first + n) % SIZE;
+            let origin = &mut self.origins[plane][index];
+            if (origin.tag ^ gva) >> shift == 0 {
                 *origin = Origin::default();
-                *entry = Entry::default();
+                self.planes[plane][index] = Entry::default();
             }
         }
     }

@@ -15,7 +15,7 @@ pub const BIAS: usize = 140;
 /// Bytes below RSP that frames of signals leave alone (System V ABI for x86-64, 3.2.2).
 const RED_ZONE: usize = 128;
 /// Entries in each plane of the TLB.
-pub const TLB: usize = 4096;
+pub const TLB: usize = 16384;
 /// Rights for which the TLB has entries; see `soft_mmu::Privilege`.
 pub const PLANES: usize = 3;
 /// Distances that a block keeps for later accesses.

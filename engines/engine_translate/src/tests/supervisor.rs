@@ -11,7 +11,7 @@ use x86_defs::{cr::cr4, msr, paging};
 /// Where all memory is mapped again, for the supervisor alone; and once more, at a distance at
 /// which entries of TLBs have the same places.
 const KERNEL: u64 = 0x20_0000;
-const FAR: u64 = 0x100_0000;
+const FAR: u64 = 0x400_0000;
 const DIRECTORY: u64 = 0x8_2000;
 
 /// With SMAP, and everything that a handler needs in supervisor pages.
@@ -38,7 +38,7 @@ fn both(
         let memory = vm.memory();
         let large = paging::PS | paging::P | paging::RW;
         memory.write(DIRECTORY + 8, &large.to_le_bytes()).unwrap();
-        memory.write(DIRECTORY + 64, &large.to_le_bytes()).unwrap();
+        memory.write(DIRECTORY + 8 * (FAR >> 21), &large.to_le_bytes()).unwrap();
         memory.write(CODE, &assemble(64, CODE + KERNEL, &code)).unwrap();
         for n in 0..0x100u64 {
             memory.write(DATA + 8 * n, &(n * 0x0101_0101).to_le_bytes()).unwrap();
