@@ -41,7 +41,7 @@ impl Interp {
         if ctx.cpu.look && ctx.cpu.slots.code_pages().any() {
             self.looks = self.looks.wrapping_add(1);
             // It takes a lock and the time.
-            if self.looks % LOOKS == 0 {
+            if self.looks.is_multiple_of(LOOKS) {
                 self.calm(ctx);
             }
         }
