@@ -252,7 +252,8 @@ impl Lowerer<'_> {
             self.flags.known.now = Flags::Redo(redo);
             return true;
         }
-        if note.dead {
+        // To save them for one check costs as much as it brings.
+        if note.dead && note.checks > 1 {
             self.flags_to(Flags::Saved);
             self.flags.known.now = Flags::Saved;
             return true;

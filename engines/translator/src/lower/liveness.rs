@@ -39,6 +39,8 @@ pub struct Note {
     pub visible: u32,
     /// If the flags are only in memory before it, they need not come back from there.
     pub dead: bool,
+    /// Accesses from it on until all are overwritten.
+    pub checks: u32,
 }
 
 /// Of each instruction; `allowed` says which the guest has.
@@ -56,6 +58,8 @@ pub fn note(insns: &[Instruction], allowed: impl Fn(&Instruction) -> bool, notes
         } else {
             (note.live, note.visible, note.dead) = (ALL, ALL, false);
         }
+        note.checks = u32::from(note.access)
+            + if note.kills == ALL || !note.simple { 0 } else { next.checks };
         next = *note;
     }
 }
@@ -181,6 +185,7 @@ mod tests {
         assert_eq!(notes.iter().map(|n| n.live).collect::<Vec<_>>(), [0, 0, 0, ALL, ALL]);
         assert_eq!(notes.iter().map(|n| n.visible).collect::<Vec<_>>(), [ALL, ALL, 0, ALL, ALL]);
         assert!(notes[0].dead && notes[1].dead && !notes[3].dead);
+        assert_eq!(notes.iter().map(|n| n.checks).collect::<Vec<_>>(), [2, 1, 0, 1, 0]);
     }
 
     #[test]
