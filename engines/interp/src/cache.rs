@@ -11,7 +11,7 @@ pub use block::{Heat, Key, Trust};
 
 use block::Block;
 use ring::Ring;
-use semantics::Insn;
+use semantics::{Cold, Insn};
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
@@ -22,7 +22,7 @@ use translator::Code;
 /// Instructions kept, unless [`Cache::resize`] says otherwise.
 const INSNS: usize = 120_000;
 /// Instructions for each block, on average, and bytes for each instruction, that there is
-/// room for.
+/// room for, at least.
 const PER_BLOCK: usize = 4;
 const BYTES: usize = 5;
 const JUMPS: usize = 16384;
@@ -30,8 +30,12 @@ const JUMPS: usize = 16384;
 /// than there are blocks, and so many.
 const FORGOTTEN: usize = 1024;
 const PAGE: u64 = 4096;
-/// What an instruction's [`semantics::Cold`] takes, on average.
+/// What an instruction's [`Cold`] takes, on average: there is room for so many.
 const COLD: usize = 24;
+/// What one takes, with the allocation.
+const ONE_COLD: usize = size_of::<Cold>() + 24;
+/// What a block takes beside its [`Block`]: in the lists of its hash and its pages.
+const LISTS: usize = 4 + 16;
 
 /// The number that no block has, nor asks for.
 const NOBODY: u32 = u32::MAX;
@@ -62,6 +66,9 @@ const NOWHERE: Jump = Jump { linear: 0, tag: !0, id: 0 };
 pub struct Cache {
     insns: Ring<Insn>,
     bytes: Ring<u8>,
+    /// Instructions of blocks that have a [`Cold`], and how many there may be.
+    colds: usize,
+    most_colds: usize,
     /// By number, modulo their capacity, which is a power of two.
     blocks: Vec<Block>,
     block_mask: u32,
@@ -108,7 +115,7 @@ pub struct New<'n> {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self::with_insns(INSNS)
+        Self::with_room(INSNS, (INSNS / PER_BLOCK).next_power_of_two())
     }
 }
 
@@ -117,12 +124,13 @@ fn slot(linear: u64) -> usize {
 }
 
 impl Cache {
-    /// Room for so many instructions.
-    fn with_insns(insns: usize) -> Self {
-        let blocks = (insns / PER_BLOCK).next_power_of_two().max(64);
+    /// Room for so many instructions, and blocks, which are a power of two.
+    fn with_room(insns: usize, blocks: usize) -> Self {
         Self {
             insns: Ring::new(insns),
             bytes: Ring::new(insns * BYTES),
+            colds: 0,
+            most_colds: insns * COLD / ONE_COLD,
             blocks: Vec::with_capacity(blocks),
             block_mask: blocks as u32 - 1,
             oldest: 1,
@@ -136,11 +144,14 @@ impl Cache {
         }
     }
 
-    /// Forgets everything, and keeps about so many bytes from now on.
+    /// Forgets everything, and keeps at most so many bytes from now on; what can be kept at
+    /// least is some 100 KiB.
     pub fn resize(&mut self, bytes: usize) {
-        let each = size_of::<Insn>() + BYTES + size_of::<Block>() / PER_BLOCK + COLD;
+        let (insn, block) = (size_of::<Insn>() + BYTES + COLD, size_of::<Block>() + LISTS);
+        let blocks = 1 << (bytes / (PER_BLOCK * insn + block)).max(256).ilog2();
+        let insns = (bytes.saturating_sub(blocks * block) / insn).max(1024);
         let epoch = self.epoch + 1;
-        *self = Self { epoch, ..Self::with_insns((bytes / each).max(4096)) };
+        *self = Self { epoch, ..Self::with_room(insns, blocks) };
     }
 
     #[inline(always)]
@@ -259,6 +270,7 @@ impl Cache {
         new.insns.truncate(self.insns.capacity());
         let (count, len) = (new.insns.len(), new.insns.last().map_or(0, |i| i.end));
         let bytes = new.bytes.get(..len.into()).unwrap_or_default();
+        let colds = count_colds(new.insns);
         if self.next == u32::MAX {
             self.clear();
         }
@@ -268,13 +280,14 @@ impl Cache {
                 self.insns.place(count, oldest.map(|o| o.0)),
                 self.bytes.place(bytes.len(), oldest.map(|o| o.1)),
             );
+            let blocks = self.next - self.oldest;
+            let room = blocks <= self.block_mask && self.colds + colds <= self.most_colds;
             match places {
-                (Some(insns), Some(bytes)) if self.next - self.oldest <= self.block_mask => {
-                    break (insns, bytes);
-                }
+                (Some(insns), Some(bytes)) if room || blocks == 0 => break (insns, bytes),
                 _ => self.drop_oldest(),
             }
         };
+        self.colds += colds;
         self.insns.put(insns_at, new.insns.drain(..));
         self.bytes.put(bytes_at, bytes.iter().copied());
         let id = self.next;
@@ -322,7 +335,11 @@ impl Cache {
         let id = self.oldest;
         self.forget(id);
         if let Some(block) = self.block_mut(id) {
+            let Span { start, count, .. } = block.span;
             block.span.id = NOBODY;
+            let insns = self.insns.get_mut(start as usize, count.into());
+            let dropped = insns.iter_mut().filter_map(|insn| insn.cold.take()).count();
+            self.colds = self.colds.saturating_sub(dropped);
         }
         self.oldest = id.wrapping_add(1).min(self.next);
     }
@@ -408,7 +425,9 @@ impl Cache {
         }
         let at = self.block(span.id).map_or(0, |b| b.bytes);
         let old = self.insns.get_mut(span.start as usize, span.count.into());
+        let before = count_colds(old);
         old.iter_mut().zip(insns.drain(..)).for_each(|(old, new)| *old = new);
+        self.colds = (self.colds + count_colds(old)).saturating_sub(before);
         let old = self.bytes.get_mut(at, span.len.into());
         old.iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
     }
@@ -423,11 +442,13 @@ impl Cache {
         }
         self.dropped.gone.extend(translations.into_iter().flatten());
         let insns = self.insns.get_mut(span.start as usize, span.count.into());
+        let before = count_colds(insns);
         for (index, insn) in changed {
             if let Some(old) = insns.get_mut(index) {
                 *old = insn;
             }
         }
+        self.colds = (self.colds + count_colds(insns)).saturating_sub(before);
         let old = self.bytes.get_mut(at, span.len.into());
         old.iter_mut().zip(bytes).for_each(|(old, new)| *old = *new);
     }
@@ -448,6 +469,7 @@ impl Cache {
 
     pub fn clear(&mut self) {
         self.insns.clear();
+        self.colds = 0;
         self.bytes.clear();
         self.blocks.clear();
         (self.oldest, self.next) = (1, 1);
@@ -458,6 +480,10 @@ impl Cache {
         self.dropped = Dropped { all: true, ..Dropped::default() };
         self.epoch += 1;
     }
+}
+
+fn count_colds(insns: &[Insn]) -> usize {
+    insns.iter().filter(|insn| insn.cold.is_some()).count()
 }
 
 /// A multiplicative hash of page numbers.
@@ -553,7 +579,7 @@ mod tests {
 
     #[test]
     fn the_oldest_blocks_make_room() {
-        let mut cache = Cache::with_insns(4096);
+        let mut cache = Cache::with_room(4096, 1024);
         let mut old = Span::default();
         for n in 0..20_000 {
             let insns = (0..64).map(|i| Insn { end: i + 1, ..semantics::insn::too_long() });
@@ -580,9 +606,50 @@ mod tests {
         assert!(cache.blocks.len() <= 1024);
     }
 
+    /// Whatever kinds of instructions there are, and whatever changes in blocks.
+    #[test]
+    fn rare_instructions_are_bounded_too() {
+        let mut cache = Cache::default();
+        cache.resize(400 << 10);
+        let most = cache.most_colds;
+        let cold = || {
+            let iced = iced_x86::Instruction::default();
+            Some(Box::new(Cold { iced, stub: None, fop: 0 }))
+        };
+        let insn = |i: u16, rare: bool| Insn {
+            end: i + 1,
+            cold: cold().filter(|_| rare),
+            ..semantics::insn::too_long()
+        };
+        let in_use = |cache: &Cache| {
+            let insns = (cache.oldest..cache.next).filter_map(|id| cache.block(id));
+            insns.map(|b| count_colds(cache.insns(b.span))).sum::<usize>()
+        };
+        for n in 0..3000_u64 {
+            let mut insns: Vec<Insn> = (0..20).map(|i| insn(i, n % 3 != 0)).collect();
+            let (at, bytes) = (key(n * 64), [n as u8; 20]);
+            let new = New { key: Some(at), insns: &mut insns, bytes: &bytes, checked: false };
+            let span = cache.add(new);
+            if n % 5 == 0 {
+                let changed = vec![(3, insn(3, n % 2 == 0)), (4, insn(4, false))];
+                cache.amend(span, changed, &bytes);
+            }
+            if n % 7 == 0 {
+                let mut insns: Vec<Insn> = (0..20).map(|i| insn(i, n % 2 == 0)).collect();
+                cache.soften(span, &mut insns, &bytes, 1);
+            }
+            assert!(cache.colds <= most + 40, "{} of {most}", cache.colds);
+        }
+        assert_eq!(cache.colds, in_use(&cache));
+        let kept = count_colds(cache.insns.get(0, cache.insns.capacity().min(900)));
+        assert!(kept <= cache.colds, "those of dropped blocks are gone");
+        cache.clear();
+        assert_eq!((cache.colds, in_use(&cache)), (0, 0));
+    }
+
     #[test]
     fn numbers_of_blocks_never_stand_for_others() {
-        let mut cache = Cache::with_insns(4096);
+        let mut cache = Cache::with_room(4096, 1024);
         let (from, to) = (add(&mut cache, key(0), 4), add(&mut cache, key(4), 4));
         cache.set_jump(0x5000, 7, to);
         for n in 2..10_000 {

@@ -128,6 +128,7 @@ mod tests {
     #[test]
     fn a_copy_lives_as_long_as_its_entry() {
         let mut state = Region::new().unwrap();
+        state.jump_mask = 511;
         let mut tables = Tables::default();
         tables.clear(&mut state);
         let settled = 20;
@@ -179,6 +180,7 @@ mod tests {
     #[test]
     fn who_comes_from_many_places_is_left_to_the_table() {
         let mut state = Region::new().unwrap();
+        state.jump_mask = 511;
         let mut tables = Tables::default();
         tables.clear(&mut state);
         tables.relink = 10;

@@ -12,11 +12,19 @@ use crate::{
 };
 use std::mem::offset_of;
 
-/// Tables, and entries in each.
+/// Tables, and entries in each at most: `State::jump_mask` tells how many are used.
 pub const TABLES: usize = 8;
 pub const ENTRIES: usize = 1 << 14;
 /// From one table to the next: an address may be in its entry or in the one behind.
 pub const STRIDE: usize = ENTRIES + 1;
+
+/// As many entries as suit so many bytes of memory for code, and what all tables take then.
+pub fn entries(bytes: usize) -> (usize, usize) {
+    let each = TABLES * size_of::<Jump>();
+    let entries = (bytes / 8 / each).clamp(512, ENTRIES);
+    let entries = 1 << entries.ilog2();
+    (entries, entries * each)
+}
 
 /// Where a linear address continues.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +39,8 @@ pub struct Jump {
 
 impl Jump {
     /// What is found by no address, at this index: those that it names are looked for elsewhere.
-    fn none(index: usize) -> Self {
-        let last = hash(!0);
+    fn none(index: usize, mask: u64) -> Self {
+        let last = hash(!0, mask);
         let inverted = if index == last || index == last + 1 { !0 } else { 0 };
         Self { inverted, host: 0, page: 0 }
     }
@@ -97,8 +105,8 @@ impl Tables {
 
     fn empty(&mut self, state: &mut State, table: usize) {
         let mut set = std::mem::take(&mut self.owners[table].set);
-        if set.len() >= ENTRIES {
-            set = (0..STRIDE as u32).collect();
+        if set.len() as u64 > state.jump_mask {
+            set = (0..state.jump_mask as u32 + 2).collect();
         }
         for n in set {
             self.forget(state, (table * STRIDE) as u32 + n);
@@ -116,8 +124,9 @@ impl Tables {
         for table in 0..TABLES {
             self.empty(state, table);
             // In memory of zeros, the only ones that may not be.
-            for last in [hash(!0), hash(!0) + 1] {
-                state.jumps[table * STRIDE + last] = Jump::none(last);
+            let last = hash(!0, state.jump_mask);
+            for last in [last, last + 1] {
+                state.jumps[table * STRIDE + last] = Jump::none(last, state.jump_mask);
             }
         }
         self.copies.clear();
@@ -126,7 +135,7 @@ impl Tables {
     /// The number of the entry of a linear address, in the present space.
     pub fn find(&self, state: &State, linear: u64) -> Option<u32> {
         let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
-        let first = table * STRIDE + hash(linear);
+        let first = table * STRIDE + hash(linear, state.jump_mask);
         let found = (first..first + 2).find(|n| state.jumps[*n].inverted == !linear)?;
         Some(found as u32)
     }
@@ -135,13 +144,14 @@ impl Tables {
     /// number.
     pub fn set(&mut self, state: &mut State, linear: u64, host: u64) -> Option<u32> {
         let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
-        let first = table * STRIDE + hash(linear);
+        let mask = state.jump_mask;
+        let first = table * STRIDE + hash(linear, mask);
         // What was there before is found behind, in place of what is there.
         let before = state.jumps[first].inverted;
-        let mine = before == !linear || hash(!before) + table * STRIDE != first;
-        let index = hash(linear) + usize::from(!mine);
+        let mine = before == !linear || hash(!before, mask) + table * STRIDE != first;
+        let index = hash(linear, mask) + usize::from(!mine);
         let set = &mut self.owners[table].set;
-        if set.len() < ENTRIES {
+        if set.len() as u64 <= mask {
             set.push(index as u32);
         }
         let number = table * STRIDE + index;
@@ -160,7 +170,7 @@ impl State {
 
     fn forget_jump(&mut self, number: u32) {
         let number = number as usize % (TABLES * STRIDE);
-        self.jumps[number] = Jump::none(number % STRIDE);
+        self.jumps[number] = Jump::none(number % STRIDE, self.jump_mask);
     }
 }
 
@@ -205,8 +215,8 @@ fn probe(asm: &mut Asm, offset: usize, missed: impl FnOnce(&mut Asm)) {
 }
 
 /// As translated code computes it.
-fn hash(linear: u64) -> usize {
-    crc32(linear) as usize % ENTRIES
+fn hash(linear: u64, mask: u64) -> usize {
+    (u64::from(crc32(linear)) & mask) as usize % ENTRIES
 }
 
 /// CRC32 of eight bytes, with the Castagnoli polynomial (SDM volume 2, CRC32).
@@ -236,17 +246,29 @@ mod tests {
     use super::*;
     use crate::region::Region;
 
+    const MASK: u64 = ENTRIES as u64 - 1;
+
+    #[test]
+    fn small_caches_have_small_tables() {
+        assert_eq!(entries(96 << 20), (ENTRIES, 4 << 20));
+        assert_eq!(entries(3 << 20), (1024, 256 << 10));
+        assert_eq!(entries(1 << 20), (512, 128 << 10));
+    }
+
     #[test]
     fn an_empty_entry_is_found_by_no_address() {
-        for index in 0..STRIDE {
-            let looked_for = hash(!Jump::none(index).inverted);
-            assert!(looked_for != index && looked_for + 1 != index);
+        for mask in [511, MASK] {
+            for index in 0..mask as usize + 2 {
+                let looked_for = hash(!Jump::none(index, mask).inverted, mask);
+                assert!(looked_for != index && looked_for + 1 != index);
+            }
         }
     }
 
     #[test]
     fn spaces_have_their_own_tables_and_lose_the_oldest() {
         let mut state = Region::new().unwrap();
+        state.jump_mask = MASK;
         let mut tables = Tables::default();
         tables.clear(&mut state);
         let enter = |tables: &mut Tables, state: &mut State, space| {
@@ -255,7 +277,7 @@ mod tests {
         let goes = |state: &State, linear: u64| {
             let first = std::ptr::from_ref(&state.jumps[0]) as u64;
             let table = (state.table - first) as usize / size_of::<Jump>();
-            let entries = &state.jumps[table + hash(linear)..][..2];
+            let entries = &state.jumps[table + hash(linear, MASK)..][..2];
             let entry = entries.iter().find(|e| e.inverted == !linear);
             entry.map(|entry| (entry.host, entry.page))
         };
@@ -290,9 +312,9 @@ mod tests {
         tables.enter(&mut state, 0, 1 << 20, 0);
         assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(5));
         // Two of one hash are known at once, as are two that follow each other.
-        let same = |n: &u64| hash(*n) == hash(0x1234) && *n != 0x1234;
+        let same = |n: &u64| hash(*n, MASK) == hash(0x1234, MASK) && *n != 0x1234;
         let other = (0x10_0000..).find(same).unwrap();
-        let behind = (0x10_0000..).find(|n| hash(*n) == hash(0x1234) + 1).unwrap();
+        let behind = (0x10_0000..).find(|n| hash(*n, MASK) == hash(0x1234, MASK) + 1).unwrap();
         enter(&mut tables, &mut state, 3);
         tables.set(&mut state, 0x1234, 1);
         tables.set(&mut state, other, 2);

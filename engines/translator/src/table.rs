@@ -64,6 +64,8 @@ pub struct Translated {
     pub flow: bool,
     /// Number of its first cell, and how many it has.
     pub cells: (u32, u32),
+    /// How many branches to other pages it has.
+    pub fars: u32,
     /// The first of the cells that refer to this block.
     pub incoming: u32,
     /// Entries of the table of jumps that may go to this block.
@@ -80,12 +82,13 @@ impl Translated {
     /// What is kept of it, in bytes.
     fn bytes(&self) -> usize {
         let cold = self.insns.iter().filter(|i| i.cold.is_some()).count();
-        let cell = size_of::<Cell>() + size_of::<u64>().max(size_of::<Far>());
+        let cell = size_of::<Cell>() + size_of::<u64>();
         size_of::<Self>()
             + size_of_val(&*self.insns)
             + cold * (size_of::<Cold>() + ALLOCATION)
             + size_of_val(&*self.mnemonics)
             + self.cells.1 as usize * cell
+            + self.fars as usize * (size_of::<Far>() + ALLOCATION)
             + 3 * ALLOCATION
     }
 }
@@ -94,7 +97,11 @@ impl Translated {
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
     pub block: u32,
-    pub exit: Exit,
+    /// See [`Exit`].
+    pub stub: u32,
+    pub offset: u16,
+    pub plane: u8,
+    pub polled: bool,
     /// The block that it is linked to, and its neighbours in the list of those that are.
     to: u32,
     next: u32,
@@ -213,22 +220,24 @@ impl Table {
         (fits || !s.blocks.is_empty()).then_some(fits)
     }
 
-    /// Puts a block at [`Self::place`], whose branches to other pages end with this number.
-    pub fn add(
-        &mut self,
-        block: Translated,
-        exits: Vec<Exit>,
-        far: u32,
-        parts: [usize; 2],
-    ) -> Option<Code> {
-        let Place { number, fars, .. } = self.place();
+    /// Puts a block at [`Self::place`].
+    pub fn add(&mut self, block: Translated, exits: &[Exit], parts: [usize; 2]) -> Option<Code> {
+        let Place { number, .. } = self.place();
         let s = self.segments.get_mut(self.now)?;
         s.next = [(s.next[0] + parts[0]).next_multiple_of(16), s.next[1] + parts[1]];
         s.next[0] = s.next[0].min(s.end[0]);
         s.kept += block.bytes();
-        s.fars += far.saturating_sub(fars.0);
-        let cell = |exit| Cell { block: number, exit, to: NONE, next: NONE, before: NONE };
-        s.cells.extend(exits.into_iter().map(cell));
+        s.fars += block.fars;
+        s.cells.extend(exits.iter().map(|exit| Cell {
+            block: number,
+            stub: exit.stub as u32,
+            offset: exit.offset as u16,
+            plane: exit.plane as u8,
+            polled: exit.polled,
+            to: NONE,
+            next: NONE,
+            before: NONE,
+        }));
         s.blocks.push(block);
         Some(Code { epoch: s.epoch, number })
     }
@@ -401,6 +410,7 @@ mod tests {
             vectors: 0,
             flow: false,
             cells: (place.first_cell, exits),
+            fars: 1,
             incoming: Translated::UNLINKED,
             jumps: Vec::new(),
             alive: true,
@@ -419,10 +429,10 @@ mod tests {
             let place = table.place();
             let block = block(place, 2);
             if table.fits(&block, parts).unwrap() {
-                let exits = (0..2).map(|n| exit(place.first_cell + n)).collect();
+                let exits = [0, 1].map(|n| exit(place.first_cell + n));
                 let far = place.fars.0 + 1;
                 assert!(far <= place.fars.1 && place.fars.1 as usize <= FARS);
-                return (table.add(block, exits, far, parts).unwrap(), emptied);
+                return (table.add(block, &exits, parts).unwrap(), emptied);
             }
             let segment = table.advance();
             emptied = Some(segment);

@@ -4,7 +4,7 @@ use crate::{
     asm::Asm,
     callout::{self, space},
     counters::{Cause, Counters},
-    jumps::{ENTRIES, Tables},
+    jumps::{self, Tables},
     levels,
     lower::{BASE, Check, Lowered, Lowerer, SITE_BITS, Tools, decode_narrow, ends, is_flow},
     native::{self, Env},
@@ -79,7 +79,7 @@ pub struct Translator {
     tables: Tables,
     tools: Tools,
     features: IsaFeatures,
-    /// What `table` may take, in bytes.
+    /// What all may take, in bytes.
     most: usize,
     /// Blocks that were evicted, to be dropped a few at a time.
     evicted: Vec<Translated>,
@@ -112,6 +112,8 @@ impl Translator {
         if !supported() {
             return Ok(None);
         }
+        let (entries, tables) = jumps::entries(bytes);
+        let bytes = bytes.saturating_sub(tables);
         let len = (bytes / 2).clamp(*CODE.start(), *CODE.end()).next_multiple_of(4096);
         let memory = CodeMemory::new(len)?;
         let mut asm = Asm::new(0, len);
@@ -120,7 +122,7 @@ impl Translator {
         let first = asm.here().next_multiple_of(64);
         let mut state = Region::new()?;
         state.index_mask = tlb::INDEX_MASK;
-        state.jump_mask = ENTRIES as u64 - 1;
+        state.jump_mask = entries as u64 - 1;
         state.stack_mask = 8 * (EXPECTED as u64 - 1);
         state.half = 1 << 47;
         state.status_mask = rflags::STATUS;
@@ -137,7 +139,7 @@ impl Translator {
         state.sysret_odd = rflags::TF | rflags::AC;
         tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
-        let (cold, most) = (split(len), bytes / 2);
+        let (cold, most) = (split(len), bytes - bytes / 2);
         let table = Table::new([first, cold], [cold, len], most);
         let mut translator = Self {
             memory,
@@ -147,7 +149,7 @@ impl Translator {
             tables: Tables::default(),
             tools: Tools::default(),
             features,
-            most,
+            most: len + most + tables,
             evicted: Vec::new(),
             given: 0,
             autonomous: false,
@@ -171,7 +173,7 @@ impl Translator {
 
     /// What code and what is kept of it may take.
     pub fn bytes(&self) -> usize {
-        self.memory.len() + self.most
+        self.most
     }
 
     /// Counts retired instructions: runs take [`Self::set_budget`].
@@ -223,7 +225,7 @@ impl Translator {
 
     /// What was counted.
     pub fn report(&self, stats: &mut Stats) {
-        self.counters.report(stats, &self.table, self.memory.len() + self.most);
+        self.counters.report(stats, &self.table, self.most);
     }
 
     /// Translates a block; `None` if that would not pay.
@@ -297,7 +299,7 @@ impl Translator {
         for far in place.fars.0..lowered.fars {
             self.tables.set_far(&mut self.state, far);
         }
-        let code = self.table.add(block, lowered.exits, lowered.fars, parts.map(|part| part.1));
+        let code = self.table.add(block, &lowered.exits, parts.map(|part| part.1));
         self.tools.spare.take_code([lowered.hot, lowered.cold]);
         code
     }
@@ -421,7 +423,7 @@ impl Translator {
                 self.unlink(cell);
             }
             let mut cells = (first..first + count).filter_map(|cell| self.table.cell(cell));
-            expected |= cells.any(|cell| cell.exit.polled);
+            expected |= cells.any(|cell| cell.polled);
         }
         if expected {
             self.forget_returns();
@@ -429,19 +431,19 @@ impl Translator {
     }
 
     fn unlink(&mut self, cell: u32) {
-        if let Some(Cell { exit, .. }) = self.table.cell(cell) {
-            self.state.cells[cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
+        if let Some(Cell { stub, .. }) = self.table.cell(cell) {
+            self.state.cells[cell as usize % CELLS] = self.memory.address(*stub as usize) as u64;
         }
     }
 
     /// The exit goes straight to this block, which is where it was seen to go.
     pub fn link(&mut self, link: Link, code: Code) {
         let Some(to) = self.block(code) else { return };
-        let Some(Cell { block: from, exit, .. }) = self.table.linked(link) else { return };
-        let Some(block) = self.table.block(*from) else { return };
-        if exit.plane != to.plane
+        let Some(exit) = self.table.linked(link) else { return };
+        let Some(block) = self.table.block(exit.block) else { return };
+        if usize::from(exit.plane) != to.plane
             || block.width != to.width
-            || exit.offset != i64::from(to.start)
+            || exit.offset != to.start
             || !block.alive
         {
             return;
@@ -568,6 +570,7 @@ fn translated(
         vectors: lowered.vectors,
         flow: insns.last().is_some_and(is_flow),
         cells: (place.first_cell, lowered.exits.len() as u32),
+        fars: lowered.fars.saturating_sub(place.fars.0),
         incoming: Translated::UNLINKED,
         jumps: Vec::new(),
         alive: true,
