@@ -99,6 +99,7 @@ impl FpuState {
         self.area[at..at + 16].copy_from_slice(&value.to_le_bytes());
     }
 
+    #[inline]
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut out = [0; N];
         out.copy_from_slice(&self.area[at..at + N]);

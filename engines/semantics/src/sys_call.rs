@@ -45,10 +45,17 @@ pub fn syscall(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
 
 /// CS and SS as SYSCALL loads them. The mode does not follow yet.
 pub fn load_syscall_segments(cpu: &mut Cpu) {
-    let selector = (cpu.hot.star >> 32) as u16;
+    let [[cs, ss], _] = selectors(cpu);
     let code = if cpu.mode.long { CODE64 } else { CODE32 };
-    *cpu.segment_mut(SegReg::Cs) = flat(selector & !3, code);
-    *cpu.segment_mut(SegReg::Ss) = flat((selector & !3).wrapping_add(8), DATA);
+    *cpu.segment_mut(SegReg::Cs) = flat(cs, code);
+    *cpu.segment_mut(SegReg::Ss) = flat(ss, DATA);
+}
+
+/// The selectors in CS and SS after SYSCALL, and after SYSRET to 64-bit mode.
+#[inline]
+pub fn selectors(cpu: &Cpu) -> [[u16; 2]; 2] {
+    let (to, back) = ((cpu.hot.star >> 32) as u16 & !3, (cpu.hot.star >> 48) as u16);
+    [[to, to.wrapping_add(8)], [back.wrapping_add(16) | 3, back.wrapping_add(8) | 3]]
 }
 
 /// CS and SS as SYSRET loads them. The mode does not follow yet.

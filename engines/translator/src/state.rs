@@ -102,8 +102,10 @@ pub struct State {
     /// Not zero if user mode must not read the time-stamp counter.
     pub tsc_bad: u64,
     pub tsc_aux: u64,
-    /// Of ES to GS, in the order of encodings; those of CS and SS are not always right.
+    /// Of ES to GS, in the order of encodings.
     pub selectors: [u64; 6],
+    /// Of CS and SS after SYSCALL, and after SYSRET.
+    pub level_selectors: [[u64; 2]; 2],
     /// Not zero if the bases of FS and GS must not be read or written by instructions for that.
     pub fsgs_bad: u64,
     /// A function that reads it.
@@ -234,6 +236,12 @@ pub fn gpr(number: u8) -> Mem {
 pub fn selector(number: u8) -> Mem {
     let selectors = field!(selectors);
     Mem { disp: selectors.disp + 8 * i32::from(number % 6), ..selectors }
+}
+
+/// Of CS, or of SS if `stack`, after SYSCALL, or after SYSRET if `user`.
+pub fn level_selector(user: bool, stack: bool) -> Mem {
+    let selectors = field!(level_selectors);
+    Mem { disp: selectors.disp + 16 * i32::from(user) + 8 * i32::from(stack), ..selectors }
 }
 
 pub fn slot(number: usize) -> Mem {

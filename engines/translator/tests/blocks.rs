@@ -417,12 +417,12 @@ fn selectors_and_bases() {
             for _ in 0..1 + rng.below(6) {
                 let (a, b) = (rng.below(16) as u8, rng.below(8) as u8);
                 match rng.below(5) {
-                    // mov r32 or r64, segment
-                    0 => bytes.extend([
-                        0x40 | wide(&mut rng) | a >> 3,
-                        0x8c,
-                        0xc0 | segment(b) | a & 7,
-                    ]),
+                    // mov r16, r32 or r64, segment
+                    0 => {
+                        bytes.extend([0x66].iter().filter(|_| rng.below(2) == 0));
+                        let rex = 0x40 | wide(&mut rng) | a >> 3;
+                        bytes.extend([rex, 0x8c, 0xc0 | segment(b) | a & 7]);
+                    }
                     // mov [rbx + disp8], segment
                     1 => bytes.extend([0x8c, 0x43 | segment(b), rng.next() as u8]),
                     // rdfsbase, rdgsbase, wrfsbase, wrgsbase

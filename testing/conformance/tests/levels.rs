@@ -157,13 +157,13 @@ fn odd_code(odd: Odd) -> Vec<u8> {
 
 /// The state at the end of this case, and what the machine saw.
 fn run(e: &UnderTest, case: &Case) -> (VcpuState, Vec<Event>) {
-    // l: syscall; [rdtscp; lea r8, [r8 + rax * 2]; rdtsc; rdpid r10; add r8, rdx; add r8, r10]
+    // l: syscall; mov eax, cs; add r9, rax; mov eax, ss; add r9, rax; [rdtscp; lea r8, [r8 + rax * 2]; rdtsc; rdpid r10; add r8, rdx; add r8, r10]
     // dec ebx; jnz l
     let tsc: &[u8] = &[
         0x0f, 1, 0xf9, 0x4d, 0x8d, 4, 0x40, 0x0f, 0x31, 0xf3, 0x49, 0x0f, 0xc7, 0xfa, 0x49, 1,
         0xd0, 0x4d, 1, 0xd0,
     ];
-    let mut user = vec![0x0f, 5];
+    let mut user = vec![0x0f, 5, 0x8c, 0xc8, 0x49, 1, 0xc1, 0x8c, 0xd0, 0x49, 1, 0xc1];
     user.extend(if case.tsc { tsc } else { &[] });
     user.extend([0xff, 0xcb, 0x75]);
     user.push((user.len() as u8 + 1).wrapping_neg());

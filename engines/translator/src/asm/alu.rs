@@ -94,6 +94,12 @@ impl Asm {
         self.modrm(register, &mem);
     }
 
+    /// 16 bits; the others stay. No flag changes.
+    pub fn mov16(&mut self, to: u8, from: u8) {
+        self.bytes(&[0x66]);
+        self.mov(to, from, false);
+    }
+
     /// `to = from >> count` with the sign, count modulo 64. No flag changes.
     pub fn sarx(&mut self, to: u8, from: u8, count: u8) {
         self.vex(2, 2, to, count, &Mem::at(from, 0));
@@ -136,6 +142,8 @@ mod tests {
         asm.alu_mem(Alu::And, 11, Mem::at(4, 300));
         asm.alu_mem(Alu::Or, 1, Mem::at(4, 8));
         asm.popfq();
+        asm.mov16(12, 1);
+        asm.mov16(3, 1);
         asm.sarx(1, 10, 11);
         asm.movsxd_register(1, 9);
         asm.save_flags();
@@ -147,7 +155,7 @@ mod tests {
             out.push(';');
         }
         let wanted = "and rcx,8D5h;or r11,0FFFFFFFFFFFFFFFEh;add r10,1h;\
-                      and r11,[rsp+12Ch];or rcx,[rsp+8h];popfq;sarx rcx,r10,r11;movsxd rcx,r9d;lahf;seto al;add al,7Fh;sahf;";
+                      and r11,[rsp+12Ch];or rcx,[rsp+8h];popfq;mov r12w,cx;mov bx,cx;sarx rcx,r10,r11;movsxd rcx,r9d;lahf;seto al;add al,7Fh;sahf;";
         assert_eq!(out, wanted);
     }
 }

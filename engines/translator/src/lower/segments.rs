@@ -1,24 +1,17 @@
 //! Selectors are read, and the bases of FS and GS read and written, in translated code's state.
-//!
-//! CS and SS are left to the handlers: what SYSCALL and SYSRET have made of them is known to the
-//! vCPU only; see [`crate::levels`].
 
 use super::{Done, Lowerer, Untranslated};
 use crate::{
     asm::Mem,
     regs::{self, SA, SC},
-    state::{field, selector},
+    state::{field, gpr, selector},
 };
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 impl Lowerer<'_> {
-    /// MOV from a segment register: zero-extended to a register, two bytes to memory.
+    /// MOV from a segment register: zero-extended to a register of more than two bytes.
     pub(super) fn mov_from_segment(&mut self, insn: &Instruction) -> Done {
-        let from = match insn.op1_register() {
-            Register::ES | Register::DS | Register::FS | Register::GS => insn.op1_register(),
-            _ => return Err(Untranslated),
-        };
-        let from = selector(from.number() as u8);
+        let from = selector(insn.op1_register().number() as u8);
         if insn.op0_kind() == OpKind::Memory {
             let place = self.operand(insn, true, 2)?;
             self.scratch.lost(SC);
@@ -27,7 +20,14 @@ impl Lowerer<'_> {
             return Ok(());
         }
         if insn.code() == Code::Mov_rm16_Sreg {
-            return Err(Untranslated);
+            let number = regs::number(insn.op0_register()).ok_or(Untranslated)?;
+            self.scratch.clear();
+            self.asm.load(SC, from);
+            match regs::home(number) {
+                Some(host) => self.asm.mov16(host, SC),
+                None => self.asm.store16(gpr(number), SC),
+            }
+            return Ok(());
         }
         self.load_register(insn.op0_register(), from, true)
     }

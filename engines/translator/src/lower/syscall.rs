@@ -12,9 +12,10 @@ use crate::{
     jumps,
     levels::{SYSCALL, SYSRET},
     regs::{GUEST_RCX, SA, SB, SC},
-    state::{field, gpr},
+    state::{field, gpr, level_selector, selector},
 };
 use iced_x86::{Code, Instruction};
+use vcpu_state::SegReg;
 use x86_defs::{gpr::R11, rflags};
 
 /// The TLB's planes.
@@ -122,6 +123,10 @@ impl Lowerer<'_> {
     fn enter_level(&mut self, plane: usize, level: u64) {
         let asm = &mut self.asm;
         asm.store_imm(field!(level), level as i32, true);
+        for (segment, stack) in [(SegReg::Cs, false), (SegReg::Ss, true)] {
+            asm.load(SC, level_selector(plane == USER, stack));
+            asm.store(selector(segment as u8), SC);
+        }
         asm.load(SC, jumps::space_of(plane));
         asm.store(field!(space), SC);
         asm.load(SC, jumps::table_of(plane));
