@@ -6,6 +6,7 @@ mod events;
 mod flow;
 mod integer;
 mod litmus;
+mod loops;
 mod smc;
 mod supervisor;
 mod support;

@@ -460,6 +460,12 @@ impl Asm {
         self.rel32(target);
     }
 
+    /// The same if the condition (0 to 15) holds.
+    pub fn jcc(&mut self, condition: u8, target: usize) {
+        self.bytes(&[0x0f, 0x80 | condition & 15]);
+        self.rel32(target);
+    }
+
     /// The result is where the target is.
     pub fn call(&mut self, target: usize) -> Patch {
         self.code.push(0xe8);

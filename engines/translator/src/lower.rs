@@ -20,6 +20,7 @@ mod string;
 mod syscall;
 mod system;
 mod time;
+mod turns;
 mod vector;
 mod x87;
 
@@ -44,6 +45,7 @@ use semantics::Insn;
 use spare::Spare;
 pub use spare::Tools;
 pub use system::ends;
+pub use turns::turns;
 
 /// The instruction has no translation: its handler executes it.
 #[derive(Clone, Copy, Debug)]
@@ -134,6 +136,11 @@ pub struct Lowerer<'t> {
     counted: bool,
     /// Instructions of the block.
     length: usize,
+    /// Where it begins, in its page and in the code memory.
+    start: i64,
+    origin: usize,
+    /// Instructions of each turn, if it is a loop of which several are made.
+    turn: Option<usize>,
     /// A call at the end will return.
     returns: bool,
     /// Number of the block.
@@ -201,6 +208,9 @@ impl<'t> Lowerer<'t> {
             narrow: false,
             counted: false,
             length: 0,
+            start: 0,
+            origin: 0,
+            turn: None,
             returns: true,
             id,
             index: 0,
@@ -237,6 +247,7 @@ impl<'t> Lowerer<'t> {
         allowed: impl Fn(&Instruction) -> bool,
     ) -> Option<Lowered> {
         let origin = self.asm.here();
+        (self.start, self.origin) = (start, origin);
         self.asm.load(SC, field!(poll));
         self.asm.load32(SC, Mem::at(SC, 0));
         let mut poll = None;

@@ -6,7 +6,7 @@ use crate::{
     counters::{Cause, Counters},
     jumps::{self, Tables},
     levels,
-    lower::{BASE, Check, Lowered, Lowerer, SITE_BITS, Tools, decode_narrow, ends, is_flow},
+    lower::{BASE, Check, Lowered, Lowerer, SITE_BITS, Tools, decode_narrow, ends, is_flow, turns},
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
@@ -232,16 +232,31 @@ impl Translator {
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
         self.evicted.truncate(self.evicted.len().saturating_sub(DROPPED));
         let mut insns = std::mem::take(&mut self.tools.insns);
-        let code = if decode(source, &mut insns) { self.make(source, &insns) } else { None };
+        let code = if decode(source, &mut insns) { self.turned(source, &mut insns) } else { None };
         self.tools.insns = insns;
         code
     }
 
-    fn make(&mut self, source: &Source<'_>, insns: &[Instruction]) -> Option<Code> {
+    /// Makes several turns of a short loop.
+    fn turned(&mut self, source: &Source<'_>, insns: &mut Vec<Instruction>) -> Option<Code> {
+        let turns = turns(insns, source.start).filter(|_| source.check.is_none());
+        let Some((turn, times)) = turns else { return self.make(source, insns, None) };
+        *insns = repeat(insns, turn, times);
+        let known = repeat(source.insns, turn, times).into();
+        self.make(&Source { insns: &known, ..*source }, insns, Some(turn))
+    }
+
+    /// `turn`: instructions of each turn, if several were made.
+    fn make(
+        &mut self,
+        source: &Source<'_>,
+        insns: &[Instruction],
+        turn: Option<usize>,
+    ) -> Option<Code> {
         loop {
             let place = self.table.place();
-            let lowered = self.lower(source, insns, place, false);
-            let lowered = lowered.or_else(|| self.lower(source, insns, place, true))?;
+            let lowered = self.lower(source, insns, place, (turn, false));
+            let lowered = lowered.or_else(|| self.lower(source, insns, place, (turn, true)))?;
             let copied = insns.len() - lowered.callouts.min(insns.len());
             // Few callouts cost less than leaving translated code for them.
             if lowered.callouts > 4 && copied < 2 * lowered.callouts {
@@ -267,13 +282,14 @@ impl Translator {
         source: &Source<'_>,
         insns: &[Instruction],
         place: Place,
-        steady: bool,
+        (turn, steady): (Option<usize>, bool),
     ) -> Option<Lowered> {
         let Place { at, number, first_cell, fars } = place;
         let tools = &mut self.tools;
         let lowerer = Lowerer::new(at, &self.thunks, tools, source.plane, number, first_cell);
         let lowerer = lowerer.fars(fars).counted(self.state.counted).returning(returns(source));
-        let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow()).steady(steady);
+        let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
+        let lowerer = lowerer.turning(turn).steady(steady);
         let (start, features) = (i64::from(source.start), self.features);
         lowerer.run(start, insns, source.check.as_ref(), |insn| features.allow(insn))
     }
@@ -576,6 +592,12 @@ fn translated(
         alive: true,
         removed: false,
     }
+}
+
+/// The first ones of a list, so many times.
+fn repeat<T: Clone>(list: &[T], len: usize, times: usize) -> Vec<T> {
+    let turn = list.iter().take(len);
+    std::iter::repeat_n(turn, times).flatten().cloned().collect()
 }
 
 /// Where the cold parts begin in code memory of so many bytes: they are the larger ones.

@@ -82,13 +82,17 @@ fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
 
 impl Pair {
     fn translate(&mut self, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
+        self.translate_at(CODE, bytes)
+    }
+
+    fn translate_at(&mut self, linear: u64, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
         let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
         let plane = self.native.cpu.mmu.plane()?;
         let source = Source {
             insns: &insns,
             bytes,
-            linear: CODE,
-            start: (CODE % 4096) as u16,
+            linear,
+            start: (linear % 4096) as u16,
             plane,
             width: Width::Wide,
             check: None,
@@ -296,7 +300,14 @@ fn calls_and_jumps() {
     for _ in 0..3_000 {
         let mut bytes: Vec<u8> =
             (0..rng.below(3)).flat_map(|_| random_insn(&mut rng, copied)).collect();
-        bytes.extend(random_insn(&mut rng, flow));
+        let last = random_insn(&mut rng, flow);
+        let ip = CODE + bytes.len() as u64;
+        let insn = Decoder::with_ip(64, &last, ip, DecoderOptions::NONE).decode();
+        bytes.extend(last);
+        if insn.near_branch_target() == CODE {
+            // It may never end.
+            continue;
+        }
         pair.run(&mut rng, &bytes, 0);
     }
     pair.compare_memory();
@@ -455,28 +466,66 @@ fn segment(n: u8) -> u8 {
 #[test]
 fn linked_blocks() {
     let Some(mut pair) = pair(false) else { return };
-    // add rax, rcx; dec rcx; jnz -8
-    let bytes = [0x48, 0x01, 0xc8, 0x48, 0xff, 0xc9, 0x75, 0xf8];
-    let (_, code) = pair.translate(&bytes).unwrap();
+    // add rax, rcx; jmp +2
+    let (_, first) = pair.translate(&[0x48, 0x01, 0xc8, 0xeb, 0x02]).unwrap();
+    // dec rcx; jnz -12
+    let second = pair.translate_at(CODE + 7, &[0x48, 0xff, 0xc9, 0x75, 0xf4]).unwrap().1;
     let cpu = &mut pair.native.cpu;
     (cpu.rip, cpu.gpr[0], cpu.gpr[1], cpu.leave) = (CODE, 0, 1000, false);
-    let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
-    let Left::Exit(link) = left else { panic!("{left:?}") };
-    assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE, 999));
-    pair.translator.link(link, code);
-    let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
+    let run = |pair: &mut Pair, code| {
+        pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap()
+    };
+    for (code, next, to) in [(first, second, CODE + 7), (second, first, CODE)] {
+        let left = run(&mut pair, code);
+        let Left::Exit(link) = left else { panic!("{left:?}") };
+        assert_eq!(pair.native.cpu.rip, to);
+        pair.translator.link(link, next);
+    }
+    assert_eq!(pair.native.cpu.gpr[1], 999);
+    let left = run(&mut pair, first);
     assert!(matches!(left, Left::Exit(_)), "{left:?}");
     assert_eq!(pair.native.cpu.gpr[0], 1000 * 1001 / 2);
-    assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE + 8, 0));
+    assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE + 12, 0));
     // Flags are set: the block is not even begun.
     let cpu = &mut pair.native.cpu;
     (cpu.rip, cpu.gpr[1]) = (CODE, 5);
     cpu.slot.flags.store(1, std::sync::atomic::Ordering::SeqCst);
-    let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
-    assert_eq!(left, Left::Boundary);
+    assert_eq!(run(&mut pair, first), Left::Boundary);
     assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE, 5));
     // What is removed cannot be run, and nothing goes there.
     pair.native.cpu.slot.flags.store(0, std::sync::atomic::Ordering::SeqCst);
-    pair.translator.remove(&[code]);
-    assert!(pair.translator.run(&mut pair.native.ctx(), code, false).is_none());
+    pair.translator.remove(&[first]);
+    assert!(pair.translator.run(&mut pair.native.ctx(), first, false).is_none());
+    pair.native.cpu.rip = CODE + 7;
+    let left = run(&mut pair, second);
+    assert!(matches!(left, Left::Exit(_)), "{left:?}");
+    assert_eq!((pair.native.cpu.rip, pair.native.cpu.gpr[1]), (CODE, 4));
+}
+
+/// A loop that is one block: it ends by itself, and by a request of another thread.
+#[test]
+fn a_loop_of_one_block() {
+    let Some(mut pair) = pair(false) else { return };
+    // add rax, rcx; dec rcx; jnz -8
+    let (_, code) = pair.translate(&[0x48, 0x01, 0xc8, 0x48, 0xff, 0xc9, 0x75, 0xf8]).unwrap();
+    for count in [1, 2, 3, 4, 5, 6, 7, 1000] {
+        let cpu = &mut pair.native.cpu;
+        (cpu.rip, cpu.gpr[0], cpu.gpr[1], cpu.leave) = (CODE, 0, count, false);
+        let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
+        assert!(matches!(left, Left::Exit(_)), "{left:?}");
+        let cpu = &pair.native.cpu;
+        assert_eq!((cpu.rip, cpu.gpr[0], cpu.gpr[1]), (CODE + 8, count * (count + 1) / 2, 0));
+    }
+    // inc rax; jmp -5
+    let (_, code) = pair.translate(&[0x48, 0xff, 0xc0, 0xeb, 0xfb]).unwrap();
+    (pair.native.cpu.rip, pair.native.cpu.gpr[0]) = (CODE, 0);
+    let slot = pair.native.cpu.slot.clone();
+    let request = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        slot.flags.store(1, std::sync::atomic::Ordering::SeqCst);
+    });
+    let left = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap().unwrap();
+    request.join().unwrap();
+    assert_eq!((left, pair.native.cpu.rip), (Left::Boundary, CODE));
+    assert!(pair.native.cpu.gpr[0] > 0);
 }

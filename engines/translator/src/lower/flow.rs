@@ -106,7 +106,12 @@ impl Lowerer<'_> {
         match insn.code() {
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => {
                 let target = Self::target(insn)?;
-                self.exit(target);
+                if target != self.start {
+                    self.exit(target);
+                } else if !self.turns() {
+                    self.retire();
+                    self.asm.jmp(self.origin);
+                }
             }
             Code::Jmp_rm32 if self.narrow => {
                 self.narrow_target(insn)?;
@@ -137,10 +142,49 @@ impl Lowerer<'_> {
         if condition > 15 {
             return Err(Untranslated);
         }
-        let around = self.asm.branch(condition ^ 1);
-        self.exit(target);
-        self.asm.land(around);
+        if target != self.start {
+            let around = self.asm.branch(condition ^ 1);
+            self.exit(target);
+            self.asm.land(around);
+        } else if self.turns() {
+            let end = insn.next_ip().wrapping_sub(BASE) as i64;
+            self.aside(condition ^ 1, |this| this.exit(end));
+        } else if self.counted {
+            let around = self.asm.branch(condition ^ 1);
+            self.retire();
+            self.asm.jmp(self.origin);
+            self.asm.land(around);
+        } else {
+            self.asm.jcc(condition, self.origin);
+        }
         Ok(())
+    }
+
+    /// So many instructions are one turn of the loop that the block is; see [`super::turns`].
+    pub fn turning(mut self, turn: Option<usize>) -> Self {
+        self.turn = turn;
+        self
+    }
+
+    /// The branch under way, to the block's beginning, goes on with the turn that is made next.
+    fn turns(&self) -> bool {
+        let end = self.index + 1;
+        self.turn.is_some_and(|turn| end < self.length && end.is_multiple_of(turn))
+    }
+
+    /// What is done out of line if the condition holds; control does not come back.
+    fn aside(&mut self, condition: u8, f: impl FnOnce(&mut Self)) {
+        if self.reuse.plain {
+            // This is out of line.
+            let around = self.asm.branch(condition ^ 1);
+            f(self);
+            return self.asm.land(around);
+        }
+        let out = self.asm.jcc_forward(condition);
+        self.asm.change_part();
+        self.asm.patch(out);
+        f(self);
+        self.asm.change_part();
     }
 
     /// Target of an indirect jump or call in [`SA`].
