@@ -3,6 +3,7 @@
 use crate::{
     Interp,
     cache::{Heat, Span},
+    fetch::linear_ip,
 };
 use guest_mem::ArenaOffset;
 use semantics::{Ctx, Insn};
@@ -45,7 +46,7 @@ impl Interp {
         span: Span,
         bytes: &'b [u8],
     ) -> Option<Check<'b>> {
-        let rip = ctx.cpu.rip;
+        let rip = linear_ip(ctx);
         let ram = ctx.fetch_page(rip).ok()?.ram?;
         let at = ArenaOffset(ram.0.wrapping_add((rip % x86_defs::PAGE_SIZE) as usize));
         let host = ctx.cpu.mem.arena().host_address(at);

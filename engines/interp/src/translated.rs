@@ -3,6 +3,7 @@
 use crate::{
     Interp,
     cache::{Heat, Span},
+    fetch::linear_ip,
 };
 use semantics::{Ctx, Insn, Stop};
 use std::{sync::Arc, time::Instant};
@@ -111,7 +112,7 @@ impl Interp {
         if !self.cache.is_kept(span) {
             return None;
         }
-        let start = (ctx.cpu.rip % x86_defs::PAGE_SIZE) as u16;
+        let start = (linear_ip(ctx) % x86_defs::PAGE_SIZE) as u16;
         let bytes = self.cache.bytes(span).to_vec();
         let checked = self.cache.is_checked(span);
         let insns: Arc<[Insn]> = self.cache.insns(span).into();

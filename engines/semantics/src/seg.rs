@@ -1,7 +1,7 @@
 //! Segment registers: descriptors, their checks, and the instructions that load and look at
 //! them (SDM volume 3, chapter 5; volume 2, MOV, LAR, LSL, VERR, LLDT, LTR).
 
-use crate::{Ctx, Insn, Stop, insn::segment};
+use crate::{Cpu, Ctx, Insn, Stop, insn::segment};
 use vcpu_state::{SegReg, Segment, Shadow};
 use x86_defs::{
     exception::{GP, NP, SS, UD},
@@ -140,18 +140,7 @@ impl Ctx<'_> {
 
     /// Loads a segment register, CS included, in real or virtual-8086 mode.
     pub(crate) fn load_paragraph(&mut self, which: SegReg, selector: u16) {
-        let v86 = self.cpu.mode.v86;
-        let s = self.cpu.segment_mut(which);
-        (s.selector, s.base) = (selector, u64::from(selector) << 4);
-        if v86 {
-            (s.limit, s.attr) = (0xffff, 0xf3);
-        } else if !(which == SegReg::Cs && s.attr & ATTR_CODE != 0) {
-            // The limit and the default size stay as protected mode left them.
-            s.attr = 0x93 | s.attr & (ATTR_DB | ATTR_G);
-        }
-        if matches!(which, SegReg::Cs | SegReg::Ss) {
-            self.cpu.update_mode();
-        }
+        self.cpu.load_paragraph(which, selector);
     }
 
     fn checked_stack(&mut self, selector: u16) -> Result<Segment, Stop> {
@@ -225,6 +214,24 @@ impl Ctx<'_> {
 
     pub(crate) fn need_cpl0(&mut self) -> Result<(), Stop> {
         if self.cpu.mode.cpl != 0 { Err(self.cpu.fault_code(GP, 0)) } else { Ok(()) }
+    }
+}
+
+impl Cpu {
+    /// Loads a segment register, CS included, in real or virtual-8086 mode.
+    pub fn load_paragraph(&mut self, which: SegReg, selector: u16) {
+        let v86 = self.mode.v86;
+        let s = self.segment_mut(which);
+        (s.selector, s.base) = (selector, u64::from(selector) << 4);
+        if v86 {
+            (s.limit, s.attr) = (0xffff, 0xf3);
+        } else if !(which == SegReg::Cs && s.attr & ATTR_CODE != 0) {
+            // The limit and the default size stay as protected mode left them.
+            s.attr = 0x93 | s.attr & (ATTR_DB | ATTR_G);
+        }
+        if matches!(which, SegReg::Cs | SegReg::Ss) {
+            self.update_mode();
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod alu;
 mod buffer;
+mod word;
 
 pub use alu::Alu;
 pub use buffer::Buffer;

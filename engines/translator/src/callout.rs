@@ -4,13 +4,15 @@ use crate::{
     counters::Cause,
     levels,
     native::Env,
+    segments,
+    spaces::space,
     state::State,
     table::Site,
     thunks::{FAR, GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WRITE},
     tlb, vectors,
     width::{Width, covers},
 };
-use semantics::{Cpu, Ctx, Stop, event};
+use semantics::{CodeSize, Cpu, Stop, event};
 use vcpu_state::SegReg;
 use x86_defs::{
     cr::{cr0, cr4, xcr0},
@@ -146,7 +148,8 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     if !env.autonomous || state.counted && cpu.rflags & rflags::RF != 0 {
         return false;
     }
-    let Some(space) = space(env.ctx, true).filter(|_| env.ctx.quiet()) else { return false };
+    let space = space(env.ctx, env.tables, true);
+    let Some(space) = space.filter(|_| env.ctx.quiet()) else { return false };
     env.counters.stayed += 1;
     state.rip = env.ctx.cpu.rip;
     // Of supervisor code the table has under this only what is in global pages, for which it
@@ -155,26 +158,6 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     levels::enter(state, env, plane, space);
     give(state, env);
     true
-}
-
-/// What jump targets depend on beside the address: a number of its own for each plane and each
-/// lifetime of an address space. Loads of CR3 do not change that of supervisor code in global
-/// pages, and from there only jumps to such code are known. `None` if there are no translations
-/// for the present rights, which are never made for levels 1 and 2, nor for code that [`Width`] does not
-/// know.
-pub fn space(ctx: &Ctx<'_>, global: bool) -> Option<u64> {
-    let cpu = &*ctx.cpu;
-    let tags = cpu.mmu.tags();
-    let tag = if global { tags.global } else { tags.all };
-    let plane = cpu.mmu.plane().filter(|_| matches!(cpu.mode.cpl, 0 | 3))?;
-    // The last bits are the plane's alone: code that sets RFLAGS.AC changes them.
-    let width = Width::of(cpu)?;
-    Some(number(tag, width.is_narrow(), plane))
-}
-
-/// Of a space.
-pub fn number(tag: u64, narrow: bool, plane: usize) -> u64 {
-    (tag << 1 | u64::from(narrow)) << 2 | plane as u64
 }
 
 /// Of the block, so many instructions are retired that were not counted yet, and what
@@ -196,6 +179,7 @@ pub fn take(state: &mut State, env: &mut Env<'_, '_>) {
     cpu.segment_mut(SegReg::Fs).base = state.fs;
     cpu.segment_mut(SegReg::Gs).base = state.gs;
     cpu.hot.kernel_gs_base = state.kernel_gs;
+    segments::take(state, cpu);
     take_rights(state, cpu);
     if cpu.fdp_exceptions_only {
         // There were none.
@@ -241,6 +225,9 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     state.fs = cpu.segment(SegReg::Fs).base;
     state.gs = cpu.segment(SegReg::Gs).base;
     state.fs_odd = (!covers(cpu.segment(SegReg::Fs))).into();
+    if cpu.mode.code == CodeSize::Bits16 {
+        segments::give(state, cpu);
+    }
     state.gs_odd = (!covers(cpu.segment(SegReg::Gs))).into();
     state.fpu = cpu.fpu.area.as_mut_ptr() as u64;
     let mxcsr = cpu.fpu.mxcsr();

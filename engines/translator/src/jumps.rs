@@ -8,6 +8,7 @@ use crate::{
     asm::{Asm, Mem},
     far::Copies,
     regs::{SA, SB, SC},
+    spaces::Shorts,
     state::{PLANES, State, field},
 };
 use std::mem::offset_of;
@@ -52,6 +53,8 @@ pub struct Tables {
     owners: [Owner; TABLES],
     time: u64,
     pub copies: Copies,
+    /// Those of 16-bit code.
+    pub shorts: Shorts,
     /// Host address of what copies an entry.
     pub relink: u64,
 }
@@ -140,9 +143,20 @@ impl Tables {
         Some(found as u32)
     }
 
-    /// In the space that was entered, jumps to `linear` go to `host`. Returns the entry's
-    /// number.
+    #[cfg(test)]
     pub fn set(&mut self, state: &mut State, linear: u64, host: u64) -> Option<u32> {
+        self.set_in(state, linear, linear & !0xfff, host)
+    }
+
+    /// In the space that was entered, jumps to `linear`, in a page that begins at `page`, go to
+    /// `host`. Returns the entry's number.
+    pub fn set_in(
+        &mut self,
+        state: &mut State,
+        linear: u64,
+        page: u64,
+        host: u64,
+    ) -> Option<u32> {
         let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
         let mask = state.jump_mask;
         let first = table * STRIDE + hash(linear, mask);
@@ -155,7 +169,6 @@ impl Tables {
             set.push(index as u32);
         }
         let number = table * STRIDE + index;
-        let page = linear & !0xfff;
         self.copies.forget(state, number as u32);
         state.jumps[number] = Jump { inverted: !linear, host, page };
         Some(number as u32)

@@ -5,8 +5,8 @@
 //! from them. They may be executed so while [`arm`] finds nothing against it.
 
 use crate::{
-    callout::number,
     native::Env,
+    spaces::number,
     state::{PLANES, State},
 };
 use semantics::{Cpu, sys_call};

@@ -21,6 +21,8 @@ mod perf_map;
 mod probe;
 mod region;
 mod regs;
+mod segments;
+mod spaces;
 mod state;
 mod table;
 mod thunks;

@@ -14,6 +14,8 @@ mod returns;
 mod reuse;
 mod scratch;
 mod segments;
+mod short;
+mod short_stack;
 mod spare;
 mod stack;
 mod string;
@@ -42,6 +44,7 @@ pub use narrow::decode as decode_narrow;
 use reuse::Reuse;
 use scratch::Scratch;
 use semantics::Insn;
+pub use short::{Short, decode as decode_short};
 use spare::Spare;
 pub use spare::Tools;
 pub use system::ends;
@@ -130,8 +133,10 @@ pub struct Lowerer<'t> {
     exit_plane: usize,
     /// The instruction under way is the last one.
     last: bool,
-    /// 32-bit code.
+    /// Not 64-bit code.
     narrow: bool,
+    /// 16-bit code.
+    short: Option<Short>,
     /// Retired instructions are counted.
     counted: bool,
     /// Instructions of the block.
@@ -206,6 +211,7 @@ impl<'t> Lowerer<'t> {
             exit_plane: plane,
             last: false,
             narrow: false,
+            short: None,
             counted: false,
             length: 0,
             start: 0,
@@ -428,7 +434,7 @@ impl<'t> Lowerer<'t> {
         self
     }
 
-    /// 32-bit code, or not.
+    /// 32-bit or 16-bit code, or not.
     pub fn narrow(mut self, narrow: bool) -> Self {
         self.narrow = narrow;
         self
@@ -608,6 +614,10 @@ impl<'t> Lowerer<'t> {
     /// The linear address of the memory operand: as it is, or in [`SA`]; [`SB`] is lost.
     fn place(&mut self, insn: &Instruction) -> Result<Place, Untranslated> {
         self.narrow_operand(insn)?;
+        if self.short.is_some() {
+            self.address(insn)?;
+            return Ok(Place::SA);
+        }
         // What wraps at 4 GiB has to be computed.
         let plain = insn.memory_index() == Register::None
             && match self.narrow {
@@ -635,6 +645,9 @@ impl<'t> Lowerer<'t> {
         self.reuse.lost();
         self.offset(insn, SA, true)?;
         self.scratch.lost(SA);
+        if self.short.is_some() {
+            return self.short_operand(insn);
+        }
         if self.narrow {
             return self.narrow_base(insn);
         }
@@ -652,6 +665,9 @@ impl<'t> Lowerer<'t> {
     /// The offset of the memory operand in its segment, in `to`, as far as address size, and
     /// `wide`, let it.
     fn offset(&mut self, insn: &Instruction, to: u8, wide: bool) -> Done {
+        if let Some(done) = self.short_offset(insn, to) {
+            return done;
+        }
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let scale = insn.memory_index_scale().trailing_zeros() as u8;
         if base == Register::RIP {

@@ -120,6 +120,9 @@ pub struct State {
     pub fs_odd: u64,
     pub gs_odd: u64,
     pub kernel_gs: u64,
+    /// Of 16-bit code, and whether it has loaded any.
+    pub segments: [crate::segments::Words; crate::segments::COUNT],
+    pub loaded: u64,
     /// RFLAGS but for the status flags: IF, AC, and the rest.
     pub intf: u64,
     pub ac: u64,

@@ -7,6 +7,7 @@
 use iced_x86::Mnemonic;
 use semantics::{Cold, Insn};
 use std::sync::Arc;
+use x86_defs::is_canonical_48;
 
 use crate::{
     far::{FARS, Far},
@@ -15,6 +16,7 @@ use crate::{
     width::Width,
 };
 
+const PAGE: u64 = 4096;
 /// Segments at most.
 const SEGMENTS: usize = 8;
 /// Bytes of code memory in each, at least, so that any block fits.
@@ -53,6 +55,8 @@ pub struct Translated {
     pub start: u16,
     pub plane: usize,
     pub width: Width,
+    /// Of 16-bit code, the offset in its segment of the page's beginning.
+    pub page: u64,
     /// Offsets in the code memory: where it is entered; the same for jumps from blocks in which
     /// the vector registers are live that it uses; and where such jumps that go forward enter.
     pub entry: usize,
@@ -156,6 +160,23 @@ pub struct Site<'t> {
     /// Number of the instruction, and how many the block has.
     pub index: u32,
     pub count: u32,
+}
+
+impl Translated {
+    /// The block may be at this RIP: so far from the ends of the canonical ranges that no direct
+    /// jump leaves them; or, in 32-bit code, in a page that has one after it.
+    pub fn fits(&self, rip: u64) -> bool {
+        let page = rip.wrapping_sub(self.start.into());
+        match self.width {
+            Width::Real | Width::Short => page == self.page && rip < 1 << 16,
+            Width::Narrow => page % PAGE == 0 && rip < (1 << 32) - PAGE,
+            Width::Wide => {
+                let reach = (1 << 31) + 2 * PAGE;
+                let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
+                page % PAGE == 0 && [rip, low, high].into_iter().all(is_canonical_48)
+            }
+        }
+    }
 }
 
 impl Table {

@@ -2,14 +2,18 @@
 
 use crate::{
     asm::Asm,
-    callout::{self, space},
+    callout,
     counters::{Cause, Counters},
     jumps::{self, Tables},
     levels,
-    lower::{BASE, Check, Lowered, Lowerer, SITE_BITS, Tools, decode_narrow, ends, is_flow, turns},
+    lower::{
+        BASE, Check, Lowered, Lowerer, SITE_BITS, Short, Tools, decode_narrow, decode_short, ends,
+        is_flow, turns,
+    },
     native::{self, Env},
     perf_map::PerfMap,
     region::Region,
+    spaces::space,
     state::{BIAS, CELLS, EXPECTED, PLANES},
     table::{Cell, Code, Link, Place, Table, Translated},
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
@@ -26,9 +30,8 @@ use std::{
     sync::{Arc, atomic::AtomicU32},
     time::Instant,
 };
-use x86_defs::{is_canonical_48, rflags};
+use x86_defs::rflags;
 
-const PAGE: u64 = 4096;
 /// Code memory, at least and at most.
 const CODE: std::ops::RangeInclusive<usize> = 256 << 10..=1 << 30;
 
@@ -58,7 +61,7 @@ pub struct Source<'s> {
     pub insns: &'s Arc<[Insn]>,
     /// What they were decoded from.
     pub bytes: &'s [u8],
-    /// Where it is now; it may be elsewhere, too.
+    /// RIP; it may be elsewhere, too, but for 16-bit code whose segment begins elsewhere.
     pub linear: u64,
     /// Offset in the page, which holds all of them.
     pub start: u16,
@@ -67,6 +70,20 @@ pub struct Source<'s> {
     pub width: Width,
     /// The bytes may change unnoticed.
     pub check: Option<Check<'s>>,
+}
+
+impl Source<'_> {
+    /// Of 16-bit code, the offset in its segment of the page's beginning.
+    fn page(&self) -> u64 {
+        match self.width.is_short() {
+            true => self.linear.wrapping_sub(self.start.into()),
+            false => 0,
+        }
+    }
+
+    fn short(&self) -> Option<Short> {
+        self.width.is_short().then_some(Short { real: self.width == Width::Real })
+    }
 }
 
 /// One vCPU's translated code.
@@ -231,6 +248,9 @@ impl Translator {
     /// Translates a block; `None` if that would not pay.
     pub fn translate(&mut self, source: &Source<'_>) -> Option<Code> {
         self.evicted.truncate(self.evicted.len().saturating_sub(DROPPED));
+        if source.width.is_short() && source.linear >= 1 << 16 {
+            return None;
+        }
         let mut insns = std::mem::take(&mut self.tools.insns);
         let code = if decode(source, &mut insns) { self.turned(source, &mut insns) } else { None };
         self.tools.insns = insns;
@@ -290,6 +310,7 @@ impl Translator {
         let lowerer = lowerer.fars(fars).counted(self.state.counted).returning(returns(source));
         let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
         let lowerer = lowerer.turning(turn).steady(steady);
+        let lowerer = lowerer.short(source.short());
         let (start, features) = (i64::from(source.start), self.features);
         lowerer.run(start, insns, source.check.as_ref(), |insn| features.allow(insn))
     }
@@ -459,6 +480,7 @@ impl Translator {
         let Some(block) = self.table.block(exit.block) else { return };
         if usize::from(exit.plane) != to.plane
             || block.width != to.width
+            || block.page != to.page
             || exit.offset != to.start
             || !block.alive
         {
@@ -482,17 +504,19 @@ impl Translator {
     /// Jumps like the one by which translated code was just left, to the present RIP, go to
     /// the block; `global` as for [`Self::run`].
     pub fn set_jump(&mut self, ctx: &Ctx<'_>, code: Code, global: bool) {
+        let Some(space) = space(ctx, &mut self.tables, global) else { return };
         let (rip, Some(block)) = (ctx.cpu.rip, self.block(code)) else { return };
-        if !inside(rip, block.width) {
+        if !block.fits(rip) {
             return;
         }
-        let Some(space) = space(ctx, global) else { return };
         // From one space to another: what is right under the first may not last as long.
         if space != self.state.space || ctx.cpu.mmu.plane() != Some(block.plane) {
             return;
         }
         let host = self.memory.address(block.entry) as u64;
-        let Some(number) = self.tables.set(&mut self.state, rip, host) else { return };
+        let page = rip.wrapping_sub(block.start.into());
+        let number = self.tables.set_in(&mut self.state, rip, page, host);
+        let Some(number) = number else { return };
         self.counters.jumps += 1;
         if let Some(block) = self.table.get_mut(code)
             && !block.jumps.contains(&number)
@@ -519,19 +543,18 @@ impl Translator {
         global: bool,
     ) -> Option<Result<Left, Stop>> {
         let block = self.block(code)?;
-        let (at, vectors) = (block.entry, block.vectors);
-        let space = space(ctx, global)?;
         let rip = ctx.cpu.rip;
         if ctx.cpu.mmu.plane() != Some(block.plane)
             || Width::of(ctx.cpu) != Some(block.width)
-            || !inside(rip, block.width)
-            || rip % PAGE != u64::from(block.start)
+            || !block.fits(rip)
         {
             return None;
         }
-        let (plane, elsewhere) = (block.plane, self.memory.address(self.thunks.jump) as u64);
-        let state = &mut *self.state;
-        state.page = rip & !(PAGE - 1);
+        let (at, vectors, plane) = (block.entry, block.vectors, block.plane);
+        let page = rip.wrapping_sub(block.start.into());
+        let space = space(ctx, &mut self.tables, global)?;
+        let (elsewhere, state) = (self.memory.address(self.thunks.jump) as u64, &mut *self.state);
+        state.page = page;
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
         let counters = &mut self.counters;
@@ -580,6 +603,7 @@ fn translated(
         start: source.start,
         plane: source.plane,
         width: source.width,
+        page: source.page(),
         entry: lowered.entry,
         polled: place.at[0],
         unpolled: lowered.unpolled,
@@ -605,17 +629,6 @@ fn split(len: usize) -> usize {
     (len / 5 * 2).next_multiple_of(4096)
 }
 
-/// RIP is so far from the ends of the canonical ranges that no direct jump leaves them; or, in
-/// 32-bit code, the page has one after it.
-fn inside(rip: u64, width: Width) -> bool {
-    if width.is_narrow() {
-        return rip < (1 << 32) - PAGE;
-    }
-    let reach = (1 << 31) + 2 * PAGE;
-    let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
-    is_canonical_48(rip) && is_canonical_48(low) && is_canonical_48(high)
-}
-
 /// Whether a call at the end is one that returns. What is never to be executed stands behind
 /// those that do not, and behind the call of a retpoline, which replaces its return address:
 /// INT3, PAUSE or LFENCE.
@@ -632,6 +645,10 @@ fn decode(source: &Source<'_>, insns: &mut Vec<Instruction>) -> bool {
     let ip = BASE + u64::from(source.start);
     insns.clear();
     match source.width {
+        Width::Real | Width::Short => {
+            let (page, count) = (source.page() as i64, source.insns.len());
+            *insns = decode_short(source.bytes, source.start, page, count);
+        }
         Width::Narrow => {
             *insns = decode_narrow(source.bytes, source.start, source.insns.len());
         }

@@ -87,6 +87,11 @@ pub(super) fn listed(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Such an instruction runs as it is.
+pub(super) fn copied(mnemonic: Mnemonic) -> bool {
+    listed(mnemonic) || conditional(mnemonic)
+}
+
 /// CMOVcc and SETcc.
 pub(super) fn conditional(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
@@ -177,6 +182,9 @@ impl Lowerer<'_> {
     pub(super) fn instruction(&mut self, insn: &Instruction) -> Done {
         use Mnemonic::*;
         let mnemonic = insn.mnemonic();
+        if let Some(done) = self.short_own(insn) {
+            return done;
+        }
         match mnemonic {
             Nop | Endbr64 | Endbr32 => Ok(()),
             Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw => Ok(()),
@@ -253,7 +261,7 @@ impl Lowerer<'_> {
     }
 
     /// What the instruction does to each operand.
-    fn op_accesses(&mut self, insn: &Instruction) -> [OpAccess; OPERANDS] {
+    pub(super) fn op_accesses(&mut self, insn: &Instruction) -> [OpAccess; OPERANDS] {
         if let Some(facts) = self.forms.facts(insn) {
             return match clears(insn) {
                 true => [

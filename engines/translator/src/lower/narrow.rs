@@ -64,7 +64,7 @@ impl Lowerer<'_> {
     pub(super) fn narrow_operand(&self, insn: &Instruction) -> Done {
         match insn.memory_segment() {
             // Code may not be written, nor always be read.
-            Register::CS if self.narrow => Err(Untranslated),
+            Register::CS if self.narrow && self.short.is_none() => Err(Untranslated),
             _ => Ok(()),
         }
     }

@@ -28,7 +28,7 @@ pub fn ends(insn: &Instruction, plane: usize) -> bool {
 }
 
 impl Lowerer<'_> {
-    fn supervisor(&self) -> Done {
+    pub(super) fn supervisor(&self) -> Done {
         match self.plane {
             SUPERVISOR | SUPERVISOR_AC => Ok(()),
             _ => Err(Untranslated),
@@ -72,6 +72,14 @@ impl Lowerer<'_> {
         }
         let place = self.stack(GUEST_RSP, -8, true);
         self.asm.lea(SB, place.host(), true);
+        self.flags_image();
+        self.asm.store(Mem::at(SB, 0), SC);
+        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
+        Ok(())
+    }
+
+    /// RFLAGS in [`SC`]; [`SA`] is lost.
+    pub(super) fn flags_image(&mut self) {
         self.asm.pushfq();
         self.asm.pop(SC);
         self.asm.pext(SC, SC, field!(status_mask));
@@ -80,9 +88,6 @@ impl Lowerer<'_> {
             self.asm.load(SA, part);
             self.asm.lea(SC, Mem::indexed(SC, SA, 0, 0), true);
         }
-        self.asm.store(Mem::at(SB, 0), SC);
-        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, -8), true);
-        Ok(())
     }
 
     /// STAC, CLAC: what follows has other rights to memory.
