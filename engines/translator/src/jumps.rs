@@ -150,13 +150,7 @@ impl Tables {
 
     /// In the space that was entered, jumps to `linear`, in a page that begins at `page`, go to
     /// `host`. Returns the entry's number.
-    pub fn set_in(
-        &mut self,
-        state: &mut State,
-        linear: u64,
-        page: u64,
-        host: u64,
-    ) -> Option<u32> {
+    pub fn set_in(&mut self, state: &mut State, linear: u64, page: u64, host: u64) -> Option<u32> {
         let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
         let mask = state.jump_mask;
         let first = table * STRIDE + hash(linear, mask);

@@ -16,6 +16,7 @@ mod scratch;
 mod segments;
 mod short;
 mod short_stack;
+mod short_string;
 mod spare;
 mod stack;
 mod string;

@@ -155,6 +155,10 @@ fn random_state(kind: Kind, rng: &mut Rng, state: &mut VcpuState, ip: u64) {
             *gpr = 0x4000 + 2 * rng.below(16) | (rng.next() & 0xffff) << 16;
         }
     }
+    if rng.below(8) != 0 {
+        // Strings take their time.
+        state.regs.gpr[1] = state.regs.gpr[1] & 0xffff_003f;
+    }
     for which in DATA_SEGMENTS {
         *state.segment_mut(which) = kind.segment(rng);
     }
@@ -244,7 +248,7 @@ impl Pair {
         if expected.is_err() {
             assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", context());
         }
-        if self.runs % 64 == 0 {
+        if self.runs % 256 == 0 {
             self.compare_memory();
         }
     }
@@ -288,6 +292,13 @@ fn random_insn(rng: &mut Rng, wanted: impl Fn(Mnemonic) -> bool) -> Vec<u8> {
             return bytes;
         }
     }
+}
+
+fn string(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let moves = matches!(mnemonic, Movsb | Movsw | Movsd | Stosb | Stosw | Stosd);
+    let reads = matches!(mnemonic, Lodsb | Lodsw | Lodsd | Scasb | Scasw | Scasd);
+    moves || reads || matches!(mnemonic, Cmpsb | Cmpsw | Cmpsd)
 }
 
 fn plain(mnemonic: Mnemonic) -> bool {
@@ -335,7 +346,7 @@ fn plain(mnemonic: Mnemonic) -> bool {
             | Enter
             | Andn
     );
-    arithmetic || one || others
+    arithmetic || one || others || string(mnemonic)
 }
 
 #[test]
@@ -343,7 +354,7 @@ fn blocks_of_defined_flags() {
     for kind in KINDS {
         let Some(mut pair) = Pair::new(kind) else { return };
         let mut rng = Rng(0x9e37_79b9_7f4a_7c15 ^ kind as u64);
-        for _ in 0..6_000 {
+        for _ in 0..4_000 {
             let bytes: Vec<u8> =
                 (0..1 + rng.below(6)).flat_map(|_| random_insn(&mut rng, plain)).collect();
             pair.run(&mut rng, &bytes, 0);
@@ -366,11 +377,30 @@ fn segments_and_stacks() {
             for _ in 0..1 + rng.below(5) {
                 match rng.below(3) {
                     // MOV from and to a segment register.
-                    0 => bytes.extend([0x8c | rng.next() as u8 & 2, 0xc0 | rng.next() as u8 & 0x1f]),
+                    0 => {
+                        bytes.extend([0x8c | rng.next() as u8 & 2, 0xc0 | rng.next() as u8 & 0x1f])
+                    }
                     1 => bytes.extend(random_insn(&mut rng, wanted)),
                     _ => bytes.extend(random_insn(&mut rng, plain)),
                 }
             }
+            pair.run(&mut rng, &bytes, 0);
+        }
+        pair.finish();
+    }
+}
+
+#[test]
+fn strings() {
+    for kind in KINDS {
+        let Some(mut pair) = Pair::new(kind) else { return };
+        let mut rng = Rng(31 + kind as u64);
+        for _ in 0..3_000 {
+            let mut bytes = random_insn(&mut rng, string);
+            if rng.below(2) == 0 {
+                bytes.insert(0, 0xf2 | rng.next() as u8 & 1);
+            }
+            bytes.extend(random_insn(&mut rng, plain));
             pair.run(&mut rng, &bytes, 0);
         }
         pair.finish();

@@ -92,6 +92,13 @@ pub fn engines() -> Vec<UnderTest> {
     engines
 }
 
+/// The software engine, which translates blocks that have run so often.
+pub fn translated(hot: u32) -> Result<UnderTest, Error> {
+    let how = Translation { hot, ..Translation::default() };
+    let engine = Box::new(Translate::new()?.with_translation(how));
+    Ok(UnderTest { engine, software: false })
+}
+
 /// Runs a case on every engine; the name is told if it fails.
 pub fn each_engine(case: impl Fn(&UnderTest)) {
     for engine in engines() {

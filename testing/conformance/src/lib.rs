@@ -11,6 +11,6 @@ mod guest;
 mod modes;
 
 pub use bus::{Bus, Event, Line};
-pub use engines::{Lacks, UnderTest, each_engine, each_pair};
+pub use engines::{Lacks, UnderTest, each_engine, each_pair, translated};
 pub use guest::{CODE, DATA, END, Guest, HANDLER_PORT, RAM, STACK, VECTOR_PORTS, slot};
 pub use modes::Mode;

@@ -80,7 +80,7 @@ fn widened(mut insn: Instruction) -> Instruction {
 /// The number of a segment register.
 pub(super) fn segment(register: Register) -> Result<u8, Untranslated> {
     Ok(match register {
-        Register::ES => 0,
+        Register::ES => ES,
         Register::CS => 1,
         Register::SS => SS,
         Register::DS => 3,
@@ -90,6 +90,7 @@ pub(super) fn segment(register: Register) -> Result<u8, Untranslated> {
     })
 }
 
+pub(super) const ES: u8 = 0;
 pub(super) const SS: u8 = 2;
 const GS: u8 = 5;
 const _: () = assert!(GS as usize == COUNT - 1);
@@ -100,18 +101,7 @@ fn is_vex(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Andn | Bextr
-            | Blsi
-            | Blsr
-            | Blsmsk
-            | Bzhi
-            | Mulx
-            | Pdep
-            | Pext
-            | Rorx
-            | Sarx
-            | Shlx
-            | Shrx
+        Andn | Bextr | Blsi | Blsr | Blsmsk | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx
     )
 }
 
@@ -135,6 +125,7 @@ impl Lowerer<'_> {
             Mov if is_segment(insn, 0) => self.mov_to_segment(insn, short),
             Mov if is_segment(insn, 1) => self.short_from_segment(insn),
             Lds | Les | Lfs | Lgs => self.load_far(insn, short),
+            _ if insn.is_string_instruction() => self.short_string(insn),
             Nop | Cli | Sti | Cld | Cmpxchg8b | Div | Idiv => return None,
             Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw => return None,
             _ if is_vex(mnemonic) => Err(Untranslated),

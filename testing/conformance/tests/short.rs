@@ -1,0 +1,90 @@
+//! 16-bit code: bases, far calls, interrupts and segment loads by the hundred, so that engines
+//! that translate what is hot do; and what wraps at 64 KiB.
+
+use conformance::*;
+use vcpu_state::SegReg;
+use x86_defs::gpr;
+
+const COUNT: u16 = 200;
+
+/// In AT&T's syntax, by GNU as:
+///
+///     start: xorw %ax,%ax; movw %ax,%ds; movw %ax,%ss; movw $0x3000,%ax; movw %ax,%es
+///         movw $isr,0x50*4; movw $0,0x50*4+2; movw $0x10,0x4000; movw $0x3000,0x4002
+///         xorw %bx,%bx; xorw %di,%di; movw $200,%cx
+///     1:  pushw %cx; callw near_fn; lcallw $0x100,$(far_fn-0x1000); int $0x50
+///         pushw %ds; pushw %es; popw %ds; popw %es; movw %bx,(%di); addw %bx,2(%di)
+///         pushw %ds; pushw %es; popw %ds; popw %es
+///         lesw 0x4000,%si; movw %es:(%si),%ax; addw %ax,%bx
+///         movw %es,%ax; movw %ax,%fs; addw %fs:2(%si),%bx; calll fn32
+///         addw $0x14e,%di; popw %cx; loop 1b; ljmp $0,$wrap
+///     near_fn: incw %bx; retw $0
+///     far_fn: addw $3,%bx; lretw
+///     isr: xorw %di,%bx; iretw
+///     fn32: pushl %ebp; movl %esp,%ebp; movzwl %sp,%eax; addl 4(%eax),%ebx
+///         pushfw; popw %ax; andw $0x40,%ax; addw %ax,%bx; leavel; retl
+///     wrap: movw $0x1000,%ax; movw %ax,%es
+///
+/// and then stores that put this to 1000:fc00 and to 1000:0100, and a jump there:
+///
+///     fc00: incw %bx; jmp 0x100
+///     0100: decw %cx; jnz 0xfc00; ljmp $0,$end
+const PROGRAM: [u8; 209] = [
+    0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, 0xb8, 0x00, 0x30, 0x8e, 0xc0, 0xc7, 0x06, 0x40, 0x01, 0x6d,
+    0x10, 0xc7, 0x06, 0x42, 0x01, 0x00, 0x00, 0xc7, 0x06, 0x00, 0x40, 0x10, 0x00, 0xc7, 0x06, 0x02,
+    0x40, 0x00, 0x30, 0x31, 0xdb, 0x31, 0xff, 0xb9, 0xc8, 0x00, 0x51, 0xe8, 0x37, 0x00, 0x9a, 0x69,
+    0x00, 0x00, 0x01, 0xcd, 0x50, 0x1e, 0x06, 0x1f, 0x07, 0x89, 0x1d, 0x01, 0x5d, 0x02, 0x1e, 0x06,
+    0x1f, 0x07, 0xc4, 0x36, 0x00, 0x40, 0x26, 0x8b, 0x04, 0x01, 0xc3, 0x8c, 0xc0, 0x8e, 0xe0, 0x64,
+    0x03, 0x5c, 0x02, 0x66, 0xe8, 0x17, 0x00, 0x00, 0x00, 0x81, 0xc7, 0x4e, 0x01, 0x59, 0xe2, 0xca,
+    0xea, 0x89, 0x10, 0x00, 0x00, 0x43, 0xc2, 0x00, 0x00, 0x83, 0xc3, 0x03, 0xcb, 0x31, 0xfb, 0xcf,
+    0x66, 0x55, 0x66, 0x89, 0xe5, 0x66, 0x0f, 0xb7, 0xc4, 0x67, 0x66, 0x03, 0x58, 0x04, 0x9c, 0x58,
+    0x83, 0xe0, 0x40, 0x01, 0xc3, 0x66, 0xc9, 0x66, 0xc3, 0xb8, 0x00, 0x10, 0x8e, 0xc0, 0x26, 0xc6,
+    0x06, 0x00, 0xfc, 0x43, 0x26, 0xc6, 0x06, 0x01, 0xfc, 0xe9, 0x26, 0xc7, 0x06, 0x02, 0xfc, 0xfc,
+    0x04, 0x26, 0xc6, 0x06, 0x00, 0x01, 0x49, 0x26, 0xc7, 0x06, 0x01, 0x01, 0x0f, 0x85, 0x26, 0xc7,
+    0x06, 0x03, 0x01, 0xfb, 0xfa, 0x26, 0xc6, 0x06, 0x05, 0x01, 0xea, 0x26, 0xc7, 0x06, 0x06, 0x01,
+    0xd1, 0x10, 0x26, 0xc7, 0x06, 0x08, 0x01, 0x00, 0x00, 0xb9, 0x64, 0x00, 0xea, 0x00, 0xfc, 0x00,
+    0x10,
+];
+
+/// What the program does: EBX, and the segment at 0x3000.
+fn expected() -> (u32, Vec<u8>) {
+    let mut memory = vec![0; 0x1_0000];
+    let read = |memory: &[u8], at: u16| {
+        let next = at.wrapping_add(1);
+        u16::from_le_bytes([memory[usize::from(at)], memory[usize::from(next)]])
+    };
+    let low = |ebx: u32, bx: u16| ebx & 0xffff_0000 | u32::from(bx);
+    let (mut ebx, mut di) = (0u32, 0u16);
+    for _ in 0..COUNT {
+        let bx = (ebx as u16).wrapping_add(4) ^ di;
+        let second = read(&memory, di.wrapping_add(2)).wrapping_add(bx);
+        for (at, value) in [(di, bx), (di.wrapping_add(2), read(&memory, di.wrapping_add(2)))] {
+            memory[usize::from(at)..][..2].copy_from_slice(&value.to_le_bytes());
+        }
+        let at = usize::from(di.wrapping_add(2));
+        memory[at..at + 2].copy_from_slice(&second.to_le_bytes());
+        let bx = bx.wrapping_add(read(&memory, 0x10)).wrapping_add(read(&memory, 0x12));
+        // The return address of the call.
+        ebx = low(ebx, bx).wrapping_add(CODE as u32 + 89);
+        let zero = if ebx == 0 { 0x40 } else { 0 };
+        ebx = low(ebx, (ebx as u16).wrapping_add(zero));
+        di = di.wrapping_add(0x14e);
+    }
+    (low(ebx, (ebx as u16).wrapping_add(100)), memory)
+}
+
+#[test]
+fn a_program_of_real_mode() {
+    let (ebx, memory) = expected();
+    each_engine(|e| {
+        let mut g = Guest::new(e, Mode::Real, &PROGRAM);
+        let end = g.finish();
+        assert_eq!(end.regs.gpr[gpr::RBX] as u32, ebx);
+        assert_eq!((end.regs.gpr[gpr::RCX], end.regs.gpr[gpr::RSP]), (0, STACK));
+        assert_eq!(end.segment(SegReg::Es).base, 0x1_0000);
+        assert_eq!(end.segment(SegReg::Fs).selector, 0x3000);
+        let got: [u8; 0x1_0000] = g.read(0x3_0000);
+        let differ = got.iter().zip(&memory).position(|(a, b)| a != b);
+        assert_eq!(differ, None);
+    });
+}
