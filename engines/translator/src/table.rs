@@ -425,6 +425,7 @@ mod tests {
             start: 0,
             plane: 0,
             width: Width::Wide,
+            page: 0,
             entry: place.at[0],
             polled: place.at[0],
             unpolled: place.at[0],
