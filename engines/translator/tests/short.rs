@@ -152,12 +152,12 @@ fn random_state(kind: Kind, rng: &mut Rng, state: &mut VcpuState, ip: u64) {
         };
         *gpr &= if n < 8 { 0xffff_ffff } else { !0 };
         if n == 4 && rng.below(8) != 0 {
-            *gpr = 0x4000 + 2 * rng.below(16) | (rng.next() & 0xffff) << 16;
+            *gpr = (0x4000 + 2 * rng.below(16)) | ((rng.next() & 0xffff) << 16);
         }
     }
     if rng.below(8) != 0 {
         // Strings take their time.
-        state.regs.gpr[1] = state.regs.gpr[1] & 0xffff_003f;
+        state.regs.gpr[1] &= 0xffff_003f;
     }
     for which in DATA_SEGMENTS {
         *state.segment_mut(which) = kind.segment(rng);
@@ -248,7 +248,7 @@ impl Pair {
         if expected.is_err() {
             assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", context());
         }
-        if self.runs % 256 == 0 {
+        if self.runs.is_multiple_of(256) {
             self.compare_memory();
         }
     }
