@@ -100,7 +100,8 @@ fn run(
     image: &[u8],
     most: usize,
 ) -> Result<(Board, VcpuState), Box<dyn Error>> {
-    let config = VmConfig { memory: MEMORY, cpuid: engine.cpuid(), ..VmConfig::default() };
+    let memory = 2 * MEMORY;
+    let config = VmConfig { memory, cpuid: engine.cpuid(), ..VmConfig::default() };
     let vm = engine.create_vm(&config)?;
     let (ram, rom) = (Memfd::new(MEMORY)?, Memfd::new(image.len() as u64)?);
     let top = (1 << 32) - image.len() as u64;
