@@ -259,7 +259,8 @@ impl Translator {
 
     /// Makes several turns of a short loop.
     fn turned(&mut self, source: &Source<'_>, insns: &mut Vec<Instruction>) -> Option<Code> {
-        let turns = turns(insns, source.start).filter(|_| source.check.is_none());
+        let once = source.check.is_some() || source.width.is_short();
+        let turns = turns(insns, source.start).filter(|_| !once);
         let Some((turn, times)) = turns else { return self.make(source, insns, None) };
         *insns = repeat(insns, turn, times);
         let known = repeat(source.insns, turn, times).into();
