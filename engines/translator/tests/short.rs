@@ -222,6 +222,11 @@ impl Pair {
             2 => 0xfd0 - 0x10 * rng.below(4),
             _ => CODE - 0x10 * rng.below(CODE / 16),
         };
+        // What branches to its own beginning goes on there.
+        let decoder = Decoder::with_ip(16, bytes, ip, DecoderOptions::NONE);
+        if decoder.into_iter().any(|insn| insn.near_branch_target() == ip) {
+            return;
+        }
         let mut state = self.handlers.cpu.save_state(0, 0);
         random_state(self.kind, rng, &mut state, ip);
         for machine in [&mut self.handlers, &mut self.native] {
