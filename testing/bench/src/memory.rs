@@ -12,12 +12,13 @@ pub struct Usage {
     pub pss_kib: u64,
     /// Guest RAM that is resident.
     pub guest_kib: u64,
-    /// Of `pss_kib`, translated code and what is kept of it, where it lies in mappings of its own.
+    /// Of `pss_kib`, translated code. What is kept of it lies on the heap: a run with a small code
+    /// cache tells what is neither.
     pub code_kib: u64,
 }
 
 impl Usage {
-    /// All but guest RAM and code.
+    /// All but guest RAM and code memory.
     pub fn rest_kib(&self) -> u64 {
         self.pss_kib.saturating_sub(self.code_kib)
     }

@@ -187,7 +187,7 @@ impl Report {
         );
         let _ = writeln!(
             out,
-            "| | to /init | to the shell | PSS | of it not code | RSS | at rest | timer, median | p99 |"
+            "| | to /init | to the shell | PSS | of it not code memory | RSS | at rest | timer, median | p99 |"
         );
         let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|---:|---:|---:|");
         for boot in &self.boots {
