@@ -15,6 +15,7 @@ use cpu_model::{host_table, translate_features};
 use emit::StubCache;
 use engine::{Caps, Engine, Error, Intercepts, Vm, VmConfig};
 use std::sync::Arc;
+pub use translator::Windowing;
 
 /// Frequency of the guest's TSC unless the VM asks for another: nanoseconds.
 const TSC_KHZ: u32 = 1_000_000;
@@ -36,11 +37,13 @@ pub struct Translation {
     pub hot: u32,
     /// Tell `perf report` what it is: see [`translator::PerfMap`].
     pub perf_map: bool,
+    /// Whether accesses go by windows, beside the software TLB.
+    pub windows: Windowing,
 }
 
 impl Default for Translation {
     fn default() -> Self {
-        Self { code_memory: 128 << 20, hot: 32, perf_map: false }
+        Self { code_memory: 128 << 20, hot: 32, perf_map: false, windows: Windowing::Patient }
     }
 }
 

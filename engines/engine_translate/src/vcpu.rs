@@ -34,7 +34,9 @@ impl TranslateVcpu {
         if let Some(how) = vm.translation {
             let translator = Translator::new(how.code_memory / 4 * 3, vm.features)
                 .map_err(|source| Error::Os { call: "mmap", source })?;
-            let translator = translator.map(|t| if vm.counted { t.counting() } else { t });
+            let translator = translator
+                .map(|t| if vm.counted { t.counting() } else { t })
+                .map(|t| t.windows(how.windows));
             if let Some(mut translator) = translator {
                 if let Some(map) = &vm.perf_map {
                     translator.set_perf_map(map.clone());

@@ -121,7 +121,9 @@ impl Interp {
             false => None,
         };
         let (linear, width) = (ctx.cpu.rip, Width::of(ctx.cpu)?);
-        let source = Source { insns: &insns, bytes: &bytes, linear, start, plane, width, check };
+        let registers = ctx.cpu.gpr.first_chunk::<16>().copied().unwrap_or_default();
+        let bytes = &bytes;
+        let source = Source { insns: &insns, bytes, linear, start, plane, width, registers, check };
         self.translator.as_mut()?.translate(&source)
     }
 }

@@ -1,5 +1,7 @@
 //! What whoever copies entries of a TLB has to forget.
 
+use guest_mem::ArenaOffset;
+
 /// More than this, and everything is forgotten.
 const MOST: usize = 128;
 
@@ -13,21 +15,44 @@ pub struct Changes {
     pub local: bool,
     /// Linear addresses of pages, with whatever rights.
     pages: Vec<u64>,
+    /// The same of those that only made way for others: what is wrong of them later is still
+    /// told, but for the right to write.
+    evicted: Vec<u64>,
+    /// Pages of the arena that must not be written any more, known or not.
+    revoked: Vec<ArenaOffset>,
 }
 
 impl Changes {
     #[inline]
     pub fn is_empty(&self) -> bool {
-        !self.all && !self.local && self.pages.is_empty()
+        !self.all
+            && !self.local
+            && self.pages.is_empty()
+            && self.evicted.is_empty()
+            && self.revoked.is_empty()
     }
 
     pub fn pages(&self) -> &[u64] {
         &self.pages
     }
 
+    pub fn evicted(&self) -> &[u64] {
+        &self.evicted
+    }
+
+    pub fn revoked(&self) -> &[ArenaOffset] {
+        &self.revoked
+    }
+
     pub fn clear(&mut self) {
         (self.all, self.local) = (false, false);
+        self.empty();
+    }
+
+    fn empty(&mut self) {
         self.pages.clear();
+        self.evicted.clear();
+        self.revoked.clear();
     }
 
     pub(crate) fn page(&mut self, linear: u64) {
@@ -40,8 +65,28 @@ impl Changes {
         }
     }
 
+    pub(crate) fn evict(&mut self, linear: u64) {
+        if self.all {
+            return;
+        }
+        match self.evicted.len() < MOST {
+            true => self.evicted.push(linear),
+            false => self.all(),
+        }
+    }
+
+    pub(crate) fn revoke(&mut self, page: ArenaOffset) {
+        if self.all {
+            return;
+        }
+        match self.revoked.len() < MOST {
+            true => self.revoked.push(page),
+            false => self.all(),
+        }
+    }
+
     pub(crate) fn all(&mut self) {
         self.all = true;
-        self.pages.clear();
+        self.empty();
     }
 }

@@ -338,7 +338,10 @@ struct Copied {
 fn forget(tlb: &mut Tlb, copies: &mut Vec<Copied>) {
     let changes = tlb.changes();
     copies.retain(|c| {
-        !(changes.all || changes.local && !c.held.global || changes.pages().contains(&c.linear))
+        !(changes.all
+            || changes.local && !c.held.global
+            || changes.pages().contains(&c.linear)
+            || changes.evicted().contains(&c.linear))
     });
     tlb.forget_changes();
 }
@@ -417,4 +420,25 @@ fn pages_beside_large_ones_are_invalidated_alone() {
     assert_eq!((tlb.changes().all, tlb.changes().pages()), (false, &[0x1000][..]));
     assert!(tlb.read(0x20_0000, 1).is_some());
     assert!(tlb.flush_page(0x20_1000) == Some(21) && tlb.changes().all);
+}
+
+#[test]
+fn what_made_way_is_told_apart_from_what_is_wrong() {
+    let (space, mut tlb) = (Space::new(), Tlb::new());
+    // The same place in the table.
+    let (first, second) = (0x1000, 0x400_1000);
+    space.put(0x3000 + 8 * (second >> 21), 0x20_0000 | P | RW | PS);
+    space.long(1, 0x9000 | P | RW);
+    fill(&mut tlb, &space, first, Write, Supervisor);
+    let page = tlb.held(first).unwrap().page;
+    tlb.forget_changes();
+    fill(&mut tlb, &space, second, Read, Supervisor);
+    assert_eq!((tlb.changes().pages(), tlb.changes().evicted()), (&[][..], &[first][..]));
+    tlb.forget_changes();
+    // It is not known any more; copies of it may be.
+    tlb.flush_write_page(page);
+    assert_eq!((tlb.changes().all, tlb.changes().revoked()), (false, &[page][..]));
+    tlb.forget_changes();
+    tlb.flush_page(first);
+    assert!(tlb.changes().all || tlb.changes().pages() == [first]);
 }

@@ -302,7 +302,10 @@ impl Tlb {
             && was.delta == entry.delta
             && (origin.write || !old.write);
         if current && !same {
-            self.changes.page(page);
+            match page == origin.tag & PAGE_MASK {
+                true => self.changes.page(page),
+                false => self.changes.evict(page),
+            }
         }
         if origin.write {
             let at = (origin.tag & PAGE_MASK).wrapping_add(entry.delta);
@@ -459,6 +462,7 @@ impl Tlb {
     /// The next write to the page of the arena takes the slow path: it now holds code.
     pub fn flush_write_page(&mut self, page: ArenaOffset) {
         let page = page.0 as u64 & PAGE_MASK;
+        self.changes.revoke(ArenaOffset(page as usize));
         let Some(named) = self.writers.of(page) else { return self.revoke_everywhere(page) };
         for number in named {
             self.revoke(number / SIZE, number % SIZE, page);

@@ -86,6 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 start: (block.at % PAGE) as u16,
                 plane: 2,
                 width: Width::Wide,
+                registers: [0; 16],
                 check: None,
             };
             made += usize::from(translator.translate(&source).is_some());

@@ -8,7 +8,7 @@ use crate::{
     spaces::space,
     state::State,
     table::Site,
-    thunks::{FAR, GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WRITE},
+    thunks::{FAR, GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WINDOW, WRITE},
     tlb, vectors,
     width::{Width, covers},
 };
@@ -27,6 +27,12 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
         state.rip = state.missed;
         env.tables.copy(state, env.elsewhere);
         return GO_ELSEWHERE;
+    }
+    if miss == WINDOW {
+        if window_fault(state, env) {
+            state.resume = state.resume.wrapping_add(RETRY);
+        }
+        return GO_ON;
     }
     let missed = miss != 0;
     if missed && refill(state, env, miss == WRITE) {
@@ -66,7 +72,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
         return stopped(state, env, stop);
     }
     if missed {
-        tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters);
+        tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
         tlb::enter(state, &env.ctx.cpu.mmu, state.missed, env.counters);
     }
     let mmu = &env.ctx.cpu.mmu;
@@ -97,6 +103,23 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     LEAVE
 }
 
+/// Whether what an access by a window did not find is there now.
+fn window_fault(state: &mut State, env: &mut Env<'_, '_>) -> bool {
+    if !env.windows.fault(state) {
+        return false;
+    }
+    let Some((window, linear)) = env.windows.linear(state, state.fault) else { return false };
+    let write = state.fault_write != 0;
+    take_rights(state, env.ctx.cpu);
+    let mmu = &mut env.ctx.cpu.mmu;
+    let known = mmu.held(linear).is_some_and(|held| held.read && (held.write || !write));
+    if !known && !mmu.fill(linear, write) {
+        return false;
+    }
+    tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
+    env.windows.show(window, &env.ctx.cpu.mmu, linear, write)
+}
+
 /// Whether a page that missed could be entered in the TLB, so that the access will hit. All of
 /// the guest's registers stay where they are. Faults, devices and code are the handler's.
 fn refill(state: &mut State, env: &mut Env<'_, '_>, write: bool) -> bool {
@@ -115,7 +138,7 @@ fn refill(state: &mut State, env: &mut Env<'_, '_>, write: bool) -> bool {
         return false;
     }
     env.counters.tlb_refills += 1;
-    tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters);
+    tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
     tlb::enter(state, &env.ctx.cpu.mmu, linear, env.counters);
     tlb::knows(state, env.ctx.cpu.mmu.plane(), linear, write)
 }
@@ -250,7 +273,7 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
             && (x87 || kind & vectors::X87 == 0);
         *bad = (!good).into();
     }
-    tlb::refresh(state, &mut cpu.mmu, env.counters);
+    tlb::refresh(state, &mut cpu.mmu, env.counters, env.windows);
 }
 
 /// A block may run that uses so much of the vector registers, by what [`give`] found.

@@ -25,6 +25,7 @@ mod system;
 mod time;
 mod turns;
 mod vector;
+mod window;
 mod x87;
 
 use crate::{
@@ -82,6 +83,8 @@ pub struct Lowered {
     /// What seldom does: misses, plain parts, exits that are not linked.
     pub cold: Buffer,
     pub exits: Vec<Exit>,
+    /// Where it may fault: from, to, and where it goes on then.
+    pub recover: Vec<[usize; 3]>,
     /// The number of the next branch to another page.
     pub fars: u32,
     /// Where forward jumps enter: behind the poll.
@@ -161,6 +164,8 @@ pub struct Lowerer<'t> {
     end_far: u32,
     fars: Vec<flow::FarMiss>,
     misses: Vec<Miss>,
+    recoveries: Vec<window::Recovery>,
+    recover: Vec<[usize; 3]>,
     /// Where each instruction's successor begins.
     ends: Vec<usize>,
     /// What the instructions use of the vector registers.
@@ -185,6 +190,12 @@ pub struct Lowerer<'t> {
     flags: Tracker,
     /// No check may use the guest's flags.
     steady: bool,
+    /// Windows are used: what registers have now, and where the page is.
+    expected: Option<([u64; 16], u64)>,
+    /// The window in which each instruction's access is expected.
+    expected_windows: Vec<Option<u8>>,
+    /// The instruction under way uses one.
+    used_window: bool,
 }
 
 /// Instructions in a block at most, and how a site is made of block and instruction.
@@ -227,6 +238,8 @@ impl<'t> Lowerer<'t> {
             end_far: 0,
             fars: room.fars,
             misses: room.misses,
+            recoveries: Vec::new(),
+            recover: Vec::new(),
             ends: room.ends,
             vectors: 0,
             known: &[],
@@ -241,6 +254,9 @@ impl<'t> Lowerer<'t> {
             again: Again::default(),
             flags: room.flags,
             steady: false,
+            expected: None,
+            expected_windows: Vec::new(),
+            used_window: false,
         }
     }
 
@@ -267,6 +283,9 @@ impl<'t> Lowerer<'t> {
         let plain = check.is_some() || self.narrow;
         if !plain {
             access::accesses(insns, self.forms, &mut self.reuse.accesses, &mut self.flags.written);
+            if let Some((registers, page)) = self.expected {
+                self.expected_windows = self.reuse.windows(&registers, page);
+            }
             if !self.steady {
                 liveness::note(insns, &allowed, &mut self.flags.notes);
             }
@@ -312,6 +331,7 @@ impl<'t> Lowerer<'t> {
             self.asm.patch(short);
             self.leave_at(start, EXIT_BUDGET);
         }
+        self.recoverable();
         self.doubled(insns, allowed);
         self.out_of_line();
         self.asm.change_part();
@@ -321,9 +341,9 @@ impl<'t> Lowerer<'t> {
         if failed {
             return None;
         }
-        let Self { vectors, exits, asm, next_far: fars, .. } = self;
+        let Self { vectors, exits, asm, next_far: fars, recover, .. } = self;
         let [hot, cold] = asm.finish();
-        Some(Lowered { hot, cold, exits, fars, unpolled, vectors, entry, callouts })
+        Some(Lowered { hot, cold, exits, recover, fars, unpolled, vectors, entry, callouts })
     }
 
     /// Where the block, which begins at `origin`, is entered from anywhere; at `stop` it is
@@ -385,8 +405,11 @@ impl<'t> Lowerer<'t> {
         self.again = Again { at: self.asm.here(), scratch, slot, flags: flags.now };
         let (code, exits, misses) = (self.asm.code.len(), self.exits.len(), self.misses.len());
         let fars = self.fars.len();
+        let moved = self.moved;
+        self.used_window = false;
         let result = if allowed { self.instruction(insn) } else { Err(Untranslated) };
         let result = result.and_then(|()| self.flags_seen(index));
+        let (before, used) = (self.flags.known.now, self.used_window);
         if result.is_err() {
             self.asm.code.truncate(code);
             self.exits.truncate(exits);
@@ -396,6 +419,10 @@ impl<'t> Lowerer<'t> {
             self.flags.known = flags;
             self.flags_here();
             self.callout();
+        }
+        if used && result.is_ok() {
+            let (again, end) = (self.again, self.asm.here());
+            self.recoveries.push(window::Recovery { index, again, end, flags: before, moved });
         }
         self.flags_end(index, insn, result.is_err());
         // With another base, or other rights, the same addresses are elsewhere.
@@ -438,6 +465,12 @@ impl<'t> Lowerer<'t> {
     /// 32-bit or 16-bit code, or not.
     pub fn narrow(mut self, narrow: bool) -> Self {
         self.narrow = narrow;
+        self
+    }
+
+    /// Uses windows, by what registers have now, and where the page is.
+    pub fn windows(mut self, expected: Option<([u64; 16], u64)>) -> Self {
+        self.expected = expected;
         self
     }
 
@@ -506,6 +539,7 @@ impl<'t> Lowerer<'t> {
             self.asm.jmp(back);
         }
         self.misses = misses;
+        self.recoveries();
         self.far_misses();
         for n in 0..self.exits.len() {
             self.exits[n].stub = self.asm.here();
@@ -571,6 +605,11 @@ impl<'t> Lowerer<'t> {
         alignment: u8,
         flags: bool,
     ) -> Place {
+        if let Some(window) = self.window(place) {
+            let patch = self.look_by_window(window, place, place, write, len, alignment, flags);
+            self.miss(patch, Why::Tlb(Place::SA, write));
+            return place;
+        }
         let place = match place.disp {
             0 => place,
             _ => {
@@ -581,13 +620,13 @@ impl<'t> Lowerer<'t> {
         };
         self.scratch.lost(SB);
         self.scratch.lost(SC);
-        let patch = self.look(place.base, write, len, alignment, flags);
+        let patch = self.look_up(place.base, write, len, alignment, flags);
         self.miss(patch, Why::Tlb(place, write));
         place
     }
 
     /// The check itself, of the address in a register; control goes to the result on a miss.
-    fn look(
+    fn look_up(
         &mut self,
         address: u8,
         write: bool,

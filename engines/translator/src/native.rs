@@ -7,6 +7,7 @@ use crate::{
     jumps::Tables,
     state::{BIAS, State},
     table::Table,
+    windows::Windows,
 };
 use emit::CodeMemory;
 use semantics::{Ctx, Stop};
@@ -17,6 +18,7 @@ pub struct Env<'e, 'c> {
     pub table: &'e Table,
     pub counters: &'e mut Counters,
     pub tables: &'e mut Tables,
+    pub windows: &'e mut Windows,
     /// Host address of the code that looks jumps up.
     pub elsewhere: u64,
     /// See [`crate::Translator::autonomous`].

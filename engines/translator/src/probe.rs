@@ -3,7 +3,8 @@
 use crate::{
     asm::{Asm, Mem, Patch, RSP, Rm},
     regs::{SA, SB, SC},
-    state::{Plane, field, tlb_field},
+    state::{Plane, field, tlb_field, window_field},
+    windows::{Slot, WINDOWS},
 };
 use std::mem::offset_of;
 
@@ -97,6 +98,37 @@ pub fn by_flags(
     };
     asm.load(SB, tlb_field(plane, SB, offset_of!(Plane, delta)));
     miss
+}
+
+/// As [`probe`], of a window; see [`crate::windows`].
+pub fn window(asm: &mut Asm, window: usize, address: u8, flags: bool) -> Option<Patch> {
+    let at = |field| window_field(window, field);
+    let mut missed = None;
+    if flags {
+        asm.rorx(SC, address, 32);
+        asm.group1_load(CMP, 4, SC, Rm::Memory(at(offset_of!(Slot, high))));
+        missed = Some(asm.jcc_forward(NOT_ZERO));
+    } else {
+        asm.load(SB, at(offset_of!(Slot, low)));
+        asm.rorx(SC, address, 32);
+        asm.lea(SC, Mem::indexed(SC, SB, 0, 0), false);
+        asm.unless_rcx_zero(|asm| missed = Some(asm.jmp_forward()));
+    }
+    asm.load(SB, at(offset_of!(Slot, delta)));
+    missed
+}
+
+/// The same of the windows that were not expected: the address's upper half is in [`SC`]. Goes
+/// to `back` if it is in one of them.
+pub fn other_windows(asm: &mut Asm, expected: usize, back: usize) {
+    for window in (0..WINDOWS).filter(|window| *window != expected) {
+        let at = |field| window_field(window, field);
+        asm.group1_load(CMP, 4, SC, Rm::Memory(at(offset_of!(Slot, high))));
+        asm.unless(NOT_ZERO, |asm| {
+            asm.load(SB, at(offset_of!(Slot, delta)));
+            asm.jmp(back);
+        });
+    }
 }
 
 /// The distance from the linear to the host address in [`SB`], and the entry's tag in [`SC`].

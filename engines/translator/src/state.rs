@@ -5,6 +5,7 @@ use crate::{
     far::{FARS, Far},
     jumps::{Jump, STRIDE, TABLES},
     vectors::KINDS,
+    windows::{Slot, WINDOWS},
 };
 use std::mem::offset_of;
 
@@ -78,6 +79,13 @@ pub struct State {
     pub pushed: [u64; 3],
     /// The guest's general registers, while they are not in the host's.
     pub gpr: [u64; 16],
+    /// See [`crate::windows`].
+    pub windows: [Slot; WINDOWS],
+    /// A linear address that was in none of them.
+    pub window_missed: u64,
+    /// Host address of the last access that faulted, and whether it was a write.
+    pub fault: u64,
+    pub fault_write: u64,
     pub rip: u64,
     /// The host's flags register with the guest's status flags.
     pub flags: u64,
@@ -245,6 +253,11 @@ pub fn selector(number: u8) -> Mem {
 pub fn level_selector(user: bool, stack: bool) -> Mem {
     let selectors = field!(level_selectors);
     Mem { disp: selectors.disp + 16 * i32::from(user) + 8 * i32::from(stack), ..selectors }
+}
+
+pub fn window_field(window: usize, field: usize) -> Mem {
+    let at = offset_of!(State, windows) + window % WINDOWS * size_of::<Slot>() + field;
+    Mem::at(RSP, at as i32 - BIAS as i32)
 }
 
 pub fn slot(number: usize) -> Mem {

@@ -276,6 +276,11 @@ impl Table {
         self.now
     }
 
+    /// Where a segment's hot parts are in code memory.
+    pub fn hot(&self, segment: usize) -> std::ops::Range<usize> {
+        self.segments.get(segment).map_or(0..0, |s| s.first[0]..s.end[0])
+    }
+
     /// Numbers of a segment's blocks.
     pub fn blocks_of(&self, segment: usize) -> std::ops::Range<u32> {
         let first = (segment as u32) << BLOCK_BITS;

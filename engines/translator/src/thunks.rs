@@ -52,6 +52,8 @@ pub const READ: u32 = 1;
 pub const WRITE: u32 = 2;
 /// What it says if a branch to another page missed.
 pub const FAR: u32 = 3;
+/// What it says if an access by a window faulted.
+pub const WINDOW: u32 = 4;
 /// How far behind the return address of a miss the instruction is begun again.
 pub const RETRY: u64 = 5;
 /// Translated code left by an exit.

@@ -6,6 +6,7 @@
 use crate::{
     counters::Counters,
     state::{PLANES, State, TLB, none},
+    windows::Windows,
 };
 use semantics::mem::Mmu;
 
@@ -62,8 +63,9 @@ pub fn init(state: &mut State) {
 
 /// Before translated code runs on: what the vCPU's TLB has forgotten, it does not know either.
 #[inline]
-pub fn refresh(state: &mut State, mmu: &mut Mmu, counters: &mut Counters) {
+pub fn refresh(state: &mut State, mmu: &mut Mmu, counters: &mut Counters, windows: &mut Windows) {
     if !mmu.tlb_changes().is_empty() {
+        windows.forget(state, mmu);
         forget(state, mmu, counters);
     }
 }
@@ -74,7 +76,8 @@ fn forget(state: &mut State, mmu: &mut Mmu, counters: &mut Counters) {
         counters.tlb_clears += 1;
         clear(state);
     } else {
-        changes.pages().iter().for_each(|page| drop_page(state, *page));
+        let gone = changes.pages().iter().chain(changes.evicted());
+        gone.for_each(|page| drop_page(state, *page));
         if changes.local {
             drop_local(state);
         }

@@ -12,6 +12,7 @@ use crate::{
     },
     native::{self, Env},
     perf_map::PerfMap,
+    recover::{self, Recover},
     region::Region,
     spaces::space,
     state::{BIAS, CELLS, EXPECTED, PLANES},
@@ -19,6 +20,7 @@ use crate::{
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
     width::Width,
+    windows::{Slot, Windowing, Windows},
 };
 use emit::CodeMemory;
 use engine::Stats;
@@ -68,6 +70,8 @@ pub struct Source<'s> {
     /// The TLB's plane for the rights with which it runs.
     pub plane: usize,
     pub width: Width,
+    /// What the general registers have where it is about to run.
+    pub registers: [u64; 16],
     /// The bytes may change unnoticed.
     pub check: Option<Check<'s>>,
 }
@@ -103,6 +107,8 @@ pub struct Translator {
     /// The last budget.
     given: u64,
     autonomous: bool,
+    windows: Windows,
+    recover: Recover,
     counters: Counters,
     perf_map: Option<Arc<PerfMap>>,
     listing: Option<Listing>,
@@ -170,10 +176,13 @@ impl Translator {
             evicted: Vec::new(),
             given: 0,
             autonomous: false,
+            windows: Windows::new(Windowing::Off),
+            recover: Recover::default(),
             counters: Counters::default(),
             perf_map: None,
             listing: None,
         };
+        translator.state.windows.fill(Slot::NONE);
         translator.tables.relink = translator.memory.address(translator.thunks.relink) as u64;
         translator.tables.clear(&mut translator.state);
         translator.forget_returns();
@@ -185,6 +194,13 @@ impl Translator {
     #[must_use]
     pub fn autonomous(mut self) -> Self {
         self.autonomous = true;
+        self
+    }
+
+    /// Uses windows: see `docs/translator.md`.
+    #[must_use]
+    pub fn windows(mut self, how: Windowing) -> Self {
+        self.windows = Windows::new(how);
         self
     }
 
@@ -243,6 +259,7 @@ impl Translator {
     /// What was counted.
     pub fn report(&self, stats: &mut Stats) {
         self.counters.report(stats, &self.table, self.most);
+        self.windows.counters.report(stats);
     }
 
     /// Translates a block; `None` if that would not pay.
@@ -306,8 +323,11 @@ impl Translator {
         (turn, steady): (Option<usize>, bool),
     ) -> Option<Lowered> {
         let Place { at, number, first_cell, fars } = place;
+        let windows = self.windows.exist() && source.plane == 2 && source.width == Width::Wide;
+        let page = source.linear & !(x86_defs::PAGE_SIZE - 1);
         let tools = &mut self.tools;
         let lowerer = Lowerer::new(at, &self.thunks, tools, source.plane, number, first_cell);
+        let lowerer = lowerer.windows(windows.then_some((source.registers, page)));
         let lowerer = lowerer.fars(fars).counted(self.state.counted).returning(returns(source));
         let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
         let lowerer = lowerer.turning(turn).steady(steady);
@@ -337,7 +357,11 @@ impl Translator {
         for far in place.fars.0..lowered.fars {
             self.tables.set_far(&mut self.state, far);
         }
+        for [from, to, then] in &lowered.recover {
+            self.recover.add(*from, *to, *then);
+        }
         let code = self.table.add(block, &lowered.exits, parts.map(|part| part.1));
+        self.table.grow(place.number, lowered.recover.len() * Recover::BYTES);
         self.tools.spare.take_code([lowered.hot, lowered.cold]);
         code
     }
@@ -373,6 +397,7 @@ impl Translator {
     pub fn clear(&mut self) {
         let since = Instant::now();
         let evicted = self.table.clear();
+        self.recover = Recover::default();
         self.tables.clear(&mut self.state);
         self.forget_blocks(evicted, since);
     }
@@ -386,6 +411,7 @@ impl Translator {
                 self.unlink(cell);
             }
         }
+        self.recover.forget(self.table.hot(segment));
         let evicted = self.table.empty(segment);
         for block in &evicted {
             let entry = self.memory.address(block.entry) as u64;
@@ -565,15 +591,24 @@ impl Translator {
             table: &self.table,
             counters,
             tables: &mut self.tables,
+            windows: &mut self.windows,
             elsewhere,
             autonomous: self.autonomous,
             stop: None,
         };
         levels::enter(state, &mut env, plane, space);
         callout::give(state, &mut env);
+        if plane == 2 {
+            env.windows.prepare(state);
+        }
         if !callout::may_run(state, vectors) {
             return None;
         }
+        let code = self.memory.address(0);
+        let _guard = env
+            .windows
+            .exist()
+            .then(|| recover::Guard::new(code, self.memory.len(), &self.recover));
         let how = native::enter(&self.memory, self.thunks.enter, at, state, &mut env);
         if how != LEFT {
             return Some(env.stop.map_or(Ok(Left::Boundary), Err));

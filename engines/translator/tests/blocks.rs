@@ -95,6 +95,7 @@ impl Pair {
             start: (linear % 4096) as u16,
             plane,
             width: Width::Wide,
+            registers: [0; 16],
             check: None,
         };
         Some((insns.clone(), self.translator.translate(&source)?))

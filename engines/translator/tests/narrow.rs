@@ -200,6 +200,7 @@ impl Pair {
             start: (CODE % 4096) as u16,
             plane: self.native.cpu.mmu.plane()?,
             width: Width::Narrow,
+            registers: [0; 16],
             check: None,
         };
         Some((insns.clone(), self.translator.translate(&source)?))

@@ -208,6 +208,7 @@ impl Pair {
             start: (CODE % 4096) as u16,
             plane: self.native.cpu.mmu.plane()?,
             width: self.kind.width(),
+            registers: [0; 16],
             check: None,
         };
         Some((insns.clone(), self.translator.translate(&source)?))

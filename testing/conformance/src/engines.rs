@@ -3,7 +3,7 @@
 use cpu_model::{CpuModel, CpuidTable, Options, best_model, resolve};
 use engine::{Engine, Error};
 use engine_kvm::{HostKvm, KvmEngine};
-use engine_translate::{Translate, Translation};
+use engine_translate::{Translate, Translation, Windowing};
 
 /// What the software KVM does not execute at ring 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,9 @@ pub fn engines() -> Vec<UnderTest> {
     // Everything is translated at once, in little memory.
     match Translate::new() {
         Ok(engine) => {
-            let how = Translation { code_memory: 1 << 20, hot: 0, ..Translation::default() };
+            let windows = Windowing::Eager;
+            let all = Translation::default();
+            let how = Translation { code_memory: 1 << 20, hot: 0, windows, ..all };
             let engine = engine.with_translation(how);
             engines.push(UnderTest { engine: Box::new(engine), software: false });
         }

@@ -4,6 +4,7 @@
 //! `code` MiB of code memory, `piece` instructions at most, `seed`, `limit` of instructions,
 //! `trace=1`, `close` from so many instructions on. The exit status is 1 at a difference.
 
+use engine_translate::Windowing;
 use lockstep::boots::{Error, Pair, Plan, Start};
 use std::{process::ExitCode, time::Instant};
 
@@ -37,6 +38,13 @@ fn run() -> Result<bool, Error> {
             "append" => start.command_line = format!("console=ttyS0 {value}"),
             "memory" => start.memory = number()? << 20,
             "hot" => plan.translation.hot = number()? as u32,
+            "windows" => {
+                plan.translation.windows = match value {
+                    "eager" => Windowing::Eager,
+                    "off" => Windowing::Off,
+                    _ => Windowing::Patient,
+                };
+            }
             "code" => plan.translation.code_memory = (number()? as usize) << 20,
             "piece" => plan.piece = number()?,
             "seed" => plan.seed = number()?,

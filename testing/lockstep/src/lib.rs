@@ -32,6 +32,7 @@ pub use text::Kept;
 
 /// Everything is translated at its first execution, in little memory.
 pub fn at_once() -> engine_translate::Translation {
+    let windows = engine_translate::Windowing::Eager;
     let all = engine_translate::Translation::default();
-    engine_translate::Translation { code_memory: 1 << 20, hot: 0, ..all }
+    engine_translate::Translation { code_memory: 1 << 20, hot: 0, windows, ..all }
 }

@@ -2,12 +2,13 @@
 //! part of the default guest's boot, and all of it where tests may take long.
 
 use device::PowerEvent;
-use engine_translate::Translation;
+use engine_translate::{Translation, Windowing};
 use lockstep::boots::{End, Error, Pair, Plan, Start};
 
 /// Blocks are translated when they have run so often: at once, almost at once, and as usual.
 fn translation(hot: u32) -> Translation {
-    Translation { hot, ..Translation::default() }
+    let windows = if hot < 64 { Windowing::Eager } else { Windowing::Patient };
+    Translation { hot, windows, ..Translation::default() }
 }
 
 /// Both to the end, which is expected; what the guest printed.

@@ -1,6 +1,6 @@
 //! A VM with 2 MiB of RAM, long mode with identity paging, and a host that writes down.
 
-use crate::{Translate, Translation};
+use crate::{Translate, Translation, Windowing};
 use engine::{Engine, Exit, Flow, Intercepts, Pending, Vcpu, VcpuHost, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use iced_x86::code_asm::CodeAssembler;
@@ -129,7 +129,8 @@ pub fn vm_of(engine: &Translate, intercepts: Intercepts) -> Arc<dyn Vm> {
 
 /// Everything is translated at its first execution.
 pub fn translating() -> Translate {
-    let how = Translation { code_memory: 1 << 20, hot: 0, ..Translation::default() };
+    let windows = Windowing::Eager;
+    let how = Translation { code_memory: 1 << 20, hot: 0, windows, ..Translation::default() };
     Translate::new().unwrap().with_translation(how)
 }
 

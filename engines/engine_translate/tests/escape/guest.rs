@@ -2,7 +2,7 @@
 
 use crate::modes::{FS_BASE, GS_BASE};
 use engine::{Engine, Intercepts, Vm, VmConfig};
-use engine_translate::{Translate, Translation};
+use engine_translate::{Translate, Translation, Windowing};
 use guest_mem::{Change, Memfd, Slot};
 use std::{collections::BTreeMap, sync::Arc};
 use vcpu_state::{SegReg, Segment, Table, VcpuState};
@@ -179,11 +179,18 @@ impl Tables {
     }
 }
 
-/// The two ways of execution.
+/// The ways of execution.
 pub fn engines() -> Vec<(&'static str, Translate)> {
-    let hot = Translation { code_memory: 1 << 20, hot: 0, ..Translation::default() };
-    let new = || Translate::new().unwrap();
-    vec![("interpreted", new()), ("translated", new().with_translation(hot))]
+    let how = |windows| {
+        let all = Translation { windows, ..Translation::default() };
+        let hot = Translation { code_memory: 1 << 20, hot: 0, ..all };
+        Translate::new().unwrap().with_translation(hot)
+    };
+    vec![
+        ("interpreted", Translate::new().unwrap()),
+        ("translated", how(Windowing::Off)),
+        ("translated, with windows", how(Windowing::Eager)),
+    ]
 }
 
 /// A guest of an engine, all of whose exceptions come to the host.

@@ -8,7 +8,8 @@ use super::{BASE, copy::writes};
 use crate::forms::{Facts, Forms, OPERANDS};
 use iced_x86::{Code, Instruction, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register};
 
-/// The value of a register that does not change: RIP's, of the page.
+/// The value of a register that does not change: RIP's, of the page. Before it are the
+/// general registers' values at the block's beginning, from 1 on.
 const PAGE_VALUE: u32 = 17;
 /// No register.
 const NONE: u32 = 0;
@@ -39,6 +40,19 @@ pub struct Access {
 }
 
 impl Access {
+    /// The linear address, if it depends on nothing but what registers had at the beginning of
+    /// the block, which is in the page at `page`.
+    pub fn address(&self, registers: &[u64; 16], page: u64) -> Option<u64> {
+        let value = |number: u32| match number {
+            NONE => Some(0),
+            PAGE_VALUE => Some(page),
+            _ => registers.get(number as usize - 1).copied(),
+        };
+        let Key { segment: None, base, index, scale } = self.key else { return None };
+        let sum = value(base)?.wrapping_add(value(index)?.wrapping_mul(scale.into()));
+        Some(sum.wrapping_add(self.at as u64))
+    }
+
     pub fn end(&self) -> i64 {
         self.at.wrapping_add(self.len)
     }

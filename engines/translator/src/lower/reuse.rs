@@ -12,6 +12,7 @@ use super::{
     access::{Access, Key, Which},
 };
 use crate::{
+    asm::Patch,
     probe::Place,
     regs::{SA, SB, SC},
     state::{SLOTS, field, slot},
@@ -60,6 +61,10 @@ impl Reuse {
         facts.clear();
         doubled.clear();
         Self { accesses, facts, doubled, ..Self::default() }
+    }
+
+    pub fn accesses(&self) -> &[[Option<Access>; 2]] {
+        &self.accesses
     }
 
     /// Before an instruction.
@@ -215,6 +220,8 @@ impl Lowerer<'_> {
             }
             self.reuse.holds = Some(number);
             self.reuse.held = None;
+            // The distance may be that of a window, which has not all pages.
+            self.used_window |= !self.expected_windows.is_empty() && !self.reuse.plain;
             self.align(number, &access, place, alignment);
             return place;
         }
@@ -261,6 +268,11 @@ impl Lowerer<'_> {
         let start = Place { base: place.base, disp: place.disp.checked_sub(down)? };
         let len = usize::try_from(fact.to.checked_sub(fact.from)?).ok()?;
         let flags = self.spare_flags();
+        if let Some(window) = self.window(place) {
+            let patch = self.look_by_window(window, place, start, fact.write, len, 1, flags);
+            self.ranged(fact, patch);
+            return Some(place);
+        }
         let place = match start.disp {
             0 => place,
             _ => {
@@ -269,15 +281,20 @@ impl Lowerer<'_> {
                 Place { base: SA, disp: down }
             }
         };
-        let patch = self.look(place.base, fact.write, len, 1, flags);
+        let patch = self.look_up(place.base, fact.write, len, 1, flags);
         self.scratch.lost(SB);
         self.scratch.lost(SC);
+        self.ranged(fact, patch);
+        Some(place)
+    }
+
+    /// The range has been checked, or control has gone to `patch`.
+    fn ranged(&mut self, fact: &Fact, patch: Option<Patch>) {
         self.asm.store(slot(fact.slot), SB);
         self.miss(patch, Why::Plain);
         self.reuse.facts.push(*fact);
         self.reuse.holds = Some(fact.slot);
         self.reuse.open.get_or_insert(self.index);
-        Some(place)
     }
 }
 

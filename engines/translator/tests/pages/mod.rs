@@ -140,8 +140,16 @@ impl Pair {
         }
         let host = std::ptr::from_ref(&*self.page) as u64;
         let check = self.soft.then_some(Check { host, soft, bytes });
-        let source =
-            Source { insns: &insns, bytes, linear: CODE, start, plane, width: Width::Wide, check };
+        let source = Source {
+            insns: &insns,
+            bytes,
+            linear: CODE,
+            start,
+            plane,
+            width: Width::Wide,
+            registers: [0; 16],
+            check,
+        };
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 

@@ -199,6 +199,7 @@ impl Pair {
                     linear: CODE + offset,
                     plane,
                     width: Width::Wide,
+                    registers: [0; 16],
                     check: None,
                 })
             });
@@ -254,6 +255,7 @@ impl Pair {
             linear: CODE,
             plane,
             width: Width::Wide,
+            registers: [0; 16],
             check: None,
         })
     }
