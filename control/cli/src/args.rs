@@ -150,6 +150,11 @@ pub struct RunOptions {
     #[arg(long)]
     perf_map: bool,
 
+    /// Let the host's MMU translate the addresses of programs that run for long. An experiment:
+    /// some programs become faster, others slower. Under engine translate
+    #[arg(long)]
+    windows: bool,
+
     /// Let --engine kvm use a software KVM, which cannot run a stock kernel
     #[arg(long)]
     pub force_kvm: bool,
@@ -182,6 +187,7 @@ impl RunOptions {
             memory: parse_memory(&self.memory)?,
             code_cache: parse_code_cache(&self.code_cache)?,
             perf_map: self.perf_map,
+            windows: self.windows,
             kernel,
             initrd: self.initrd.clone(),
             append: self.append.clone(),
@@ -282,7 +288,7 @@ mod tests {
         let spec = options(
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
-             --trace exits:t --perf-map --stats",
+             --trace exits:t --perf-map --windows --stats",
         )
         .unwrap()
         .to_spec()
@@ -293,7 +299,7 @@ mod tests {
         assert_eq!((spec.memory, spec.cpus), (1 << 30, 2));
         assert_eq!(spec.cpu_model.as_deref(), Some("host"));
         assert_eq!(spec.timeout_ms, Some(30_000));
-        assert!(spec.trace.exits && spec.gdb.is_some() && spec.perf_map);
+        assert!(spec.trace.exits && spec.gdb.is_some() && spec.perf_map && spec.windows);
     }
 
     #[test]

@@ -37,13 +37,14 @@ pub struct Translation {
     pub hot: u32,
     /// Tell `perf report` what it is: see [`translator::PerfMap`].
     pub perf_map: bool,
-    /// Whether accesses go by windows, beside the software TLB.
+    /// Whether accesses go by windows, beside the software TLB: blocks that are made for windows
+    /// are slower than others where none is open.
     pub windows: Windowing,
 }
 
 impl Default for Translation {
     fn default() -> Self {
-        Self { code_memory: 128 << 20, hot: 32, perf_map: false, windows: Windowing::Patient }
+        Self { code_memory: 128 << 20, hot: 32, perf_map: false, windows: Windowing::Off }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use engine::{Engine, Error};
 use engine_kvm::KvmEngine;
-use engine_translate::{Translate, Translation};
+use engine_translate::{Translate, Translation, Windowing};
 use vm_spec::VmSpec;
 
 /// Which engine executes the guest.
@@ -25,8 +25,13 @@ pub fn open_for(kind: Kind, spec: &VmSpec) -> Result<Box<dyn Engine>, Error> {
     match (kind, usize::try_from(spec.code_cache)) {
         (Kind::Translate, Ok(code_cache @ 1..)) => {
             let code_memory = code_cache / spec.cpus.max(1) as usize;
-            let translation =
-                Translation { code_memory, perf_map: spec.perf_map, ..Translation::default() };
+            let windows = if spec.windows { Windowing::Patient } else { Windowing::Off };
+            let translation = Translation {
+                code_memory,
+                perf_map: spec.perf_map,
+                windows,
+                ..Translation::default()
+            };
             Ok(Box::new(Translate::new()?.with_translation(translation)))
         }
         _ => open(kind),
