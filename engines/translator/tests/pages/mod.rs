@@ -56,7 +56,8 @@ fn insns(bytes: &[u8], stubs: &StubCache) -> Vec<Insn> {
 
 /// From RIP on.
 fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
-    let start = machine.cpu.rip - CODE;
+    // It may have left the block.
+    let start = machine.cpu.rip.wrapping_sub(CODE);
     for insn in insns.iter().filter(|insn| u64::from(insn.end) > start) {
         machine.cpu.rip = CODE + u64::from(insn.end);
         match (insn.handler)(&mut machine.ctx(), insn) {
