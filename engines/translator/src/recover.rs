@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "handles signals")]
 
 use crate::state::{BIAS, State};
-use std::{cell::Cell, collections::BTreeMap, io, mem, ops::Range, ptr, sync::OnceLock};
+use std::{cell::Cell, collections::BTreeMap, mem, ops::Range, ptr, sync::OnceLock};
 
 /// Where instructions may fault, and where they go then: offsets in the code memory.
 #[derive(Debug, Default)]
@@ -67,41 +67,27 @@ impl Drop for Guard {
     }
 }
 
-static OLD: OnceLock<[libc::sigaction; 2]> = OnceLock::new();
+/// What was done with SIGSEGV before; `None` if it could not be changed.
+static OLD: OnceLock<Option<libc::sigaction>> = OnceLock::new();
 
-/// Handles faults from now on. Faults of others go where they went before.
-pub fn install() -> io::Result<()> {
-    if OLD.get().is_some() {
-        return Ok(());
-    }
-    let mut old = Vec::new();
-    for signal in [libc::SIGSEGV, libc::SIGBUS] {
-        // SAFETY: all zeroes is a valid action, which is asked for.
-        let before = unsafe {
-            let mut before: libc::sigaction = mem::zeroed();
-            libc::sigaction(signal, ptr::null(), &mut before);
-            before
-        };
-        old.push(before);
-    }
-    let Ok(old) = <[libc::sigaction; 2]>::try_from(old) else { return Ok(()) };
-    if OLD.set(old).is_err() {
-        return Ok(());
-    }
-    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+/// Handles faults from now on. Those of others go where they went before. False if that is not
+/// to be had.
+///
+/// Operands by a window, whose addresses are canonical whatever register they are made of, raise
+/// SIGSEGV only. SIGBUS, where the host has no memory left for a page, is not for the guest.
+pub fn install() -> bool {
+    let replace = || {
         // SAFETY: all zeroes is a valid action; the handler lives for ever, and does what a
         // handler may.
-        let done = unsafe {
-            let mut action: libc::sigaction = mem::zeroed();
+        let (done, old) = unsafe {
+            let (mut action, mut old): (libc::sigaction, _) = (mem::zeroed(), mem::zeroed());
             action.sa_sigaction = on_fault as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            libc::sigaction(signal, &action, ptr::null_mut())
+            (libc::sigaction(libc::SIGSEGV, &action, &mut old), old)
         };
-        if done != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+        (done == 0).then_some(old)
+    };
+    OLD.get_or_init(replace).is_some()
 }
 
 extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -124,12 +110,11 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut li
         registers[libc::REG_RIP as usize] = (present.code + to) as i64;
         return;
     }
-    let which = usize::from(signal == libc::SIGBUS);
     // SAFETY: as above; what was there before is asked again when the instruction faults again.
     unsafe {
         match OLD.get() {
-            Some(old) => libc::sigaction(signal, &old[which], ptr::null_mut()),
-            None => libc::sigaction(signal, &mem::zeroed(), ptr::null_mut()),
+            Some(Some(old)) => libc::sigaction(signal, old, ptr::null_mut()),
+            _ => libc::sigaction(signal, &mem::zeroed(), ptr::null_mut()),
         };
     }
 }

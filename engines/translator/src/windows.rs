@@ -68,9 +68,9 @@ pub fn expected(address: u64, rsp: u64) -> usize {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Windowing {
     /// Never.
+    #[default]
     Off,
     /// Where a program runs long enough for them to pay.
-    #[default]
     Patient,
     /// At once and always, for tests.
     Eager,
@@ -122,7 +122,7 @@ impl WindowCounters {
 impl Windows {
     /// None if there is no room for them, either.
     pub fn new(how: Windowing) -> Self {
-        let wanted = how != Windowing::Off && recover::install().is_ok();
+        let wanted = how != Windowing::Off && recover::install();
         let now = Instant::now();
         Self {
             reserve: wanted.then(|| Reserve::new(WINDOWS).ok()).flatten(),
