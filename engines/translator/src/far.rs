@@ -44,8 +44,8 @@ pub fn far(number: u32, at: usize) -> Mem {
 pub struct Copies {
     /// By the number of the entry, those of branches.
     of: HashMap<u32, Vec<u32>>,
-    /// How often each branch has copied.
-    times: Vec<u8>,
+    /// How often each branch has copied, and the last entry.
+    times: Vec<(u8, u32)>,
     /// Those that do not any more.
     settled: Vec<u32>,
 }
@@ -69,7 +69,7 @@ impl Copies {
     /// There is another address space: those that went to many may settle in it.
     pub fn unsettle(&mut self, state: &mut State, relink: u64) {
         for number in self.settled.drain(..) {
-            if let Some(times) = self.times.get_mut(number as usize) {
+            if let Some((times, _)) = self.times.get_mut(number as usize) {
                 *times = MOST - 1;
             }
             if let Some(far) = state.fars.get_mut(number as usize) {
@@ -85,10 +85,17 @@ impl Copies {
         let sum = state.page.wrapping_add(state.table);
         let Some(far) = state.fars.get_mut(number as usize) else { return };
         if self.times.len() <= number as usize {
-            self.times.resize(number as usize + 1, 0);
+            self.times.resize(number as usize + 1, (0, entry));
         }
-        let times = &mut self.times[number as usize];
+        let (times, last) = &mut self.times[number as usize];
         *times += 1;
+        // In one list at most: otherwise these would grow with each alias of a page.
+        if *last != entry
+            && let Some(copies) = self.of.get_mut(last)
+        {
+            copies.retain(|copy| *copy != number);
+        }
+        *last = entry;
         let miss = if *times < MOST { far.miss } else { settled };
         if *times >= MOST {
             self.settled.push(number);
@@ -107,7 +114,7 @@ impl Tables {
         let record = Far { key: NOWHERE, page: 0, host: 0, miss: self.relink };
         state.fars[number as usize % FARS] = record;
         if let Some(times) = self.copies.times.get_mut(number as usize) {
-            *times = 0;
+            times.0 = 0;
         }
     }
 
@@ -196,6 +203,12 @@ mod tests {
         tables.copies.unsettle(&mut state, 10);
         assert_eq!(state.fars[3].miss, 10);
         tables.copy(&mut state, 20);
+        // To another target: it is in the list of that one only.
+        tables.set(&mut state, 0x6123, 78).unwrap();
+        state.missed = 0x6123;
+        tables.copy(&mut state, 20);
+        assert_eq!(tables.copies.of.values().map(Vec::len).sum::<usize>(), 1);
+        state.missed = 0x5123;
         assert_eq!(state.fars[3].miss, 20);
         // Another one gets its number.
         tables.set_far(&mut state, 3);
