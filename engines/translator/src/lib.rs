@@ -23,6 +23,7 @@ mod recover;
 mod region;
 mod regs;
 mod segments;
+mod source;
 mod spaces;
 mod state;
 mod table;
@@ -35,7 +36,8 @@ mod windows;
 
 pub use lower::{Check, immediate};
 pub use perf_map::PerfMap;
+pub use source::Source;
 pub use table::{Code, Link};
-pub use translator::{Left, Source, Translator};
+pub use translator::{Left, Translator};
 pub use width::Width;
 pub use windows::Windowing;

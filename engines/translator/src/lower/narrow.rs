@@ -36,6 +36,15 @@ fn widened(mut insn: Instruction) -> Instruction {
     let code = match insn.code() {
         Code::Jmp_rel8_32 => Code::Jmp_rel8_64,
         Code::Jmp_rel32_32 => Code::Jmp_rel32_64,
+        code => with_modrm(code),
+    };
+    insn.set_code(code);
+    insn
+}
+
+/// The form with ModRM of what has no other in 64-bit code.
+pub(super) fn with_modrm(code: Code) -> Code {
+    match code {
         Code::Inc_r16 => Code::Inc_rm16,
         Code::Inc_r32 => Code::Inc_rm32,
         Code::Dec_r16 => Code::Dec_rm16,
@@ -47,9 +56,7 @@ fn widened(mut insn: Instruction) -> Instruction {
         Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
         Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
         code => code,
-    };
-    insn.set_code(code);
-    insn
+    }
 }
 
 /// The index registers of a string instruction, if all of 32 bits are used.

@@ -10,7 +10,7 @@
 //! Operands and addresses of 32 bits, which compilers for real mode use most of the time, are
 //! as in 32-bit code, but for the segments.
 
-use super::{BASE, Done, Lowerer, Untranslated, copy};
+use super::{BASE, Done, Lowerer, Untranslated, copy, narrow};
 use crate::{
     asm::Mem,
     probe::Place,
@@ -61,17 +61,7 @@ fn widened(mut insn: Instruction) -> Instruction {
     let code = match insn.code() {
         Code::Jmp_rel8_16 | Code::Jmp_rel8_32 => Code::Jmp_rel8_64,
         Code::Jmp_rel16 | Code::Jmp_rel32_32 => Code::Jmp_rel32_64,
-        Code::Inc_r16 => Code::Inc_rm16,
-        Code::Inc_r32 => Code::Inc_rm32,
-        Code::Dec_r16 => Code::Dec_rm16,
-        Code::Dec_r32 => Code::Dec_rm32,
-        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
-        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
-        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
-        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
-        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
-        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
-        code => code,
+        code => narrow::with_modrm(code),
     };
     insn.set_code(code);
     insn
