@@ -15,7 +15,7 @@ usage: cargo xtask bench [OPTIONS]
   --ms N             shortest timed loop of a member, in milliseconds [50]
   --boot             also measure boot time, memory beyond guest RAM, an idle guest's
                      processor time and the lateness of timers
-  --smp              also measure what a second vCPU gives, in loops of 400 ms or more
+  --smp              also measure what a second vCPU gives, for 100 ms or more at a time
   --kernel FILE      the guest's bzImage [that of the default guest]
   --initrd FILE      the initrd that --boot takes to its shell [the default guest's]
   --memory MIB       guest RAM [512]

@@ -164,14 +164,25 @@ impl Report {
         }
         let _ = writeln!(
             out,
-            "Throughput of two vCPUs relative to one (of two CPUs, natively), in loops of {} ms:\n",
+            "Throughput of two vCPUs relative to one (of two CPUs, natively), medians of {} \
+             measurements of {} ms; how much of native's gain that is; CPU time that the guest \
+             gave the two:\n",
+            self.rounds * crate::pair::TIMES as usize,
             self.pair_loop_ms
         );
-        let _ = writeln!(out, "| | two threads | two processes |\n|---|---:|---:|");
+        let _ = writeln!(out, "| | two threads | of native | two processes | of native | CPUs |");
+        let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|");
+        let native = self.pairs.iter().find(|p| p.name == Contender::Native.name());
         for pair in &self.pairs {
-            let gain = |g: Option<f64>| g.map_or("-".to_owned(), |g| format!("{g:.2}x"));
-            let (threads, processes) = (gain(pair.threads), gain(pair.processes));
-            let _ = writeln!(out, "| {} | {threads} | {processes} |", pair.name);
+            let number =
+                |n: Option<f64>, unit| n.map_or("-".to_owned(), |n| format!("{n:.2}{unit}"));
+            let cells = |of: fn(&Pair) -> Option<f64>| {
+                let part = of(pair).zip(native.and_then(of)).map(|(ours, native)| ours / native);
+                format!("{} | {}", number(of(pair), "x"), number(part, ""))
+            };
+            let cpus = pair.cpus.map(|n| number(n, "")).join(", ");
+            let (threads, processes) = (cells(|p| p.threads), cells(|p| p.processes));
+            let _ = writeln!(out, "| {} | {threads} | {processes} | {cpus} |", pair.name);
         }
         let _ = writeln!(out);
     }

@@ -59,21 +59,7 @@ fn once(
     outcome: &mut Outcome,
 ) -> Result<Samples, String> {
     let args = format!("-t,{ms},-r,1,{}", members.join(","));
-    let mut command = contender.command(setup, &args)?;
-    let mut session = Session::start(&mut command, options.timeout)?;
-    let text = if contender == Contender::Native {
-        session.finish()?.0
-    } else {
-        let (init, at) = session.wait_for("GBENCH-INIT boottime=", 0)?;
-        let (done, at) = session.wait_for("GBENCH-DONE boottime=", at)?;
-        session.wait_for("\n", at)?;
-        let text = session.text().to_owned();
-        session.finish()?;
-        let error = clock_error(&text, (done - init).as_secs_f64())?;
-        let worst = outcome.clock_error.entry(contender).or_default();
-        *worst = worst.max(error);
-        text
-    };
+    let text = output(options, &args, setup, contender, outcome)?;
     let (samples, failures) = parse::samples(&text);
     outcome.faults.extend(failures.into_iter().map(|f| format!("{}: {f}", contender.name())));
     let missing: Vec<&str> = members.iter().copied().filter(|m| !samples.contains_key(m)).collect();
@@ -81,6 +67,30 @@ fn once(
         outcome.faults.push(format!("{}: no result of {}", contender.name(), missing.join(", ")));
     }
     Ok(samples)
+}
+
+/// What the guest's program prints with these arguments. Its clock is held against the host's.
+pub fn output(
+    options: &Options,
+    args: &str,
+    setup: &Setup,
+    contender: Contender,
+    outcome: &mut Outcome,
+) -> Result<String, String> {
+    let mut command = contender.command(setup, args)?;
+    let mut session = Session::start(&mut command, options.timeout)?;
+    if contender == Contender::Native {
+        return Ok(session.finish()?.0);
+    }
+    let (init, at) = session.wait_for("GBENCH-INIT boottime=", 0)?;
+    let (done, at) = session.wait_for("GBENCH-DONE boottime=", at)?;
+    session.wait_for("\n", at)?;
+    let text = session.text().to_owned();
+    session.finish()?;
+    let error = clock_error(&text, (done - init).as_secs_f64())?;
+    let worst = outcome.clock_error.entry(contender).or_default();
+    *worst = worst.max(error);
+    Ok(text)
 }
 
 /// By which share the guest's clock is off; an error when it is more than allowed.
