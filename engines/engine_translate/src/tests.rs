@@ -7,6 +7,7 @@ mod flow;
 mod integer;
 mod litmus;
 mod loops;
+mod programs;
 mod smc;
 mod supervisor;
 mod support;
