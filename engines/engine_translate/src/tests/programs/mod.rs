@@ -1,6 +1,7 @@
 //! Programs in ring 3 under a kernel that changes what they see: pages, rights and code, with
 //! and without windows.
 
+mod code;
 mod pages;
 mod spaces;
 
@@ -127,7 +128,9 @@ fn engines() -> Vec<(&'static str, Translate, bool)> {
 impl Program<'_> {
     /// Runs it in all ways until it is done, and returns what all of them left.
     pub fn run(&self, trap: Trap) -> Left {
-        self.run_with(trap, |machine| assert_eq!(machine.guest.run(), Exit::Idle))
+        self.run_with(trap, |machine| {
+            assert_eq!(machine.guest.run(), Exit::Idle, "{}", machine.name)
+        })
     }
 
     pub fn run_with(&self, trap: Trap, run: impl Fn(&mut Machine)) -> Left {
