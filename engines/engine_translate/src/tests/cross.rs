@@ -25,25 +25,8 @@ fn vcpu(vm: &Arc<dyn Vm>, id: u32, change: impl FnOnce(&mut VcpuState)) -> Box<d
 fn both(vm: &Arc<dyn Vm>, first: &[u8], second: &[u8]) {
     vm.memory().write(CODE, first).unwrap();
     vm.memory().write(CODE + 0x800, second).unwrap();
-    let mut vcpus: Vec<_> =
-        (0..2).map(|id| vcpu(vm, id, |s| s.regs.rip = CODE + 0x800 * u64::from(id))).collect();
-    let kicks: Vec<_> = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
-    let exits = std::thread::scope(|scope| {
-        let threads: Vec<_> = vcpus
-            .iter_mut()
-            .map(|vcpu| {
-                scope.spawn(|| {
-                    let exit = vcpu.run(&mut Host::default()).unwrap();
-                    if exit != Exit::Idle {
-                        // The other would wait for ever.
-                        kicks.iter().for_each(|kick| kick.stop());
-                    }
-                    exit
-                })
-            })
-            .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-    });
+    let at = |id: u32| vcpu(vm, id, |s| s.regs.rip = CODE + 0x800 * u64::from(id));
+    let exits = together(&mut [0, 1].map(|id| (at(id), Host::default())));
     assert_eq!(exits, [Exit::Idle; 2]);
 }
 

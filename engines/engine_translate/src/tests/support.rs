@@ -197,6 +197,23 @@ impl Guest {
     }
 }
 
+/// Runs vCPUs at once, each with its host, until all have ended. Where one ends otherwise than
+/// by HLT, the others are stopped: they would wait for ever.
+pub fn together<H: VcpuHost + Send>(vcpus: &mut [(Box<dyn Vcpu>, H)]) -> Vec<Exit> {
+    let kicks: Vec<_> = vcpus.iter().map(|(vcpu, _)| vcpu.kicker()).collect();
+    let run = |(vcpu, host): &mut (Box<dyn Vcpu>, H)| {
+        let exit = vcpu.run(host).unwrap();
+        if exit != Exit::Idle {
+            kicks.iter().for_each(|kick| kick.stop());
+        }
+        exit
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = vcpus.iter_mut().map(|vcpu| scope.spawn(|| run(vcpu))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
 pub fn assemble(
     bits: u32,
     at: u64,

@@ -3,6 +3,7 @@
 
 mod code;
 mod pages;
+mod shootdown;
 mod spaces;
 
 use super::support::*;
@@ -13,10 +14,11 @@ use std::sync::Arc;
 use vcpu_state::{SegReg, Segment, VcpuState};
 use x86_defs::{cr::cr4, msr, paging, rflags};
 
-/// Where a program's data, what is near its stack, and its stack are: in 4 GiB of their own each.
+/// Where a program's data, what is near its stack, and its stack are: in 4 GiB of their own each,
+/// and with places of their own in TLBs.
 pub const HEAP: u64 = 0x5555_4000_0000;
-pub const NEAR: u64 = 0x7ff1_2000_0000;
-const USER_STACK: u64 = 0x7fff_4000_0000;
+pub const NEAR: u64 = 0x7ff1_2010_0000;
+const USER_STACK: u64 = 0x7fff_4020_0000;
 /// Physical pages that programs have, each of which begins with its number.
 pub const FRAMES: u64 = 0x10_0000;
 pub const PAGE: u64 = 0x1000;
