@@ -1,0 +1,171 @@
+//! The user-mode network: what a guest needs of one, from an ordinary process.
+//!
+//! The guest finds a router with an address for it (DHCP, or a router advertisement), a name
+//! server that asks the host's resolvers, and the outer world behind NAT: TCP, UDP and ICMP
+//! echo, IPv4 and IPv6, each carried by sockets of this process. Addresses of the host can be
+//! forwarded to the guest, and files are served to firmware by TFTP. No privilege and no helper
+//! program is needed.
+//!
+//! Both sides are hostile. A guest's frames are taken apart without trust; what it may hold is
+//! bounded for each flow and in number, as are timers and stores; what answers a flow is whom it
+//! asked. Where the guest may not go says [`Config`]: this host's loopback among others, unless
+//! that is asked for.
+//!
+//! One thread does everything, by epoll and times; see [`nic`] for how it meets the card.
+
+mod checksum;
+mod config;
+mod context;
+mod counters;
+mod dhcp;
+mod dns;
+mod forward;
+mod host;
+mod icmp;
+mod ingress;
+mod link;
+mod neighbour;
+mod packet;
+mod reassembly;
+mod stack;
+mod state;
+mod tcp;
+mod tftp;
+mod thread;
+mod udp;
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    thread::JoinHandle,
+};
+
+use device::Device;
+use nic::{Network, Port};
+use saved_state::{Reader, Writer};
+
+pub use config::{Config, Forward, MTU_MAX, MTU_MIN, Transport};
+pub use counters::Counters;
+pub use thread::Report;
+
+use context::Context;
+use stack::Stack;
+use state::UserNetState;
+use thread::Shared;
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen at {at}")]
+    Listen { at: SocketAddr, source: io::Error },
+    #[error("an MTU of {0} is not between {MTU_MIN} and {MTU_MAX}")]
+    Mtu(u16),
+    #[error("no thread or socket for the network")]
+    Host(#[from] io::Error),
+}
+
+/// A network of one guest.
+pub struct UserNet {
+    config: Arc<Config>,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    instance: u32,
+}
+
+impl fmt::Debug for UserNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserNet").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl UserNet {
+    /// Opens the forwards and starts the thread. `instance` tells networks of a machine apart.
+    pub fn start(config: Config, instance: u32) -> Result<Arc<Self>, Error> {
+        Self::start_with(config, instance, None)
+    }
+
+    /// With resolvers at another port than 53: for tests, which may not listen there.
+    #[doc(hidden)]
+    pub fn start_with(
+        config: Config,
+        instance: u32,
+        dns_port: Option<u16>,
+    ) -> Result<Arc<Self>, Error> {
+        if !(MTU_MIN..=MTU_MAX).contains(&config.mtu) {
+            return Err(Error::Mtu(config.mtu));
+        }
+        let forwards =
+            forward::open(&config).map_err(|(at, source)| Error::Listen { at, source })?;
+        let shared = Arc::new(Shared::new()?);
+        let poller = thread::poller(&shared)?;
+        let config = Arc::new(config);
+        let cx = Context::new(config.clone(), poller);
+        let stack = Stack::new(forwards, dns_port, &cx)?;
+        let for_thread = shared.clone();
+        let thread =
+            std::thread::Builder::new().name(format!("net{instance}")).spawn(move || {
+                thread::run(&for_thread, stack, cx);
+            })?;
+        let thread = Mutex::new(Some(thread));
+        Ok(Arc::new(Self { config, shared, thread, instance }))
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What has gone over it. Waits for the thread's round to end.
+    pub fn report(&self) -> Report {
+        self.shared.report()
+    }
+}
+
+impl Network for UserNet {
+    fn attach(&self, port: Weak<dyn Port>) {
+        self.shared.attach(port);
+    }
+
+    fn wake(&self) {
+        self.shared.ring();
+    }
+
+    fn pause(&self) {
+        self.shared.pause();
+    }
+
+    fn resume(&self) {
+        self.shared.resume();
+    }
+}
+
+impl Device for UserNet {
+    fn name(&self) -> String {
+        format!("net{}", self.instance)
+    }
+
+    fn reset(&self) {
+        self.shared.reset();
+    }
+
+    fn save(&self, to: &mut Writer) {
+        to.put(self.instance, &UserNetState::of(&self.shared.memory()));
+    }
+
+    fn restore(&self, from: &mut Reader) -> Result<(), saved_state::Error> {
+        let saved: UserNetState = from.take(self.instance)?;
+        self.shared.restore(saved.check(&self.config)?);
+        Ok(())
+    }
+}
+
+impl Drop for UserNet {
+    fn drop(&mut self) {
+        self.shared.stop();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic there has been reported already.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,517 @@
+//! What a hostile guest and hostile peers send, and what becomes of a saved guest.
+//!
+//! `SARANG_LONG` makes the runs long.
+
+mod common;
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket},
+    sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{
+    ADDRESS, CARD, Card, GATEWAY, Guest, Options, PATIENCE, config, echo, noise, plug, server,
+};
+use device::Device;
+use nic::{Checksum, Meta, Network, SegmentKind, Segmentation};
+use nic_user::{Config, UserNet};
+use proptest::{prelude::*, test_runner::TestRunner};
+use saved_state::{Reader, Writer};
+use smoltcp::socket::tcp;
+
+const ROUTER: [u8; 6] = [0x52, 0x55, 0x0a, 0, 2, 2];
+
+fn cases(short: u32) -> ProptestConfig {
+    let long = std::env::var_os("SARANG_LONG").is_some();
+    ProptestConfig {
+        cases: if long { short * 100 } else { short },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+fn sum(parts: &[&[u8]]) -> u16 {
+    let bytes = parts.concat();
+    let mut total: u32 = 0;
+    for pair in bytes.chunks(2) {
+        total += u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from);
+        total = (total & 0xffff) + (total >> 16);
+    }
+    !(total as u16)
+}
+
+fn ethernet(kind: u16, payload: &[u8]) -> Vec<u8> {
+    [&ROUTER[..], &CARD.0, &kind.to_be_bytes(), payload].concat()
+}
+
+/// An IPv4 packet; `flags` are those of the fragment field.
+fn ipv4(dst: Ipv4Addr, protocol: u8, ident: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+    let mut head = vec![0x45, 0];
+    head.extend((20 + payload.len() as u16).to_be_bytes());
+    head.extend(ident.to_be_bytes());
+    head.extend(flags.to_be_bytes());
+    head.extend([64, protocol, 0, 0]);
+    head.extend(ADDRESS.octets());
+    head.extend(dst.octets());
+    let check = sum(&[&head]);
+    head[10..12].copy_from_slice(&check.to_be_bytes());
+    ethernet(0x0800, &[&head[..], payload].concat())
+}
+
+fn pseudo(dst: Ipv4Addr, protocol: u8, len: usize) -> Vec<u8> {
+    let mut bytes = ADDRESS.octets().to_vec();
+    bytes.extend(dst.octets());
+    bytes.extend([0, protocol]);
+    bytes.extend((len as u16).to_be_bytes());
+    bytes
+}
+
+fn udp(from: u16, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = from.to_be_bytes().to_vec();
+    bytes.extend(to.port().to_be_bytes());
+    bytes.extend((8 + payload.len() as u16).to_be_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend(payload);
+    bytes
+}
+
+fn v4(addr: SocketAddr) -> Ipv4Addr {
+    match addr.ip() {
+        IpAddr::V4(addr) => addr,
+        IpAddr::V6(_) => panic!("IPv4 is meant"),
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Fields {
+    port: u16,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+    window: u16,
+}
+
+fn segment(to: SocketAddr, fields: Fields, options: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = fields.port.to_be_bytes().to_vec();
+    bytes.extend(to.port().to_be_bytes());
+    bytes.extend(fields.seq.to_be_bytes());
+    bytes.extend(fields.ack.to_be_bytes());
+    bytes.extend([((20 + options.len()) * 4) as u8, fields.flags]);
+    bytes.extend(fields.window.to_be_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(options);
+    bytes.extend(payload);
+    let check = sum(&[&pseudo(v4(to), 6, bytes.len()), &bytes]);
+    bytes[16..18].copy_from_slice(&check.to_be_bytes());
+    bytes
+}
+
+fn wait<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(result) = done() {
+            return result;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what} takes too long");
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// The next TCP segment for the guest: flags, sequence number, acknowledgement, payload.
+fn next_segment(card: &Card) -> (u8, u32, u32, Vec<u8>) {
+    wait("a segment", || {
+        let (frame, _) = card.receive()?;
+        if frame[12..14] != [8, 0] || frame[23] != 6 {
+            return None;
+        }
+        let tcp = &frame[34..];
+        let number = |at: usize| u32::from_be_bytes(tcp[at..at + 4].try_into().unwrap());
+        let len = usize::from(tcp[12] >> 4) * 4;
+        Some((tcp[13], number(4), number(8), tcp[len..].to_vec()))
+    })
+}
+
+/// Whether the network still does what it is for.
+fn is_alive(card: &Card) {
+    while card.receive().is_some() {}
+    let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    arp.extend(CARD.0);
+    arp.extend(ADDRESS.octets());
+    arp.extend([0; 6]);
+    arp.extend(GATEWAY.octets());
+    card.send(ethernet(0x0806, &arp), Meta::default());
+    wait("the network", || {
+        let (frame, _) = card.receive()?;
+        (frame[12..14] == [8, 6] && frame[22..28] == ROUTER).then_some(())
+    });
+}
+
+fn send_ip(card: &Card, to: SocketAddr, protocol: u8, payload: &[u8]) {
+    card.send(ipv4(v4(to), protocol, 0, 0x4000, payload), Meta::default());
+}
+
+/// Opens a connection by hand; the sequence numbers that follow the handshake.
+fn handshake(card: &Card, to: SocketAddr, port: u16, window: u16) -> (u32, u32) {
+    let syn = Fields { port, seq: 1000, ack: 0, flags: 2, window };
+    send_ip(card, to, 6, &segment(to, syn, &[2, 4, 5, 0xb4, 3, 3, 2, 0], b""));
+    let (flags, seq, ack, _) = next_segment(card);
+    assert_eq!((flags, ack), (0x12, 1001));
+    let fields = Fields { port, seq: 1001, ack: seq.wrapping_add(1), flags: 0x10, window };
+    send_ip(card, to, 6, &segment(to, fields, &[], b""));
+    (1001, fields.ack)
+}
+
+#[test]
+fn a_guest_may_leave_the_cutting_and_the_sums_to_us() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let to = server(move |mut stream| {
+        let mut all = vec![0; 60_000];
+        stream.read_exact(&mut all).unwrap();
+        tell.lock().unwrap().send(all).unwrap();
+        stream.write_all(&noise(100_000, 2)).unwrap();
+    });
+    let net = UserNet::start(config(), 0).unwrap();
+    let card = plug(net, Options { offloads: true, ..Options::default() });
+    let (seq, ack) = handshake(&card, to, 7, 0xffff);
+    let bytes = noise(60_000, 1);
+    let fields = Fields { port: 7, seq, ack, flags: 0x18, window: 0xffff };
+    let mut large = segment(to, fields, &[], &bytes);
+    large[16] ^= 0xff;
+    let header_len = 54;
+    let meta = Meta {
+        checksum: Checksum::Partial { start: 34, offset: 16 },
+        segmentation: Some(Segmentation { kind: SegmentKind::Tcp4, size: 1460, header_len }),
+    };
+    card.send(ipv4(GATEWAY, 6, 0, 0x4000, &large), meta);
+    assert!(told.recv_timeout(PATIENCE).unwrap() == bytes);
+    // And it gets such frames: fewer than there are segments.
+    let (mut got, mut frames) = (Vec::new(), 0);
+    while got.len() < 100_000 {
+        let (_, _, _, payload) = next_segment(&card);
+        frames += 1;
+        got.extend(payload);
+        let fields = Fields {
+            seq: seq + 60_000,
+            ack: ack.wrapping_add(got.len() as u32),
+            flags: 0x10,
+            ..fields
+        };
+        send_ip(&card, to, 6, &segment(to, fields, &[], b""));
+    }
+    assert!(got == noise(100_000, 2));
+    assert!(frames < 40, "{frames}");
+}
+
+#[test]
+fn fragments_make_a_datagram_and_long_answers_are_cut() {
+    let host = UdpSocket::bind("127.0.0.1:0").unwrap();
+    host.set_read_timeout(Some(PATIENCE)).unwrap();
+    let to = SocketAddr::from((GATEWAY, host.local_addr().unwrap().port()));
+    let card = plug(UserNet::start(config(), 0).unwrap(), Options::default());
+    let bytes = noise(5000, 3);
+    let datagram = udp(9, to, &bytes);
+    for i in [2, 0, 3, 1] {
+        let (start, end) = (i * 1480, datagram.len().min((i + 1) * 1480));
+        let more = if end < datagram.len() { 0x2000 } else { 0 };
+        let flags = more | (start / 8) as u16;
+        card.send(ipv4(GATEWAY, 17, 77, flags, &datagram[start..end]), Meta::default());
+    }
+    let mut buffer = vec![0; 1 << 16];
+    let (n, from) = host.recv_from(&mut buffer).unwrap();
+    assert!(buffer[..n] == bytes);
+    host.send_to(&bytes, from).unwrap();
+    let mut whole = Vec::new();
+    while whole.len() < 5008 {
+        let frame = wait("fragments", || card.receive()).0;
+        if frame[23] == 17 && frame[12..14] == [8, 0] {
+            let field = u16::from_be_bytes([frame[20], frame[21]]);
+            assert_eq!(usize::from(field & 0x1fff) * 8, whole.len());
+            whole.extend(&frame[34..]);
+            assert_eq!(field & 0x2000 == 0, whole.len() == 5008);
+        }
+    }
+    assert!(whole[8..] == bytes);
+    let head = &whole[..6];
+    assert_eq!(head[2..4], 9u16.to_be_bytes());
+    let check = sum(&[&pseudo_to_guest(whole.len()), &whole]);
+    assert_eq!(check, 0, "the sum is that of the whole");
+}
+
+fn pseudo_to_guest(len: usize) -> Vec<u8> {
+    let mut bytes = pseudo(GATEWAY, 17, len);
+    bytes[..4].copy_from_slice(&GATEWAY.octets());
+    bytes[4..8].copy_from_slice(&ADDRESS.octets());
+    bytes
+}
+
+#[test]
+fn a_flood_of_calls_is_bounded() {
+    let to = server(|mut stream| drop(stream.read(&mut [0; 1])));
+    let net = UserNet::start(config(), 0).unwrap();
+    let card = plug(net.clone(), Options::default());
+    for port in 1..3000u16 {
+        let syn = Fields { port, seq: 5, ack: 0, flags: 2, window: 1000 };
+        send_ip(&card, to, 6, &segment(to, syn, &[], b""));
+        card.send(ipv4(GATEWAY, 17, 0, 0, &udp(port, to, b"x")), Meta::default());
+        while card.receive().is_some() {}
+    }
+    wait("the flood", || card.is_drained().then_some(()));
+    let report = net.report();
+    assert!(report.tcp <= 512 && report.tcp > 100, "{report:?}");
+    assert!(report.udp <= 256, "{report:?}");
+    assert!(report.counters.too_many > 0);
+    is_alive(&card);
+    net.reset();
+    wait("the reset", || (net.report().tcp + net.report().udp == 0).then_some(()));
+}
+
+#[test]
+fn any_frame_is_survived() {
+    let net = UserNet::start(Config { tftp: Some("/etc/hostname".into()), ..config() }, 0).unwrap();
+    let card = plug(net.clone(), Options::default());
+    let to = SocketAddr::from((GATEWAY, 69));
+    let payloads = [
+        ipv4(GATEWAY, 1, 0, 0, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]),
+        ipv4(GATEWAY, 17, 0, 0, &udp(9, to, b"\0\x01hostname\0octet\0blksize\08\0")),
+        ipv4(GATEWAY, 17, 0, 0, &udp(9, (Ipv4Addr::new(10, 0, 2, 3), 53).into(), &[1; 40])),
+        ipv4(Ipv4Addr::BROADCAST, 17, 0, 0, &udp(68, (Ipv4Addr::BROADCAST, 67).into(), &dhcp())),
+        ipv4(GATEWAY, 6, 0, 0, &segment((GATEWAY, 1).into(), SYN, &[2, 4, 5, 0xb4], b"")),
+        ethernet(
+            0x0806,
+            &[
+                0, 1, 8, 0, 6, 4, 0, 1, 82, 84, 0, 1, 2, 3, 10, 0, 2, 15, 0, 0, 0, 0, 0, 0, 10, 0,
+                2, 2,
+            ],
+        ),
+        ethernet(0x86dd, &router_solicitation()),
+    ];
+    let mutated = (
+        0..payloads.len(),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        0usize..40,
+    )
+        .prop_map(move |(which, changes, cut)| {
+            let mut frame = payloads[which].clone();
+            for (at, value) in changes {
+                // Behind the addresses, so that the frame is looked at.
+                let len = frame.len() - 12;
+                frame[12 + at.index(len)] = value;
+            }
+            let len = frame.len().saturating_sub(if cut < 20 { 0 } else { cut });
+            frame.truncate(len);
+            frame
+        });
+    let random = (
+        prop::sample::select(vec![0x0800u16, 0x0806, 0x86dd]),
+        prop::collection::vec(any::<u8>(), 0..200),
+    )
+        .prop_map(|(kind, payload)| ethernet(kind, &payload));
+    let frames = prop::collection::vec(
+        (prop_oneof![mutated, random, prop::collection::vec(any::<u8>(), 0..30)], any::<bool>()),
+        1..200,
+    );
+    let mut runner = TestRunner::new(cases(30));
+    runner
+        .run(&frames, |frames| {
+            for (frame, verified) in frames {
+                let checksum = if verified { Checksum::Verified } else { Checksum::Unknown };
+                card.send(frame, Meta { checksum, segmentation: None });
+                while card.receive().is_some() {}
+            }
+            is_alive(&card);
+            Ok(())
+        })
+        .unwrap();
+    let counters = net.report().counters;
+    assert!(counters.ignored > 0 && counters.ignored < counters.frames_from_guest);
+}
+
+const SYN: Fields = Fields { port: 99, seq: 7, ack: 0, flags: 2, window: 100 };
+
+fn dhcp() -> Vec<u8> {
+    let mut bytes = vec![1, 1, 6, 0, 1, 2, 3, 4];
+    bytes.resize(28, 0);
+    bytes.extend(CARD.0);
+    bytes.resize(236, 0);
+    bytes.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 60, 3, 65, 66, 67, 55, 2, 1, 26, 255]);
+    bytes
+}
+
+fn router_solicitation() -> Vec<u8> {
+    let mut bytes = vec![0x60, 0, 0, 0, 0, 8, 58, 255];
+    bytes.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    bytes.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    let mut body = vec![133, 0, 0, 0, 0, 0, 0, 0];
+    let mut pseudo = bytes[8..40].to_vec();
+    pseudo.extend([0, 0, 0, 8, 0, 0, 0, 58]);
+    let check = sum(&[&pseudo, &body]);
+    body[2..4].copy_from_slice(&check.to_be_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+/// Segments of an open connection with numbers near those that are right.
+#[test]
+fn any_segment_is_survived() {
+    let to = server(echo);
+    let net = UserNet::start(config(), 0).unwrap();
+    let card = plug(net.clone(), Options::default());
+    let near = prop_oneof![
+        Just(0u32),
+        1u32..2000,
+        (0u32..2000).prop_map(|n| n.wrapping_neg()),
+        any::<u32>(),
+    ];
+    let one = (near.clone(), near, any::<u8>(), any::<u16>(), 0usize..1500);
+    let many = (1u16..65535, prop::collection::vec(one, 1..60));
+    let mut runner = TestRunner::new(cases(30));
+    runner
+        .run(&many, |(port, segments)| {
+            while card.receive().is_some() {}
+            net.reset();
+            let (mut seq, mut ack) = handshake(&card, to, port, 1000);
+            for (ds, da, flags, window, len) in segments {
+                let fields = Fields {
+                    port,
+                    seq: seq.wrapping_add(ds),
+                    ack: ack.wrapping_add(da),
+                    // Mostly what is looked at further: neither SYN nor RST, with ACK.
+                    flags: if len % 4 == 0 { flags } else { 0x10 | flags & 0x09 },
+                    window,
+                };
+                send_ip(&card, to, 6, &segment(to, fields, &[], &vec![1; len]));
+                while let Some((frame, _)) = card.receive() {
+                    if frame[23] == 6 && frame[12..14] == [8, 0] {
+                        let number = |at| u32::from_be_bytes(frame[at..at + 4].try_into().unwrap());
+                        (seq, ack) = (number(42), number(38));
+                    }
+                }
+            }
+            is_alive(&card);
+            prop_assert!(net.report().tcp <= 1);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Peers that stop, reset and stall where they like: the guest gets what they sent, from the
+/// first byte on and in order.
+#[test]
+fn any_peer_is_survived() {
+    static SEED: AtomicU64 = AtomicU64::new(1);
+    let to = server(|mut stream| {
+        let plan = noise(64, SEED.fetch_add(1, Relaxed));
+        let bytes = noise(300_000, 77);
+        let mut at = 0;
+        for step in plan {
+            let len = usize::from(step) * 97;
+            match step % 16 {
+                0 => return drop(stream.shutdown(Shutdown::Both)),
+                1 => drop(stream.shutdown(Shutdown::Read)),
+                2 => {
+                    // Unread bytes make this a reset.
+                    let _ = stream.peek(&mut [0; 1]);
+                    return;
+                }
+                3 => thread::sleep(Duration::from_millis(3)),
+                4..8 => drop(stream.read(&mut vec![0; 1 + len.min(2000)])),
+                _ => {
+                    let end = bytes.len().min(at + len);
+                    if stream.write_all(&bytes[at..end]).is_err() {
+                        return;
+                    }
+                    at = end;
+                }
+            }
+        }
+    });
+    let all = noise(300_000, 77);
+    let rounds = if std::env::var_os("SARANG_LONG").is_some() { 200 } else { 12 };
+    let mut guest = Guest::new(config());
+    for _ in 0..rounds {
+        let handles: Vec<_> = (0..10).map(|_| guest.connect(to, 1 << 14)).collect();
+        let mut got = vec![Vec::new(); handles.len()];
+        guest.until("ten peers", |g| {
+            let mut open = 0;
+            for (handle, got) in handles.iter().zip(&mut got) {
+                let socket = g.socket(*handle);
+                if socket.can_send() {
+                    socket.send_slice(&[7; 3000]).unwrap();
+                }
+                while socket.can_recv() {
+                    socket.recv(|part| (part.len(), got.extend_from_slice(part))).unwrap();
+                }
+                open += usize::from(socket.state() != tcp::State::Closed && socket.may_recv());
+                open += usize::from(socket.state() == tcp::State::SynSent);
+                if socket.state() == tcp::State::CloseWait {
+                    socket.close();
+                }
+            }
+            (open == 0).then_some(())
+        });
+        for (handle, got) in handles.into_iter().zip(&got) {
+            assert!(got[..] == all[..got.len()]);
+            guest.socket(handle).abort();
+            guest.poll();
+            guest.sockets.remove(handle);
+        }
+    }
+    guest.until("the end of all flows", |g| (g.net.report().tcp == 0).then_some(()));
+}
+
+#[test]
+fn a_restored_guest_learns_that_its_connections_are_gone() {
+    let to = server(echo);
+    let net = UserNet::start(config(), 0).unwrap();
+    let mut guest = Guest::with(net.clone(), Options::default());
+    let handle = guest.connect(to, 1000);
+    guest.established(handle);
+    guest.socket(handle).send_slice(b"hello").unwrap();
+    guest.until("an echo", |g| {
+        g.socket(handle).recv(|part| (part.len(), (part.len() == 5).then_some(()))).ok().flatten()
+    });
+    net.pause();
+    net.pause();
+    let mut writer = Writer::default();
+    net.save(&mut writer);
+    let parts = writer.finish();
+    net.resume();
+    net.resume();
+    // The guest as it was, on another network: its card takes over where the other was.
+    let mut reader = Reader::new(parts.clone()).unwrap();
+    net.restore(&mut reader).unwrap();
+    reader.finish().unwrap();
+    guest.until("a reset", |g| (g.socket(handle).state() == tcp::State::Closed).then_some(()));
+    assert_eq!(net.report().tcp, 0);
+    // What is not possible is refused.
+    for instance in [0, 1] {
+        let other = UserNet::start(Config { network: [10, 9, 9, 0].into(), ..config() }, instance);
+        let mut reader = Reader::new(parts.clone()).unwrap();
+        let error = other.unwrap().restore(&mut reader).unwrap_err().to_string();
+        assert!(error.contains("nic_user"), "{error}");
+    }
+}
+
+#[test]
+fn a_paused_network_keeps_away() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let net = UserNet::start(config(), 0).unwrap();
+    let card = plug(net.clone(), Options::default());
+    is_alive(&card);
+    net.pause();
+    card.send(ethernet(0x0806, &[0; 28]), Meta::default());
+    thread::sleep(Duration::from_millis(50));
+    assert!(!card.is_drained());
+    net.resume();
+    wait("the frame", || card.is_drained().then_some(()));
+    is_alive(&card);
+    // Ends without the card, and with it paused.
+    net.pause();
+    drop((listener, card, net));
+    let net = Arc::new(UserNet::start(config(), 0).unwrap());
+    net.wake();
+}
