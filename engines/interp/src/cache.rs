@@ -289,7 +289,7 @@ impl Cache {
         };
         self.colds += colds;
         self.insns.put(insns_at, new.insns.drain(..));
-        self.bytes.put(bytes_at, bytes.iter().copied());
+        self.bytes.put_slice(bytes_at, bytes);
         let id = self.next;
         self.next += 1;
         let span = Span { id, start: insns_at as u32, count: count as u16, len };
@@ -437,9 +437,9 @@ impl Cache {
     pub fn amend(&mut self, span: Span, changed: Vec<(usize, Insn)>, bytes: &[u8]) {
         let Some(block) = self.block_mut(span.id) else { return };
         let (translations, at) = (std::mem::take(&mut block.translations), block.bytes);
-        if !matches!(block.heat, Heat::Runs(_)) {
-            block.heat = Heat::Runs(0);
-        }
+        // It has to become hot anew: that it ran before says little of what it is now, and a
+        // translation would last until the next change only.
+        block.heat = Heat::Runs(0);
         self.dropped.gone.extend(translations.into_iter().flatten());
         let insns = self.insns.get_mut(span.start as usize, span.count.into());
         let before = count_colds(insns);
@@ -604,6 +604,18 @@ mod tests {
         assert!(listed <= 2 * cache.blocks.len() + FORGOTTEN + 1);
         assert!(cache.is_kept(old));
         assert!(cache.blocks.len() <= 1024);
+    }
+
+    #[test]
+    fn what_has_changed_becomes_hot_anew() {
+        let mut cache = Cache::default();
+        let span = add(&mut cache, key(0x1000), 4);
+        for before in [Heat::Runs(9), Heat::Translated, Heat::Never] {
+            cache.heat(span).into_iter().for_each(|heat| *heat = before);
+            cache.amend(span, Vec::new(), &[1, 2, 3, 4]);
+            assert_eq!(cache.heat(span), Some(&mut Heat::Runs(0)));
+            assert_eq!(cache.bytes(span), [1, 2, 3, 4]);
+        }
     }
 
     /// Whatever kinds of instructions there are, and whatever changes in blocks.

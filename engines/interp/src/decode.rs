@@ -6,6 +6,7 @@
 use crate::{
     Interp,
     cache::{Key, Span},
+    templates::{Decoded, LOOK},
 };
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind};
 use semantics::{CodeSize, Ctx, Insn, ends_block, insn::too_long, select};
@@ -26,34 +27,39 @@ impl Interp {
     /// The instructions from the beginning of `bytes` to the end of the block. Empty if not
     /// even the first is complete. A `checked` block ends where code may have changed.
     pub(crate) fn decode(&mut self, ctx: &Ctx<'_>, bytes: &[u8], checked: bool) -> Vec<Insn> {
-        let mut decoder = Decoder::with_ip(bits(ctx), bytes, ctx.cpu.rip, DecoderOptions::NONE);
         let mut insns = std::mem::take(&mut self.spare);
         insns.clear();
-        let mut iced = Instruction::default();
-        while decoder.can_decode() && insns.len() < MAX_BLOCK {
-            let start = decoder.position();
-            decoder.decode_out(&mut iced);
-            let error = decoder.last_error();
-            let Some(mut insn) = self.insn(ctx, &iced, error, &bytes[start..]) else { break };
-            insn.end = (start + usize::from(insn.len)) as u16;
-            let ends = ends_block(&iced) || checked && self.may_change_code(&iced);
+        let mut start = 0;
+        while insns.len() < MAX_BLOCK
+            && let Some(here) = bytes.get(start..).filter(|here| !here.is_empty())
+        {
+            let ip = ctx.cpu.rip.wrapping_add(start as u64);
+            let Some(Decoded { mut insn, ends, writes }) = self.insn(ctx, here, ip, checked) else {
+                break;
+            };
+            start += usize::from(insn.len);
+            insn.end = start as u16;
             insns.push(insn);
-            if ends {
+            if ends || writes == Some(true) {
                 break;
             }
         }
         insns
     }
 
-    /// What was decoded from the beginning of `here`; `None` if that ends too early.
-    fn insn(
-        &self,
-        ctx: &Ctx<'_>,
-        iced: &Instruction,
-        error: DecoderError,
-        here: &[u8],
-    ) -> Option<Insn> {
-        let mut insn = if error == DecoderError::NoMoreBytes {
+    /// The instruction at `ip`, at the beginning of `here`; `None` if that ends too early. What
+    /// it writes is asked only of checked code.
+    fn insn(&mut self, ctx: &Ctx<'_>, here: &[u8], ip: u64, checked: bool) -> Option<Decoded> {
+        let wide = ctx.cpu.mode.code == CodeSize::Bits64;
+        if wide && let Some(mut known) = self.templates.find(here) {
+            known.writes = known.writes.filter(|_| checked);
+            if known.writes.is_some() == checked {
+                return Some(known);
+            }
+        }
+        let mut decoder = Decoder::with_ip(bits(ctx), here, ip, DecoderOptions::NONE);
+        let iced = decoder.decode();
+        let mut insn = if decoder.last_error() == DecoderError::NoMoreBytes {
             if here.len() < MAX_INSTRUCTION_LEN {
                 return None;
             }
@@ -63,13 +69,19 @@ impl Interp {
             too_long()
         } else {
             let own = &here[..iced.len().min(here.len())];
-            select(iced, own, ctx.cpu.mode.code, self.features, &self.stubs)
+            select(&iced, own, ctx.cpu.mode.code, self.features, &self.stubs)
         };
         if let Some(handler) = crate::trap::intercept(ctx, iced.mnemonic()) {
             insn.handler = handler;
         }
         insn.len = insn.len.max(1);
-        Some(insn)
+        let writes = checked.then(|| self.may_change_code(&iced));
+        let decoded = Decoded { insn, ends: ends_block(&iced), writes };
+        if wide {
+            let offsets = decoder.get_constant_offsets(&iced);
+            self.templates.learn(here, &iced, &offsets, &decoded);
+        }
+        Some(decoded)
     }
 
     /// The instructions of a new block, if it begins inside the one from which control has come,
@@ -100,25 +112,27 @@ impl Interp {
     /// the same lengths.
     pub(crate) fn amend(&mut self, ctx: &Ctx<'_>, span: Span, now: &[u8]) -> bool {
         let (insns, old) = (self.cache.insns(span), self.cache.bytes(span));
-        let mut changed = Vec::new();
-        for (index, known) in insns.iter().enumerate() {
+        let last = insns.len().saturating_sub(1);
+        let places = insns.iter().enumerate().filter_map(|(index, known)| {
             let end = usize::from(known.end);
-            let start = end.saturating_sub(known.len.into());
-            if old.get(start..end) == now.get(start..end) {
-                continue;
-            }
-            let Some(here) = now.get(start..end) else { return false };
-            let ip = ctx.cpu.rip.wrapping_add(start as u64);
-            let mut decoder = Decoder::with_ip(bits(ctx), here, ip, DecoderOptions::NONE);
-            let iced = decoder.decode();
-            let Some(mut insn) = self.insn(ctx, &iced, decoder.last_error(), here) else {
-                return false;
-            };
+            let own = end.saturating_sub(known.len.into())..end;
+            (old.get(own.clone()) != now.get(own.clone())).then_some((index, own))
+        });
+        let mut changed = Vec::new();
+        for (index, own) in places.collect::<Vec<_>>() {
+            let Some(bytes) = now.get(own.clone()) else { return false };
+            // With bytes that do not matter, so that it is complete.
+            let mut here = [0; LOOK];
+            let Some(copy) = here.get_mut(..bytes.len()) else { return false };
+            copy.copy_from_slice(bytes);
+            let ip = ctx.cpu.rip.wrapping_add(own.start as u64);
+            let decoded = self.insn(ctx, &here, ip, false);
+            let Some(Decoded { mut insn, ends, .. }) = decoded else { return false };
             // Where a block ends is not decided again.
-            if insn.len != known.len || ends_block(&iced) && index + 1 != insns.len() {
+            if usize::from(insn.len) != own.len() || ends && index != last {
                 return false;
             }
-            insn.end = known.end;
+            insn.end = own.end as u16;
             changed.push((index, insn));
         }
         self.cache.amend(span, changed, now);

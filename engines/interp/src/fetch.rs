@@ -239,10 +239,8 @@ impl Interp {
     /// write it unnoticed. True if writes are not noticed, and whoever decodes it has to compare
     /// before each execution.
     fn mark(&self, ctx: &mut Ctx<'_>, gpa: u64) -> bool {
-        let layout = ctx.cpu.mem.layout();
-        let Some((region, at)) = layout.find(gpa) else { return false };
-        let at = at & !(PAGE - 1);
-        let number = (at / PAGE) as usize;
+        // The layout by which it was fetched: with another one, all is decoded anew.
+        let Some((region, number, page)) = ctx.cpu.mmu.phys().page(gpa) else { return false };
         if region.code().get(number) {
             return false;
         }
@@ -252,7 +250,6 @@ impl Interp {
         if !region.code().set(number) {
             return false;
         }
-        let page = region.arena_at(at);
         ctx.cpu.mmu.revoke_write(page);
         let slots = ctx.cpu.slots.clone();
         let asked = slots.ask_others(&Request::RevokeWrite(page), Some(&ctx.cpu.slot));

@@ -12,6 +12,7 @@ mod counters;
 mod decode;
 mod fetch;
 mod run;
+mod templates;
 mod translated;
 mod trap;
 

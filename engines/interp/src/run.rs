@@ -1,6 +1,8 @@
 //! The run loop.
 
-use crate::{Cache, boundary::Next, cache::Span, counters::Counters, fetch::linear_ip};
+use crate::{
+    Cache, boundary::Next, cache::Span, counters::Counters, fetch::linear_ip, templates::Templates,
+};
 use emit::StubCache;
 use engine::{BreakpointKind, DebugExit, Exit, GuestDebug, Stats};
 use iced_x86::{InstructionInfoFactory, Mnemonic};
@@ -16,6 +18,7 @@ pub struct Interp {
     pub(crate) cache: Cache,
     pub(crate) features: IsaFeatures,
     pub(crate) stubs: StubCache,
+    pub(crate) templates: Templates,
     pub(crate) translator: Option<Translator>,
     /// Blocks are translated when they have run so often.
     pub(crate) hot: u32,
@@ -43,6 +46,7 @@ impl Interp {
             cache: Cache::default(),
             features,
             stubs,
+            templates: Templates::default(),
             translator: None,
             hot: 0,
             global: false,

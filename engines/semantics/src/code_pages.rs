@@ -16,8 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A page whose mark is lost so often ...
-const TURNS: u32 = 4;
+/// A page whose mark is lost so often, which takes some ten microseconds each time ...
+const TURNS: u32 = 16;
 /// ... within this time becomes checked ...
 const MOMENT: Duration = Duration::from_millis(5);
 /// ... for this time.

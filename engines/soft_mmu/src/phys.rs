@@ -39,7 +39,7 @@ impl<'a> Phys<'a> {
     }
 
     /// Where the page of `gpa` is in the arena, with its slot and its number in the slot.
-    pub(crate) fn page(&self, gpa: u64) -> Option<(&'a Region, usize, ArenaOffset)> {
+    pub fn page(&self, gpa: u64) -> Option<(&'a Region, usize, ArenaOffset)> {
         let (region, at) = self.find(gpa & !(PAGE - 1))?;
         Some((region, (at / PAGE) as usize, region.arena_at(at)))
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Pages of the arena that entries allow to write, by hash.
-const WRITERS: usize = 4096;
+const WRITERS: usize = 16384;
 /// Entries named for one hash: a page is mostly written through the kernel's map of all memory
 /// and through a program's.
 const NAMES: usize = 4;

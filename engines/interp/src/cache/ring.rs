@@ -43,6 +43,19 @@ impl<T> Ring<T> {
         self.items.extend(items);
     }
 
+    /// Puts copies of items where [`Self::place`] said.
+    pub fn put_slice(&mut self, at: usize, items: &[T])
+    where
+        T: Copy,
+    {
+        self.head = at + items.len();
+        let end = self.head.min(self.items.len());
+        let old = self.items.get_mut(at..end).unwrap_or_default();
+        let (over, more) = items.split_at(old.len().min(items.len()));
+        old.copy_from_slice(over);
+        self.items.extend_from_slice(more);
+    }
+
     #[inline(always)]
     pub fn get(&self, start: usize, count: usize) -> &[T] {
         self.items.get(start..start + count).unwrap_or_default()

@@ -278,24 +278,22 @@ impl Picker<'_> {
         if self.insn.asize != 8 {
             return None;
         }
-        self.insn.imm = self.iced.memory_displacement64();
-        match self.iced.code() {
+        let pick = match self.iced.code() {
             Code::Mov_AL_moffs8
             | Code::Mov_AX_moffs16
             | Code::Mov_EAX_moffs32
-            | Code::Mov_RAX_moffs64 => {
-                self.insn.reg = 0;
-                hot(width8!(self.width(0), mov::load_abs []))
-            }
+            | Code::Mov_RAX_moffs64 => hot(width8!(self.width(0), mov::load_abs [])),
             Code::Mov_moffs8_AL
             | Code::Mov_moffs16_AX
             | Code::Mov_moffs32_EAX
-            | Code::Mov_moffs64_RAX => {
-                self.insn.reg = 0;
-                hot(width8!(self.width(1), mov::store_abs []))
-            }
+            | Code::Mov_moffs64_RAX => hot(width8!(self.width(1), mov::store_abs [])),
             _ => None,
+        };
+        if pick.is_some() {
+            self.insn.reg = 0;
+            self.insn.imm = self.iced.memory_displacement64();
         }
+        pick
     }
 
     fn shifts(&mut self) -> Option<Pick> {
