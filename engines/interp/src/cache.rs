@@ -309,6 +309,7 @@ impl Cache {
             translations: Translations::default(),
             soft: 0,
             changes: 0,
+            turns: 0,
             next: 0,
         };
         if trust != Trust::Gone {
@@ -439,7 +440,7 @@ impl Cache {
         let (translations, at) = (std::mem::take(&mut block.translations), block.bytes);
         // It has to become hot anew: that it ran before says little of what it is now, and a
         // translation would last until the next change only.
-        block.heat = Heat::Runs(0);
+        (block.heat, block.turns) = (Heat::Runs(0), 0);
         self.dropped.gone.extend(translations.into_iter().flatten());
         let insns = self.insns.get_mut(span.start as usize, span.count.into());
         let before = count_colds(insns);
@@ -465,6 +466,12 @@ impl Cache {
     /// How often the block, or what was there before it, has changed otherwise.
     pub fn changes(&mut self, span: Span) -> Option<&mut u32> {
         self.block_mut(span.id).map(|b| &mut b.changes)
+    }
+
+    /// How often a branch of the block has led to another of its instructions; of blocks that
+    /// need not be looked at before they are executed.
+    pub fn turns(&mut self, span: Span) -> Option<&mut u32> {
+        self.block_mut(span.id).filter(|b| b.trust == Trust::Live).map(|b| &mut b.turns)
     }
 
     pub fn clear(&mut self) {

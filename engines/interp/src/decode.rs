@@ -111,16 +111,20 @@ impl Interp {
     /// Takes over what a block has `now` where it was written, if it still has instructions of
     /// the same lengths.
     pub(crate) fn amend(&mut self, ctx: &Ctx<'_>, span: Span, now: &[u8]) -> bool {
-        let (insns, old) = (self.cache.insns(span), self.cache.bytes(span));
-        let last = insns.len().saturating_sub(1);
-        let places = insns.iter().enumerate().filter_map(|(index, known)| {
+        let old = self.cache.bytes(span);
+        let differ = |(old, new): (&u8, &u8)| old != new;
+        let Some(first) = old.iter().zip(now).position(differ) else { return true };
+        let insns = self.cache.insns(span);
+        let (from, count) = (insns.partition_point(|i| usize::from(i.end) <= first), insns.len());
+        let mut changed = Vec::new();
+        for index in from..count {
+            let Some(known) = self.cache.insns(span).get(index) else { return false };
             let end = usize::from(known.end);
             let own = end.saturating_sub(known.len.into())..end;
-            (old.get(own.clone()) != now.get(own.clone())).then_some((index, own))
-        });
-        let mut changed = Vec::new();
-        for (index, own) in places.collect::<Vec<_>>() {
             let Some(bytes) = now.get(own.clone()) else { return false };
+            if self.cache.bytes(span).get(own.clone()) == Some(bytes) {
+                continue;
+            }
             // With bytes that do not matter, so that it is complete.
             let mut here = [0; LOOK];
             let Some(copy) = here.get_mut(..bytes.len()) else { return false };
@@ -129,10 +133,10 @@ impl Interp {
             let decoded = self.insn(ctx, &here, ip, false);
             let Some(Decoded { mut insn, ends, .. }) = decoded else { return false };
             // Where a block ends is not decided again.
-            if usize::from(insn.len) != own.len() || ends && index != last {
+            if usize::from(insn.len) != own.len() || ends && index + 1 != count {
                 return false;
             }
-            insn.end = own.end as u16;
+            insn.end = end as u16;
             changed.push((index, insn));
         }
         self.cache.amend(span, changed, now);

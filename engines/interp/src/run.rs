@@ -1,7 +1,12 @@
 //! The run loop.
 
 use crate::{
-    Cache, boundary::Next, cache::Span, counters::Counters, fetch::linear_ip, templates::Templates,
+    Cache,
+    boundary::Next,
+    cache::{Heat, Span},
+    counters::Counters,
+    fetch::linear_ip,
+    templates::Templates,
 };
 use emit::StubCache;
 use engine::{BreakpointKind, DebugExit, Exit, GuestDebug, Stats};
@@ -142,8 +147,11 @@ impl Interp {
         let mut translating = self.translator.is_some();
         let mut left = None;
         let mut span = self.locate(ctx)?;
+        // Where the block begins, and the instruction that is executed first.
+        let (mut base, mut from) = (ctx.cpu.rip, 0);
         loop {
-            if translating
+            if from == 0
+                && translating
                 && Width::of(ctx.cpu).is_some()
                 && let Some(result) =
                     self.translated(ctx, span, left.take(), end.saturating_sub(self.retired))
@@ -161,7 +169,7 @@ impl Interp {
                 span = self.locate(ctx)?;
                 continue;
             }
-            let insns = self.cache.insns(span);
+            let insns = self.cache.insns(span).get(from..).unwrap_or_default();
             if end != u64::MAX {
                 self.retired += std::mem::take(&mut ctx.cpu.rep_retired);
                 let left = end.saturating_sub(self.retired);
@@ -172,7 +180,9 @@ impl Interp {
                 // Of a REP the first iteration is the instruction itself.
                 ctx.cpu.rep_budget = spare + 1;
             }
-            let base = ctx.cpu.rip;
+            if from == 0 {
+                base = ctx.cpu.rip;
+            }
             let mut rest = insns.iter();
             let mut branch = None;
             while let Some(insn) = rest.next() {
@@ -207,24 +217,59 @@ impl Interp {
                 }
             }
             let Some(branch) = branch else {
-                span = self.locate(ctx)?;
+                (span, from) = (self.locate(ctx)?, 0);
                 continue;
             };
             if let Some(target) = self.cache.chained(branch) {
-                span = target;
+                (span, from) = (target, 0);
                 continue;
             }
+            let last = (from as u32).wrapping_add(done).wrapping_sub(1);
+            let loops = match self.inside(span, ctx.cpu.rip.wrapping_sub(base), end) {
+                Inside::At(index) => {
+                    from = index;
+                    continue;
+                }
+                Inside::Hot => true,
+                Inside::No => false,
+            };
             // Elsewhere a segment's limit has to be asked.
             let near = ctx.cpu.mode.is64() && (ctx.cpu.rip ^ base) >> 12 == 0;
-            let (epoch, from) = (self.cache.epoch(), span);
+            let (epoch, before) = (self.cache.epoch(), span);
             self.behind = span;
-            span = self.locate(ctx)?;
+            (span, from) = (self.locate(ctx)?, 0);
+            if loops && let Some(Heat::Runs(runs)) = self.cache.heat(span) {
+                *runs = (*runs).max(self.hot);
+            }
             // What ends in the next page depends on more than this one.
             let whole = ctx.cpu.rip % PAGE_SIZE + u64::from(span.len) <= PAGE_SIZE;
             if near && whole {
-                self.cache.chain(epoch, from, done.wrapping_sub(1), span);
+                self.cache.chain(epoch, before, last, span);
             }
         }
+    }
+
+    /// Whether what follows a branch is this far inside its own block, and may be executed
+    /// there. Only what is to be translated, since it has been executed often enough, is made a
+    /// block of its own.
+    fn inside(&mut self, span: Span, offset: u64, end: u64) -> Inside {
+        if offset >= u64::from(span.len) || self.hot == 0 {
+            return Inside::No;
+        }
+        let Some(&mut turns) = self.cache.turns(span) else { return Inside::No };
+        if turns >= self.hot {
+            return Inside::Hot;
+        }
+        let insns = self.cache.insns(span);
+        let index = insns.partition_point(|insn| u64::from(insn.end) <= offset);
+        let starts = |insn: &Insn| u64::from(insn.end) == offset + u64::from(insn.len);
+        // Otherwise it is the rest of an instruction, or longer than the budget.
+        let fits = end == u64::MAX || self.retired + (insns.len() - index) as u64 <= end;
+        if !insns.get(index).is_some_and(starts) || !fits {
+            return Inside::No;
+        }
+        self.cache.turns(span).into_iter().for_each(|n| *n = turns + 1);
+        Inside::At(index)
     }
 
     fn count_reps(&mut self, ctx: &mut Ctx<'_>) {
@@ -307,6 +352,15 @@ impl Interp {
             Stop::Unhandled => Some(Exit::Unhandled(ctx.cpu.unhandled)),
         }
     }
+}
+
+/// Where a branch has led.
+enum Inside {
+    /// To the instruction of this number in the same block.
+    At(usize),
+    /// Into the same block, for so many times that it is to be translated.
+    Hot,
+    No,
 }
 
 /// RIP after an instruction that did not simply complete.

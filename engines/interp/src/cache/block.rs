@@ -64,6 +64,8 @@ pub struct Block {
     pub soft: u64,
     /// How often anything else of it changed.
     pub changes: u32,
+    /// How often a branch of it has led to another of its instructions.
+    pub turns: u32,
     /// The next one with the same hash.
     pub next: u32,
 }
@@ -104,6 +106,7 @@ impl Block {
             translations: Translations::default(),
             soft: 0,
             changes: 0,
+            turns: 0,
             next: 0,
         }
     }
