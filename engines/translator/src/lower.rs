@@ -41,7 +41,7 @@ use crate::{
 pub use check::{Check, immediate};
 pub use copy::writes;
 use flags::{Flags, Tracker};
-pub use flow::is_flow;
+pub use flow::{is_flow, reach};
 use iced_x86::{Instruction, Mnemonic};
 pub use narrow::decode as decode_narrow;
 use reuse::Reuse;

@@ -11,7 +11,7 @@ use x86_defs::is_canonical_48;
 
 use crate::{
     far::{FARS, Far},
-    lower::{Exit, SITE_BITS},
+    lower::{Exit, SITE_BITS, reach},
     state::CELLS,
     width::Width,
 };
@@ -164,14 +164,14 @@ pub struct Site<'t> {
 
 impl Translated {
     /// The block may be at this RIP: so far from the ends of the canonical ranges that no direct
-    /// jump leaves them; or, in 32-bit code, in a page that has one after it.
+    /// jump leaves them without a check; or, in 32-bit code, in a page that has one after it.
     pub fn fits(&self, rip: u64) -> bool {
         let page = rip.wrapping_sub(self.start.into());
         match self.width {
             Width::Real | Width::Short => page == self.page && rip < 1 << 16,
             Width::Narrow => page % PAGE == 0 && rip < (1 << 32) - PAGE,
             Width::Wide => {
-                let reach = (1 << 31) + 2 * PAGE;
+                let reach = reach(self.plane) + 2 * PAGE;
                 let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
                 page % PAGE == 0 && [rip, low, high].into_iter().all(is_canonical_48)
             }

@@ -26,6 +26,14 @@ pub fn is_flow(insn: &Instruction) -> bool {
 
 pub(super) const PAGE: i64 = 4096;
 
+/// What direct branches reach from their page, in bytes, without a check that it is canonical:
+/// blocks run where all of that is. Kernels lie far from where addresses are not canonical, and
+/// their modules far from them. Programs have shared code, such as a vDSO, near the end of
+/// their half, and few branches that reach far.
+pub fn reach(plane: usize) -> u64 {
+    if plane < 2 { 1 << 31 } else { 1 << 26 }
+}
+
 impl Lowerer<'_> {
     /// Control goes to an offset from the page: inside it, over a cell that can be linked.
     pub(super) fn exit(&mut self, offset: i64) {
@@ -102,10 +110,24 @@ impl Lowerer<'_> {
         Ok(offset)
     }
 
+    /// The target of a direct branch may not be canonical.
+    fn is_remote(&self, target: i64) -> bool {
+        !self.narrow && self.short.is_none() && target.unsigned_abs() >= reach(self.plane)
+    }
+
+    /// Leaves a direct branch to what is not canonical to the handler.
+    fn remote(&mut self, target: i64) {
+        if self.is_remote(target) {
+            self.page_relative(SA, target);
+            self.canonical();
+        }
+    }
+
     pub(super) fn jmp(&mut self, insn: &Instruction) -> Done {
         match insn.code() {
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => {
                 let target = Self::target(insn)?;
+                self.remote(target);
                 if target != self.start {
                     self.exit(target);
                 } else if !self.turns() {
@@ -139,7 +161,7 @@ impl Lowerer<'_> {
     pub(super) fn jcc(&mut self, insn: &Instruction) -> Done {
         let target = Self::target(insn)?;
         let condition = (insn.condition_code() as u8).wrapping_sub(1);
-        if condition > 15 {
+        if condition > 15 || self.is_remote(target) {
             return Err(Untranslated);
         }
         if target != self.start {
@@ -219,10 +241,13 @@ impl Lowerer<'_> {
             Code::Call_rm64 => None,
             _ => return Err(Untranslated),
         };
-        if direct.is_none() {
-            self.indirect_target(insn)?;
-            self.canonical();
-            self.asm.store(field!(temp), SA);
+        match direct {
+            Some(target) => self.remote(target),
+            None => {
+                self.indirect_target(insn)?;
+                self.canonical();
+                self.asm.store(field!(temp), SA);
+            }
         }
         let place = self.stack(GUEST_RSP, -8, true);
         let back = insn.next_ip().wrapping_sub(BASE) as i64;

@@ -140,10 +140,6 @@ fn written_pages(write: u64, execute: u64, crowd: bool) -> impl Fn(&Arc<dyn Vm>,
     }
 }
 
-fn nothing(_: &mut CodeAssembler) -> Result<(), IcedError> {
-    Ok(())
-}
-
 fn write_and_call(write: u64, execute: u64, store: Store, crowd: bool, rounds: u32) {
     let user = |a: &mut CodeAssembler, _: Trap| writes_and_calls(a, store, crowd, rounds);
     let prepare = written_pages(write, execute, crowd);

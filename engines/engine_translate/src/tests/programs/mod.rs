@@ -2,6 +2,7 @@
 //! and without windows.
 
 mod code;
+mod edges;
 mod pages;
 mod shootdown;
 mod spaces;
@@ -136,6 +137,21 @@ impl Program<'_> {
     }
 
     pub fn run_with(&self, trap: Trap, run: impl Fn(&mut Machine)) -> Left {
+        self.compare(trap, |machine| {
+            run(machine);
+            // Where windows are to be used, they were.
+            let shown = machine.guest.vcpu.stats().get("windows", "pages shown");
+            let none = matches!(shown, None | Some(Value::Count(0)));
+            assert_eq!(none, !machine.name.starts_with("windows"), "{}: {shown:?}", machine.name);
+        })
+    }
+
+    /// Runs it to its end in all ways, whether any uses windows or not.
+    pub fn run_anyhow(&self, trap: Trap) -> Left {
+        self.compare(trap, |machine| assert_eq!(machine.guest.run(), Exit::Idle))
+    }
+
+    fn compare(&self, trap: Trap, run: impl Fn(&mut Machine)) -> Left {
         let mut first = None;
         for (name, engine, counted) in engines() {
             let mut machine = self.machine(name, &engine, trap, counted);
@@ -176,15 +192,16 @@ impl Program<'_> {
 }
 
 impl Machine {
-    /// Where windows are to be used, they were.
     fn left(&mut self) -> Left {
-        let shown = self.guest.vcpu.stats().get("windows", "pages shown");
-        let none = matches!(shown, None | Some(Value::Count(0)));
-        assert_eq!(none, !self.name.starts_with("windows"), "{}: {shown:?}", self.name);
         let mut frames = vec![0; (NUMBER * PAGE) as usize];
         self.guest.vm.memory().read(FRAMES, &mut frames).unwrap();
         Left { gpr: self.guest.gpr(), frames }
     }
+}
+
+/// What a kernel does that has nothing to do.
+pub fn nothing(_: &mut CodeAssembler) -> Result<(), IcedError> {
+    Ok(())
 }
 
 /// Descriptors, gates and a stack for programs.
