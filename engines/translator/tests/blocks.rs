@@ -1,46 +1,17 @@
 //! Random blocks under the translator and under the handlers one by one, from the same state.
 
-#[path = "../../semantics/tests/common/mod.rs"]
 mod common;
 
-use common::{HIGH, Machine};
+use common::{HIGH, Machine, Rng, by_handlers, fill, insns, random_vectors, source};
 use emit::StubCache;
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
-use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
+use iced_x86::Mnemonic;
+use semantics::Insn;
 use std::sync::Arc;
-use translator::{Code, Left, Source, Translator, Width};
+use translator::{Code, Left, Translator, Width};
 
 const CODE: u64 = 0x7000;
 const DATA: u64 = 0x20_0000;
-
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n
-    }
-}
-
-fn insns(bytes: &[u8], stubs: &StubCache) -> Vec<Insn> {
-    let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
-    let mut out = Vec::new();
-    while decoder.can_decode() {
-        let start = decoder.position();
-        let iced = decoder.decode();
-        let own = &bytes[start..decoder.position()];
-        let mut insn = select(&iced, own, CodeSize::Bits64, IsaFeatures::all(), stubs);
-        insn.end = decoder.position() as u16;
-        out.push(insn);
-    }
-    out
-}
+const DATA_LEN: usize = 0x1_0000;
 
 struct Pair {
     handlers: Machine,
@@ -51,33 +22,10 @@ struct Pair {
 
 fn pair(user: bool) -> Option<Pair> {
     let new = || if user { Machine::long_user() } else { Machine::long() };
-    let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
-    let pair =
-        Pair { handlers: new(), native: new(), translator, stubs: StubCache::new().unwrap() };
-    let mut rng = Rng(5);
-    let bytes: Vec<u8> = (0..0x1_0000).map(|_| rng.next() as u8).collect();
-    pair.handlers.mem.write(DATA, &bytes).unwrap();
-    pair.native.mem.write(DATA, &bytes).unwrap();
+    let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
+    let pair = Pair { handlers: new(), native: new(), translator, stubs };
+    fill(pair.machines(), DATA, DATA_LEN);
     Some(pair)
-}
-
-/// What one run does: the outcome, and where RIP is.
-fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
-    for insn in insns {
-        machine.cpu.rip = CODE + u64::from(insn.end);
-        let result = (insn.handler)(&mut machine.ctx(), insn);
-        if result == Err(Stop::Branch) {
-            break;
-        }
-        if let Err(stop) = result {
-            machine.cpu.rip = CODE + u64::from(insn.end) - u64::from(insn.len);
-            return Err(stop);
-        }
-        if machine.cpu.leave {
-            break;
-        }
-    }
-    Ok(())
 }
 
 impl Pair {
@@ -86,19 +34,14 @@ impl Pair {
     }
 
     fn translate_at(&mut self, linear: u64, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
-        let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
+        let insns = insns(64, bytes, CODE, &self.stubs);
         let plane = self.native.cpu.mmu.plane()?;
-        let source = Source {
-            insns: &insns,
-            bytes,
-            linear,
-            start: (linear % 4096) as u16,
-            plane,
-            width: Width::Wide,
-            registers: [0; 16],
-            check: None,
-        };
+        let source = source(&insns, bytes, linear, plane, Width::Wide);
         Some((insns.clone(), self.translator.translate(&source)?))
+    }
+
+    fn machines(&self) -> [&Machine; 2] {
+        [&self.handlers, &self.native]
     }
 
     /// Both from the same random registers; flags that `undefined` has are not compared.
@@ -116,50 +59,25 @@ impl Pair {
                 *gpr = DATA + 0x8000 + 8 * rng.below(16);
             }
         }
-        for n in 0..16 {
-            let mut wide = || match rng.below(3) {
-                0 => 0,
-                1 => u128::from(rng.next() as u8) << (8 * rng.below(16)),
-                _ => u128::from(rng.next()) << 64 | u128::from(rng.next()),
-            };
-            let (low, high) = (wide(), wide());
-            state.fpu.set_xmm(n, low);
-            state.fpu.set_ymm_hi(n, high);
-        }
+        random_vectors(rng, &mut state);
         state.regs.rip = CODE;
         state.regs.rflags = 2 | rng.next() & 0x8d5;
         self.handlers.cpu.load_state(&state);
         self.native.cpu.load_state(&state);
         self.handlers.cpu.leave = false;
         self.native.cpu.leave = false;
-        let expected = by_handlers(&mut self.handlers, &insns);
+        let expected = by_handlers(&mut self.handlers, CODE, &insns);
         let got = self.translator.run(&mut self.native.ctx(), code, false).unwrap();
         let context = || {
-            let mut text = String::new();
-            let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
-            let mut formatter = iced_x86::FastFormatter::new();
-            while decoder.can_decode() {
-                formatter.format(&decoder.decode(), &mut text);
-                text.push('\n');
-            }
-            format!("{text}\nfrom {:x?} flags {:x}", state.regs.gpr, state.regs.rflags)
+            let (text, flags) = (common::text(64, bytes, CODE), state.regs.rflags);
+            format!("{text}\nfrom {:x?} flags {flags:x}", state.regs.gpr)
         };
         assert_eq!(got.map(drop), expected, "{}", context());
-        let (mut a, mut b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
-        a.regs.rflags &= !undefined;
-        b.regs.rflags &= !undefined;
-        assert_eq!(a.regs, b.regs, "{}", context());
-        assert!(a == b, "{}", context());
-        if expected.is_err() {
-            assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised);
-        }
+        common::same_state(self.machines(), undefined, expected.is_err(), context);
     }
 
     fn compare_memory(&self) {
-        let (mut a, mut b) = (vec![0; 0x1_0000], vec![0; 0x1_0000]);
-        self.handlers.mem.read(DATA, &mut a).unwrap();
-        self.native.mem.read(DATA, &mut b).unwrap();
-        assert!(a == b);
+        common::same_memory(self.machines(), DATA, DATA_LEN, String::new);
     }
 }
 
@@ -180,8 +98,7 @@ fn random_insn(rng: &mut Rng, wanted: impl Fn(Mnemonic) -> bool) -> Vec<u8> {
             bytes.push(rng.next() as u8);
         }
         // Registers and small displacements more often than others.
-        let mut decoder = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE);
-        let insn = decoder.decode();
+        let insn = common::decoder(64, &bytes, CODE).decode();
         if !insn.is_invalid() && wanted(insn.mnemonic()) {
             bytes.truncate(insn.len());
             return bytes;
@@ -303,7 +220,7 @@ fn calls_and_jumps() {
             (0..rng.below(3)).flat_map(|_| random_insn(&mut rng, copied)).collect();
         let last = random_insn(&mut rng, flow);
         let ip = CODE + bytes.len() as u64;
-        let insn = Decoder::with_ip(64, &last, ip, DecoderOptions::NONE).decode();
+        let insn = common::decoder(64, &last, ip).decode();
         bytes.extend(last);
         if insn.near_branch_target() == CODE {
             // It may never end.
@@ -362,7 +279,7 @@ fn random_vector(rng: &mut Rng) -> Vec<u8> {
             _ => bytes.extend([0x66, 0x40 | rng.below(16) as u8, 0x0f]),
         }
         bytes.extend((0..10).map(|_| rng.next() as u8));
-        let insn = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
+        let insn = common::decoder(64, &bytes, CODE).decode();
         if !insn.is_invalid() && vector(insn.mnemonic()) {
             bytes.truncate(insn.len());
             return bytes;

@@ -2,15 +2,14 @@
 //! the same state: flat and other segments, accesses around 4 GiB, in protected mode without
 //! paging and in compatibility mode.
 
-#[path = "../../semantics/tests/common/mod.rs"]
 mod common;
 
-use common::{CODE0_32, CODE3_32, Machine};
+use common::{CODE0_32, CODE3_32, Machine, Rng, by_handlers, fill, insns, random_vectors, source};
 use emit::StubCache;
-use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction, Mnemonic};
-use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
+use iced_x86::{Instruction, Mnemonic};
+use semantics::Insn;
 use std::sync::Arc;
-use translator::{Code, Left, Source, Translator, Width};
+use translator::{Code, Left, Translator, Width};
 use vcpu_state::{SegReg, Segment, VcpuState};
 use x86_defs::cr::cr4;
 
@@ -18,37 +17,8 @@ const CODE: u64 = 0x7000;
 const DATA: u64 = 0x20_0000;
 const DATA_LEN: usize = 0x1_0000;
 
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n
-    }
-}
-
 fn decode(bytes: &[u8]) -> Instruction {
-    Decoder::with_ip(32, bytes, CODE, DecoderOptions::NONE).decode()
-}
-
-fn insns(bytes: &[u8], stubs: &StubCache) -> Vec<Insn> {
-    let mut decoder = Decoder::with_ip(32, bytes, CODE, DecoderOptions::NONE);
-    let mut out = Vec::new();
-    while decoder.can_decode() {
-        let start = decoder.position();
-        let iced = decoder.decode();
-        let own = &bytes[start..decoder.position()];
-        let mut insn = select(&iced, own, CodeSize::Bits32, IsaFeatures::all(), stubs);
-        insn.end = decoder.position() as u16;
-        out.push(insn);
-    }
-    out
+    common::decoder(32, bytes, CODE).decode()
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,24 +65,6 @@ struct Pair {
     runs: usize,
 }
 
-fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
-    for insn in insns {
-        machine.cpu.rip = CODE + u64::from(insn.end);
-        match (insn.handler)(&mut machine.ctx(), insn) {
-            Ok(()) => {}
-            Err(Stop::Branch) => break,
-            Err(stop) => {
-                machine.cpu.rip = CODE + u64::from(insn.end) - u64::from(insn.len);
-                return Err(stop);
-            }
-        }
-        if machine.cpu.leave {
-            break;
-        }
-    }
-    Ok(())
-}
-
 /// Sets what blocks change, and leaves the TLB as it is.
 fn set(machine: &mut Machine, state: &VcpuState) {
     let cpu = &mut machine.cpu;
@@ -128,14 +80,7 @@ fn set(machine: &mut Machine, state: &VcpuState) {
 }
 
 fn text(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    let mut decoder = Decoder::with_ip(32, bytes, CODE, DecoderOptions::NONE);
-    let mut formatter = FastFormatter::new();
-    while decoder.can_decode() {
-        formatter.format(&decoder.decode(), &mut text);
-        text.push('\n');
-    }
-    text
+    common::text(32, bytes, CODE)
 }
 
 /// FS and GS as translated code adds their bases, and as it must not.
@@ -162,16 +107,7 @@ fn random_state(rng: &mut Rng, state: &mut VcpuState) {
             *gpr = DATA + 0x8000 + 4 * rng.below(16);
         }
     }
-    for n in 0..16 {
-        let mut wide = || match rng.below(3) {
-            0 => 0,
-            1 => u128::from(rng.next() as u8) << (8 * rng.below(16)),
-            _ => u128::from(rng.next()) << 64 | u128::from(rng.next()),
-        };
-        let (low, high) = (wide(), wide());
-        state.fpu.set_xmm(n, low);
-        state.fpu.set_ymm_hi(n, high);
-    }
+    random_vectors(rng, state);
     base(rng, state.segment_mut(SegReg::Fs));
     base(rng, state.segment_mut(SegReg::Gs));
     state.regs.rip = CODE;
@@ -180,29 +116,20 @@ fn random_state(rng: &mut Rng, state: &mut VcpuState) {
 
 impl Pair {
     fn new(kind: Kind) -> Option<Self> {
-        let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
+        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
         let (handlers, native) = (machine(kind), machine(kind));
-        let mut rng = Rng(5);
-        let bytes: Vec<u8> = (0..DATA_LEN).map(|_| rng.next() as u8).collect();
-        for machine in [&handlers, &native] {
-            machine.mem.write(DATA, &bytes).unwrap();
-        }
-        let stubs = StubCache::new().unwrap();
+        fill([&handlers, &native], DATA, DATA_LEN);
         Some(Self { handlers, native, translator, stubs, runs: 0 })
     }
 
+    fn machines(&self) -> [&Machine; 2] {
+        [&self.handlers, &self.native]
+    }
+
     fn translate(&mut self, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
-        let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
-        let source = Source {
-            insns: &insns,
-            bytes,
-            linear: CODE,
-            start: (CODE % 4096) as u16,
-            plane: self.native.cpu.mmu.plane()?,
-            width: Width::Narrow,
-            registers: [0; 16],
-            check: None,
-        };
+        let insns = insns(32, bytes, CODE, &self.stubs);
+        let plane = self.native.cpu.mmu.plane()?;
+        let source = source(&insns, bytes, CODE, plane, Width::Narrow);
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 
@@ -219,27 +146,16 @@ impl Pair {
             let flags = state.regs.rflags;
             format!("{}\n{:x?} {segments:x?} flags {flags:x}", text(bytes), state.regs.gpr)
         };
-        let expected = by_handlers(&mut self.handlers, &insns);
+        let expected = by_handlers(&mut self.handlers, CODE, &insns);
         let got = self.translator.run(&mut self.native.ctx(), code, false).unwrap();
         self.runs += 1;
         assert_eq!(got.map(drop), expected, "{}", context());
-        let (mut a, mut b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
-        a.regs.rflags &= !undefined;
-        b.regs.rflags &= !undefined;
-        assert_eq!(a.regs, b.regs, "{}", context());
-        assert!(a == b, "{}", context());
-        assert_eq!(self.handlers.host.mmio, self.native.host.mmio, "{}", context());
-        if expected.is_err() {
-            assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", context());
-        }
+        common::same_state(self.machines(), undefined, expected.is_err(), context);
     }
 
     fn compare_memory(&self) {
         assert!(self.runs > 1000, "{}", self.runs);
-        let (mut a, mut b) = (vec![0; DATA_LEN], vec![0; DATA_LEN]);
-        self.handlers.mem.read(DATA, &mut a).unwrap();
-        self.native.mem.read(DATA, &mut b).unwrap();
-        assert!(a == b);
+        common::same_memory(self.machines(), DATA, DATA_LEN, String::new);
     }
 }
 
@@ -351,7 +267,7 @@ fn calls_and_jumps() {
                 (0..rng.below(3)).flat_map(|_| random_insn(&mut rng, plain)).collect();
             let last = random_insn(&mut rng, flow);
             let ip = CODE + bytes.len() as u64;
-            let insn = Decoder::with_ip(32, &last, ip, DecoderOptions::NONE).decode();
+            let insn = common::decoder(32, &last, ip).decode();
             bytes.extend(last);
             if insn.near_branch_target() == CODE {
                 // It may never end.
@@ -445,7 +361,7 @@ fn strings_of(kind: Kind) {
         for machine in [&mut pair.handlers, &mut pair.native] {
             set(machine, &state);
         }
-        let expected = by_handlers(&mut pair.handlers, &insns);
+        let expected = by_handlers(&mut pair.handlers, CODE, &insns);
         let got = pair.translator.run(&mut pair.native.ctx(), code, false).unwrap();
         assert_eq!(got.map(drop), expected);
         let (a, b) = (pair.handlers.cpu.save_state(0, 0), pair.native.cpu.save_state(0, 0));

@@ -2,13 +2,12 @@
 //! the same state: in real, unreal, virtual-8086 and 16-bit protected mode, with operands and
 //! stacks that end at 64 KiB and code segments that begin anywhere.
 
-#[path = "../../semantics/tests/common/mod.rs"]
 mod common;
 
-use common::{Machine, RAM};
+use common::{Machine, RAM, Rng, by_handlers, fill, insns, source};
 use emit::StubCache;
-use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction, Mnemonic};
-use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
+use iced_x86::{Instruction, Mnemonic};
+use semantics::{Insn, Stop};
 use std::sync::Arc;
 use translator::{Code, Left, Source, Translator, Width};
 use vcpu_state::{SegReg, Segment, VcpuState};
@@ -19,47 +18,8 @@ const CODE: u64 = 0x7a40;
 const DATA: u64 = 0x2_0000;
 const DATA_LEN: usize = 0x3_0000;
 
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n
-    }
-}
-
 fn decode(bytes: &[u8]) -> Instruction {
-    Decoder::with_ip(16, bytes, 0x1000, DecoderOptions::NONE).decode()
-}
-
-fn insns(bytes: &[u8], ip: u64, stubs: &StubCache) -> Vec<Insn> {
-    let mut decoder = Decoder::with_ip(16, bytes, ip, DecoderOptions::NONE);
-    let mut out = Vec::new();
-    while decoder.can_decode() {
-        let start = decoder.position();
-        let iced = decoder.decode();
-        let own = &bytes[start..decoder.position()];
-        let mut insn = select(&iced, own, CodeSize::Bits16, IsaFeatures::all(), stubs);
-        insn.end = decoder.position() as u16;
-        out.push(insn);
-    }
-    out
-}
-
-fn text(bytes: &[u8], ip: u64) -> String {
-    let mut decoder = Decoder::with_ip(16, bytes, ip, DecoderOptions::NONE);
-    let (mut out, mut formatter) = (String::new(), FastFormatter::new());
-    while decoder.can_decode() {
-        formatter.format(&decoder.decode(), &mut out);
-        out.push('\n');
-    }
-    format!("{out}{bytes:x?}")
+    common::decoder(16, bytes, 0x1000).decode()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,24 +83,6 @@ struct Pair {
     runs: usize,
 }
 
-fn by_handlers(machine: &mut Machine, ip: u64, insns: &[Insn]) -> Result<(), Stop> {
-    for insn in insns {
-        machine.cpu.rip = ip + u64::from(insn.end);
-        match (insn.handler)(&mut machine.ctx(), insn) {
-            Ok(()) => {}
-            Err(Stop::Branch) => break,
-            Err(stop) => {
-                machine.cpu.rip = ip + u64::from(insn.end) - u64::from(insn.len);
-                return Err(stop);
-            }
-        }
-        if machine.cpu.leave {
-            break;
-        }
-    }
-    Ok(())
-}
-
 fn random_state(kind: Kind, rng: &mut Rng, state: &mut VcpuState, ip: u64) {
     for (n, gpr) in state.regs.gpr.iter_mut().enumerate() {
         *gpr = match rng.below(6) {
@@ -188,29 +130,21 @@ fn set(machine: &mut Machine, state: &VcpuState) {
 
 impl Pair {
     fn new(kind: Kind) -> Option<Self> {
-        let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
+        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
         let (handlers, native) = (kind.machine(), kind.machine());
-        let mut rng = Rng(5);
-        let bytes: Vec<u8> = (0..DATA_LEN).map(|_| rng.next() as u8).collect();
-        for machine in [&handlers, &native] {
-            machine.mem.write(DATA, &bytes).unwrap();
-        }
-        let stubs = StubCache::new().unwrap();
+        fill([&handlers, &native], DATA, DATA_LEN);
         Some(Self { kind, handlers, native, translator, stubs, runs: 0 })
     }
 
+    fn machines(&self) -> [&Machine; 2] {
+        [&self.handlers, &self.native]
+    }
+
     fn translate(&mut self, bytes: &[u8], ip: u64) -> Option<(Arc<[Insn]>, Code)> {
-        let insns: Arc<[Insn]> = insns(bytes, ip, &self.stubs).into();
-        let source = Source {
-            insns: &insns,
-            bytes,
-            linear: ip,
-            start: (CODE % 4096) as u16,
-            plane: self.native.cpu.mmu.plane()?,
-            width: self.kind.width(),
-            registers: [0; 16],
-            check: None,
-        };
+        let insns = insns(16, bytes, ip, &self.stubs);
+        let plane = self.native.cpu.mmu.plane()?;
+        let source = source(&insns, bytes, ip, plane, self.kind.width());
+        let source = Source { start: (CODE % 4096) as u16, ..source };
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 
@@ -224,8 +158,8 @@ impl Pair {
             _ => CODE - 0x10 * rng.below(CODE / 16),
         };
         // What branches to its own beginning goes on there.
-        let decoder = Decoder::with_ip(16, bytes, ip, DecoderOptions::NONE);
-        if decoder.into_iter().any(|insn| insn.near_branch_target() == ip) {
+        let mut decoder = common::decoder(16, bytes, ip);
+        if decoder.iter().any(|insn| insn.near_branch_target() == ip) {
             return;
         }
         let mut state = self.handlers.cpu.save_state(0, 0);
@@ -236,35 +170,25 @@ impl Pair {
         let Some((insns, code)) = self.translate(bytes, ip) else { return };
         let context = || {
             let (segments, flags) = (&state.segments.reg[..6], state.regs.rflags);
-            let (text, kind) = (text(bytes, ip), self.kind);
-            format!("{kind:?} at {ip:x}\n{text}\n{:x?}\n{segments:x?}\n{flags:x}", state.regs.gpr)
+            let (text, kind) = (common::text(16, bytes, ip), self.kind);
+            format!(
+                "{kind:?} at {ip:x}\n{text}{bytes:x?}\n{:x?}\n{segments:x?}\n{flags:x}",
+                state.regs.gpr
+            )
         };
         let expected = by_handlers(&mut self.handlers, ip, &insns);
         let got = self.translator.run(&mut self.native.ctx(), code, false);
         let got = got.unwrap_or_else(|| panic!("not run: {}", context()));
         self.runs += 1;
         assert_eq!(got.map(drop), expected, "{}", context());
-        let (mut a, mut b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
-        a.regs.rflags &= !undefined;
-        b.regs.rflags &= !undefined;
-        assert_eq!(a.regs, b.regs, "{}", context());
-        assert_eq!(a.segments, b.segments, "{}", context());
-        assert!(a == b, "{}", context());
-        assert_eq!(self.handlers.host.mmio, self.native.host.mmio, "{}", context());
-        if expected.is_err() {
-            assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", context());
-        }
+        common::same_state(self.machines(), undefined, expected.is_err(), context);
         if self.runs.is_multiple_of(256) {
             self.compare_memory();
         }
     }
 
     fn compare_memory(&self) {
-        let (mut a, mut b) = (vec![0; RAM as usize], vec![0; RAM as usize]);
-        self.handlers.mem.read(0, &mut a).unwrap();
-        self.native.mem.read(0, &mut b).unwrap();
-        let differ = a.iter().zip(&b).position(|(a, b)| a != b);
-        assert_eq!(differ, None);
+        common::same_memory(self.machines(), 0, RAM as usize, String::new);
     }
 
     fn finish(&self) {

@@ -2,13 +2,13 @@
 //! neighbours only by their linear addresses, and of which some cannot be accessed.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-#[path = "../../../semantics/tests/common/mod.rs"]
+#[path = "../common/mod.rs"]
 mod common;
 
-use common::{Machine, PT};
+pub use common::Rng;
+use common::{Machine, PT, all_by_handlers, fill, insns, source};
 use emit::StubCache;
-use iced_x86::{Decoder, DecoderOptions};
-use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
+use semantics::{Insn, Stop};
 use std::sync::Arc;
 use translator::{Check, Code, Source, Translator, Width, immediate};
 
@@ -21,55 +21,11 @@ pub const PAGES: u64 = 16;
 pub const ABSENT: u64 = 5;
 pub const READ_ONLY: u64 = 9;
 
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n
-    }
-
-    pub fn pick(&mut self, from: &[u8]) -> u8 {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
-
-fn insns(bytes: &[u8], stubs: &StubCache) -> Vec<Insn> {
-    let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
-    let mut out = Vec::new();
-    while decoder.can_decode() {
-        let start = decoder.position();
-        let iced = decoder.decode();
-        let own = &bytes[start..decoder.position()];
-        let mut insn = select(&iced, own, CodeSize::Bits64, IsaFeatures::all(), stubs);
-        insn.end = decoder.position() as u16;
-        out.push(insn);
-    }
-    out
-}
-
-/// From RIP on.
+/// From RIP on: it may have left the block.
 fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
-    // It may have left the block.
     let start = machine.cpu.rip.wrapping_sub(CODE);
-    for insn in insns.iter().filter(|insn| u64::from(insn.end) > start) {
-        machine.cpu.rip = CODE + u64::from(insn.end);
-        match (insn.handler)(&mut machine.ctx(), insn) {
-            Ok(()) => {}
-            Err(Stop::Branch) => break,
-            Err(stop) => {
-                machine.cpu.rip = CODE + u64::from(insn.end) - u64::from(insn.len);
-                return Err(stop);
-            }
-        }
-    }
-    Ok(())
+    let first = insns.partition_point(|insn| u64::from(insn.end) <= start);
+    all_by_handlers(machine, CODE, &insns[first..])
 }
 
 pub struct Pair {
@@ -101,9 +57,6 @@ impl Pair {
     pub fn new() -> Option<Self> {
         let machine = || {
             let mut machine = Machine::long();
-            let mut rng = Rng(5);
-            let bytes: Vec<u8> = (0..PAGES * PAGE).map(|_| rng.next() as u8).collect();
-            machine.mem.write(DATA, &bytes).unwrap();
             for page in 0..PAGES {
                 let rights = match page {
                     ABSENT => 6,
@@ -115,24 +68,20 @@ impl Pair {
             machine.cpu.mmu.flush_all();
             machine
         };
-        let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
-        let stubs = StubCache::new().unwrap();
+        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
         let page = Box::new(CodePage([0; PAGE as usize]));
-        Some(Self {
-            handlers: machine(),
-            native: machine(),
-            translator,
-            stubs,
-            page,
-            soft: false,
-            undefined: 0,
-        })
+        let (handlers, native) = (machine(), machine());
+        fill([&handlers, &native], DATA, (PAGES * PAGE) as usize);
+        Some(Self { handlers, native, translator, stubs, page, soft: false, undefined: 0 })
+    }
+
+    fn machines(&self) -> [&Machine; 2] {
+        [&self.handlers, &self.native]
     }
 
     fn translate(&mut self, bytes: &[u8]) -> Option<(Arc<[Insn]>, Code)> {
-        let insns: Arc<[Insn]> = insns(bytes, &self.stubs).into();
+        let insns = insns(64, bytes, CODE, &self.stubs);
         let plane = self.native.cpu.mmu.plane()?;
-        let start = (CODE % PAGE) as u16;
         self.page.0[..bytes.len()].copy_from_slice(bytes);
         let mut soft = 0;
         for (n, insn) in insns.iter().enumerate() {
@@ -141,16 +90,7 @@ impl Pair {
         }
         let host = std::ptr::from_ref(&*self.page) as u64;
         let check = self.soft.then_some(Check { host, soft, bytes });
-        let source = Source {
-            insns: &insns,
-            bytes,
-            linear: CODE,
-            start,
-            plane,
-            width: Width::Wide,
-            registers: [0; 16],
-            check,
-        };
+        let source = Source { check, ..source(&insns, bytes, CODE, plane, Width::Wide) };
         Some((insns.clone(), self.translator.translate(&source)?))
     }
 
@@ -169,31 +109,15 @@ impl Pair {
             got = by_handlers(&mut self.native, &insns);
         }
         let context = || {
-            let mut text = String::new();
-            let mut formatter = iced_x86::FastFormatter::new();
-            for insn in Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE).iter() {
-                formatter.format(&insn, &mut text);
-                text.push('\n');
-            }
+            let text = common::text(64, bytes, CODE);
             format!("{text}\nfrom {gpr:x?} flags {flags:x}")
         };
         assert_eq!(got, expected, "{}", context());
-        let (mut a, mut b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
-        for state in [&mut a, &mut b] {
-            state.regs.rflags &= !self.undefined;
-        }
-        assert_eq!(a.regs, b.regs, "{}", context());
-        assert!(a == b, "{}", context());
-        if expected.is_err() {
-            assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", context());
-        }
+        common::same_state(self.machines(), self.undefined, expected.is_err(), context);
         expected
     }
 
     pub fn compare_memory(&self) {
-        let (mut a, mut b) = (vec![0; (PAGES * PAGE) as usize], vec![0; (PAGES * PAGE) as usize]);
-        self.handlers.mem.read(DATA, &mut a).unwrap();
-        self.native.mem.read(DATA, &mut b).unwrap();
-        assert!(a == b);
+        common::same_memory(self.machines(), DATA, (PAGES * PAGE) as usize, String::new);
     }
 }

@@ -2,15 +2,16 @@
 //! under the handlers one by one.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-#[path = "../../../semantics/tests/common/mod.rs"]
+#[path = "../common/mod.rs"]
 mod common;
 
-use common::Machine;
+pub use common::Rng;
+use common::{Machine, decoder, fill, known, source};
 use emit::StubCache;
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
-use semantics::{CodeSize, Insn, Stop, features::IsaFeatures, select};
+use iced_x86::FlowControl;
+use semantics::{Insn, Stop};
 use std::{collections::HashMap, sync::Arc};
-use translator::{Code, Left, Source, Translator, Width};
+use translator::{Code, Left, Translator, Width};
 use vcpu_state::VcpuState;
 use x86_defs::cr::{cr0, cr4};
 
@@ -20,39 +21,18 @@ pub const DATA: u64 = 0x20_0000;
 pub const END: u64 = common::RAM;
 const DATA_LEN: usize = 0x1_0000;
 
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 16) % n
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
-
 /// Blocks by their offset in the code.
 pub type Blocks = HashMap<u64, (Arc<[Insn]>, Vec<u8>)>;
 
 fn blocks(bytes: &[u8], stubs: &StubCache) -> Blocks {
     let (mut blocks, mut first) = (Blocks::new(), 0);
-    let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
+    let mut decoder = decoder(64, bytes, CODE);
     let mut insns = Vec::new();
     while decoder.can_decode() {
         let start = decoder.position();
         let iced = decoder.decode();
         let own = &bytes[start..decoder.position()];
-        let mut insn = select(&iced, own, CodeSize::Bits64, IsaFeatures::all(), stubs);
-        insn.end = (decoder.position() - first) as u16;
-        insns.push(insn);
+        insns.push(known(&iced, own, decoder.position() - first, stubs));
         if iced.flow_control() != FlowControl::Next {
             let code = bytes[first..decoder.position()].to_vec();
             blocks.insert(first as u64, (std::mem::take(&mut insns).into(), code));
@@ -63,26 +43,10 @@ fn blocks(bytes: &[u8], stubs: &StubCache) -> Blocks {
     blocks
 }
 
+/// From RIP on, which is where the block begins.
 fn by_handlers(machine: &mut Machine, insns: &[Insn]) -> Result<(), Stop> {
     let base = machine.cpu.rip;
-    for insn in insns {
-        machine.cpu.rip = base + u64::from(insn.end);
-        let result = (insn.handler)(&mut machine.ctx(), insn);
-        match result {
-            Err(Stop::Branch) => break,
-            Err(stop) => {
-                machine.cpu.rip = base + u64::from(insn.end) - u64::from(insn.len);
-                return Err(stop);
-            }
-            Ok(()) => {}
-        }
-        if machine.cpu.leave {
-            machine.cpu.leave = false;
-            // The run loop would find the rest.
-            continue;
-        }
-    }
-    Ok(())
+    common::all_by_handlers(machine, base, insns)
 }
 
 pub struct Pair {
@@ -98,14 +62,9 @@ pub struct Pair {
 
 impl Pair {
     pub fn new() -> Option<Self> {
-        let translator = Translator::new(1 << 20, IsaFeatures::all()).unwrap()?;
+        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
         let (handlers, native) = (Machine::long(), Machine::long());
-        let mut rng = Rng(5);
-        let bytes: Vec<u8> = (0..DATA_LEN).map(|_| rng.next() as u8).collect();
-        for machine in [&handlers, &native] {
-            machine.mem.write(DATA, &bytes).unwrap();
-        }
-        let stubs = StubCache::new().unwrap();
+        fill([&handlers, &native], DATA, DATA_LEN);
         Some(Self { handlers, native, translator, stubs, runs: [0; 2], fdp_exceptions_only: true })
     }
 
@@ -158,15 +117,10 @@ impl Pair {
                 expected = by_handlers(&mut self.handlers, insns);
             }
             let got = self.translated(&blocks, &mut codes, end);
-            let text = || format!("round {round}, mxcsr {mxcsr:x}:\n{}", disassembly(program));
+            let text =
+                || format!("round {round}, mxcsr {mxcsr:x}:\n{}", common::text(64, program, CODE));
             assert_eq!(got, expected, "{}", text());
-            let (a, b) = (self.handlers.cpu.save_state(0, 0), self.native.cpu.save_state(0, 0));
-            assert_eq!(a.regs, b.regs, "{}", text());
-            assert_eq!(a.fpu, b.fpu, "{}", text());
-            assert!(a == b, "{}", text());
-            if expected.is_err() {
-                assert_eq!(self.handlers.cpu.raised, self.native.cpu.raised, "{}", text());
-            }
+            common::same_state(self.machines(), 0, expected.is_err(), text);
             self.compare_memory(text);
         }
         let all: Vec<Code> = codes.into_values().flatten().collect();
@@ -191,17 +145,8 @@ impl Pair {
             };
             let plane = self.native.cpu.mmu.plane().unwrap();
             let code = *codes.entry(offset).or_insert_with(|| {
-                let start = ((CODE + offset) % 4096) as u16;
-                self.translator.translate(&Source {
-                    insns,
-                    bytes,
-                    start,
-                    linear: CODE + offset,
-                    plane,
-                    width: Width::Wide,
-                    registers: [0; 16],
-                    check: None,
-                })
+                let linear = CODE + offset;
+                self.translator.translate(&source(insns, bytes, linear, plane, Width::Wide))
             });
             match (before.take(), code) {
                 (Some(Left::Exit(link)), Some(code)) => self.translator.link(link, code),
@@ -235,11 +180,12 @@ impl Pair {
 
     fn compare_memory(&self, text: impl Fn() -> String) {
         for (at, len) in [(DATA, DATA_LEN), (END - 0x2000, 0x2000)] {
-            let (mut a, mut b) = (vec![0; len], vec![0; len]);
-            self.handlers.mem.read(at, &mut a).unwrap();
-            self.native.mem.read(at, &mut b).unwrap();
-            assert!(a == b, "memory differs; {}", text());
+            common::same_memory(self.machines(), at, len, &text);
         }
+    }
+
+    fn machines(&self) -> [&Machine; 2] {
+        [&self.handlers, &self.native]
     }
 
     /// Translates a single block.
@@ -247,27 +193,6 @@ impl Pair {
         let blocks = blocks(bytes, &self.stubs);
         let (insns, bytes) = blocks.get(&0)?;
         let plane = self.native.cpu.mmu.plane()?;
-        let start = (CODE % 4096) as u16;
-        self.translator.translate(&Source {
-            insns,
-            bytes,
-            start,
-            linear: CODE,
-            plane,
-            width: Width::Wide,
-            registers: [0; 16],
-            check: None,
-        })
+        self.translator.translate(&source(insns, bytes, CODE, plane, Width::Wide))
     }
-}
-
-fn disassembly(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    let mut decoder = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE);
-    let mut formatter = iced_x86::FastFormatter::new();
-    while decoder.can_decode() {
-        formatter.format(&decoder.decode(), &mut text);
-        text.push('\n');
-    }
-    text
 }
