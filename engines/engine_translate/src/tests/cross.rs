@@ -1,25 +1,22 @@
 //! What one vCPU, or a device, changes under another that runs translated code.
 
 use super::support::*;
-use engine::{Exit, Flow, Pending, Vcpu, VcpuHost, Vm, VmConfig};
+use engine::{Exit, Vcpu, Vm, VmConfig};
 use iced_x86::code_asm::*;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering::SeqCst},
 };
-use vcpu_state::{MpState, VcpuState};
+use vcpu_state::VcpuState;
 use x86_defs::{paging, rflags};
 
 const ROUNDS: u32 = 400;
 
 fn vcpu(vm: &Arc<dyn Vm>, id: u32, change: impl FnOnce(&mut VcpuState)) -> Box<dyn Vcpu> {
-    let mut vcpu = vm.create_vcpu(id).unwrap();
     let mut state = long_mode();
-    state.mp = MpState::Running;
     state.regs.gpr[4] = STACK - 0x1000 * u64::from(id);
     change(&mut state);
-    vcpu.set_state(&state).unwrap();
-    vcpu
+    running(vm, id, &state)
 }
 
 fn both(vm: &Arc<dyn Vm>, first: &[u8], second: &[u8]) {
@@ -145,33 +142,6 @@ fn moved_pages_are_seen_after_invalidation() {
     both(&vm, &writer, &reader);
 }
 
-/// A device whose interrupt is raised by another thread.
-struct Line(Arc<AtomicBool>);
-
-impl VcpuHost for Line {
-    fn pio_in(&mut self, _: u16, _: usize, _: &mut [u8]) -> Flow {
-        Flow::Continue
-    }
-    fn pio_out(&mut self, _: u16, _: usize, _: &[u8]) -> Flow {
-        Flow::Continue
-    }
-    fn mmio_read(&mut self, _: u64, _: &mut [u8]) -> Flow {
-        Flow::Continue
-    }
-    fn mmio_write(&mut self, _: u64, _: &[u8]) -> Flow {
-        Flow::Continue
-    }
-    fn pending(&self) -> Option<Pending> {
-        self.0.load(SeqCst).then_some(Pending::Interrupt)
-    }
-    fn ack(&mut self, _: Pending) -> Option<u8> {
-        self.0.swap(false, SeqCst).then_some(0x40)
-    }
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-}
-
 /// A device writes code that is being executed, and then raises its interrupt: the handler
 /// executes what was written.
 #[test]
@@ -204,7 +174,7 @@ fn code_written_by_a_device_is_seen_after_its_interrupt() {
     vm.memory().write(target, &[0xb8, 0, 0, 0, 0, 0xc3]).unwrap();
     let mut vcpu = vcpu(&vm, 1, |s| s.regs.rflags &= !rflags::IF);
     let (line, kick) = (Arc::new(AtomicBool::new(false)), vcpu.kicker());
-    let mut host = Line(line.clone());
+    let mut host = Wire { waits: line.clone(), vector: 0x40, ..Wire::default() };
     let thread = std::thread::spawn(move || vcpu.run(&mut host).unwrap());
     let word = |at: u64| {
         let mut bytes = [0; 4];

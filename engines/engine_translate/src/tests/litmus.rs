@@ -13,7 +13,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use vcpu_state::MpState;
 
 const X: u64 = 0x10_0000;
 const Y: u64 = 0x14_0000;
@@ -71,12 +70,10 @@ fn thread(number: u64, threads: u32, at: u64, body: Body) -> Vec<u8> {
 }
 
 fn run(vm: &Arc<dyn Vm>, id: u32, at: u64) -> std::thread::JoinHandle<Exit> {
-    let mut vcpu = vm.create_vcpu(id).unwrap();
     let mut state = long_mode();
-    state.mp = MpState::Running;
     state.regs.rip = at;
     state.regs.gpr[4] = STACK - 0x1000 * u64::from(id);
-    vcpu.set_state(&state).unwrap();
+    let mut vcpu = running(vm, id, &state);
     std::thread::spawn(move || vcpu.run(&mut Host::default()).unwrap())
 }
 

@@ -1,11 +1,14 @@
 //! A VM with 2 MiB of RAM, long mode with identity paging, and a host that writes down.
 
 use crate::{Translate, Translation, Windowing};
-use engine::{Engine, Exit, Flow, Intercepts, Pending, Vcpu, VcpuHost, Vm, VmConfig};
+use engine::{Engine, Exit, Flow, Intercepts, Kick, Pending, Vcpu, VcpuHost, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use iced_x86::code_asm::CodeAssembler;
-use std::sync::Arc;
-use vcpu_state::{SegReg, Segment, VcpuState};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+use vcpu_state::{MpState, SegReg, Segment, VcpuState};
 use x86_defs::{
     cr::{cr0, cr4, efer},
     paging,
@@ -69,6 +72,52 @@ impl VcpuHost for Host {
     fn tsc(&mut self) -> u64 {
         self.time += 1;
         self.time
+    }
+}
+
+/// A host whose interrupts other threads raise.
+#[derive(Default)]
+pub struct Wire {
+    pub waits: Arc<AtomicBool>,
+    pub vector: u8,
+    /// What an OUT makes others look at, and whose interrupt it is if it is to [`SEND`].
+    pub told: Option<(Arc<AtomicBool>, Arc<dyn Kick>)>,
+}
+
+/// The port that sends an interrupt.
+pub const SEND: u16 = 0x90;
+
+impl VcpuHost for Wire {
+    fn pio_in(&mut self, _: u16, _: usize, _: &mut [u8]) -> Flow {
+        Flow::Continue
+    }
+
+    fn pio_out(&mut self, port: u16, _: usize, _: &[u8]) -> Flow {
+        if let Some((line, kick)) = &self.told {
+            line.fetch_or(port == SEND, SeqCst);
+            kick.notify();
+        }
+        Flow::Continue
+    }
+
+    fn mmio_read(&mut self, _: u64, _: &mut [u8]) -> Flow {
+        Flow::Continue
+    }
+
+    fn mmio_write(&mut self, _: u64, _: &[u8]) -> Flow {
+        Flow::Continue
+    }
+
+    fn pending(&self) -> Option<Pending> {
+        self.waits.load(SeqCst).then_some(Pending::Interrupt)
+    }
+
+    fn ack(&mut self, _: Pending) -> Option<u8> {
+        self.waits.swap(false, SeqCst).then_some(self.vector)
+    }
+
+    fn tsc(&mut self) -> u64 {
+        0
     }
 }
 
@@ -191,10 +240,23 @@ impl Guest {
 
     /// An interrupt gate to CPL 0.
     pub fn gate(&self, vector: u64, handler: u64) {
-        let low = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
-        self.vm.memory().write(IDT + 16 * vector, &low.to_le_bytes()).unwrap();
-        self.vm.memory().write(IDT + 16 * vector + 8, &(handler >> 32).to_le_bytes()).unwrap();
+        gate(&self.vm, vector, handler, 0);
     }
+}
+
+/// An interrupt gate to CPL 0 that is open from this level.
+pub fn gate(vm: &Arc<dyn Vm>, vector: u64, handler: u64, level: u64) {
+    let low = handler & 0xffff | 8 << 16 | (0x8e00 | level << 13) << 32;
+    let low = low | (handler >> 16 & 0xffff) << 48;
+    vm.memory().write(IDT + 16 * vector, &low.to_le_bytes()).unwrap();
+    vm.memory().write(IDT + 16 * vector + 8, &(handler >> 32).to_le_bytes()).unwrap();
+}
+
+/// A vCPU that does not wait to be started.
+pub fn running(vm: &Arc<dyn Vm>, id: u32, state: &VcpuState) -> Box<dyn Vcpu> {
+    let mut vcpu = vm.create_vcpu(id).unwrap();
+    vcpu.set_state(&VcpuState { mp: MpState::Running, ..state.clone() }).unwrap();
+    vcpu
 }
 
 /// Runs vCPUs at once, each with its host, until all have ended. Where one ends otherwise than

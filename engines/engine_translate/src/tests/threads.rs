@@ -18,18 +18,8 @@ fn locked_additions_of_two_vcpus_all_count() {
     });
     let vm = vm();
     vm.memory().write(CODE, &code).unwrap();
-    let threads: Vec<_> = (0..2)
-        .map(|id| {
-            let mut vcpu = vm.create_vcpu(id).unwrap();
-            let mut state = long_mode();
-            state.mp = MpState::Running;
-            vcpu.set_state(&state).unwrap();
-            std::thread::spawn(move || vcpu.run(&mut Host::default()).unwrap())
-        })
-        .collect();
-    for thread in threads {
-        assert_eq!(thread.join().unwrap(), Exit::Idle);
-    }
+    let mut vcpus = [0, 1].map(|id| (running(&vm, id, &long_mode()), Host::default()));
+    assert_eq!(together(&mut vcpus), [Exit::Idle; 2]);
     let mut out = [0; 8];
     vm.memory().read(DATA, &mut out).unwrap();
     assert_eq!(u64::from_le_bytes(out), 400_000);
@@ -81,20 +71,13 @@ fn code_changed_by_another_vcpu_is_seen_after_serialising() {
     vm.memory().write(CODE + 0x800, &reader).unwrap();
     // MOV EAX, imm32; RET.
     vm.memory().write(target, &[0xb8, 0, 0, 0, 0, 0xc3]).unwrap();
-    let threads: Vec<_> = (0..2)
-        .map(|id| {
-            let mut vcpu = vm.create_vcpu(id).unwrap();
-            let mut state = long_mode();
-            state.mp = MpState::Running;
-            state.regs.rip = CODE + 0x800 * u64::from(id);
-            state.regs.gpr[4] = STACK - 0x1000 * u64::from(id);
-            vcpu.set_state(&state).unwrap();
-            std::thread::spawn(move || vcpu.run(&mut Host::default()).unwrap())
-        })
-        .collect();
-    for thread in threads {
-        assert_eq!(thread.join().unwrap(), Exit::Idle);
-    }
+    let mut vcpus = [0, 1].map(|id| {
+        let mut state = long_mode();
+        state.regs.rip = CODE + 0x800 * u64::from(id);
+        state.regs.gpr[4] = STACK - 0x1000 * u64::from(id);
+        (running(&vm, id, &state), Host::default())
+    });
+    assert_eq!(together(&mut vcpus), [Exit::Idle; 2]);
 }
 
 #[test]

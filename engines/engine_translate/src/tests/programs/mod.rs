@@ -228,14 +228,6 @@ pub fn furnish(vm: &Arc<dyn Vm>) {
     }
 }
 
-/// An interrupt gate to CPL 0 that is open from this level.
-pub fn gate(vm: &Arc<dyn Vm>, vector: u64, handler: u64, level: u64) {
-    let low = handler & 0xffff | 8 << 16 | (0x8e00 | level << 13) << 32;
-    let low = low | (handler >> 16 & 0xffff) << 48;
-    vm.memory().write(IDT + 16 * vector, &low.to_le_bytes()).unwrap();
-    vm.memory().write(IDT + 16 * vector + 8, &(handler >> 32).to_le_bytes()).unwrap();
-}
-
 /// Maps a page by this entry, and returns where the entry is.
 pub fn map(vm: &Arc<dyn Vm>, root: u64, linear: u64, entry: u64) -> u64 {
     map_at(vm, root, linear, 12, entry)

@@ -2,9 +2,7 @@
 //! it tells the other by an interrupt, which invalidates and says so.
 
 use super::*;
-use engine::{Flow, Kick, Pending, Vcpu, VcpuHost};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use vcpu_state::MpState;
+use std::sync::atomic::AtomicBool;
 
 const ROUNDS: u32 = 100;
 const FRAMES_USED: u32 = 64;
@@ -15,51 +13,8 @@ const ENDED: u64 = DATA + 128;
 /// No frame's number.
 const POISON: u32 = 0xdead;
 const INTERRUPT: u8 = 0x50;
-/// The port that sends it, and one that makes the other vCPU look for nothing: it may look for
-/// other things as well.
-const SEND: u16 = 0x90;
-const LOOK: u16 = 0x91;
-
-/// What a vCPU is told by others, and who is told by its OUT.
-#[derive(Default)]
-struct Wire {
-    waits: Arc<AtomicBool>,
-    told: Option<(Arc<AtomicBool>, Arc<dyn Kick>)>,
-}
-
-impl VcpuHost for Wire {
-    fn pio_in(&mut self, _: u16, _: usize, _: &mut [u8]) -> Flow {
-        Flow::Continue
-    }
-    fn pio_out(&mut self, port: u16, _: usize, _: &[u8]) -> Flow {
-        if let Some((line, kick)) = &self.told {
-            line.fetch_or(port == SEND, SeqCst);
-            kick.notify();
-        }
-        Flow::Continue
-    }
-    fn mmio_read(&mut self, _: u64, _: &mut [u8]) -> Flow {
-        Flow::Continue
-    }
-    fn mmio_write(&mut self, _: u64, _: &[u8]) -> Flow {
-        Flow::Continue
-    }
-    fn pending(&self) -> Option<Pending> {
-        self.waits.load(SeqCst).then_some(Pending::Interrupt)
-    }
-    fn ack(&mut self, _: Pending) -> Option<u8> {
-        self.waits.swap(false, SeqCst).then_some(INTERRUPT)
-    }
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-}
-
-fn vcpu(vm: &Arc<dyn Vm>, id: u32, state: &VcpuState) -> Box<dyn Vcpu> {
-    let mut vcpu = vm.create_vcpu(id).unwrap();
-    vcpu.set_state(&VcpuState { mp: MpState::Running, ..state.clone() }).unwrap();
-    vcpu
-}
+/// A port that makes the other vCPU look for nothing: it may look for other things as well.
+const LOOK: u16 = SEND + 1;
 
 /// The kernel's side, on the first vCPU. RSI is the address of the page's entry, RBX the page.
 /// At each change, R8 is the entry's old value and R9 the new one.
@@ -170,11 +125,13 @@ fn run(change: Code<'_>, settle: Code<'_>, invalidate: Code<'_>) {
     let mut users = user();
     (users.regs.gpr[3], users.regs.gpr[7]) = (HEAP, NEAR);
     users.regs.rflags |= rflags::IF;
-    let (first, second) = (vcpu(&vm, 0, &own), vcpu(&vm, 1, &users));
+    let (first, second) = (running(&vm, 0, &own), running(&vm, 1, &users));
     let waits = Arc::new(AtomicBool::new(false));
     let told = Some((waits.clone(), second.kicker()));
-    let mut vcpus =
-        [(first, Wire { told, ..Wire::default() }), (second, Wire { waits, ..Wire::default() })];
+    let mut vcpus = [
+        (first, Wire { told, ..Wire::default() }),
+        (second, Wire { waits, vector: INTERRUPT, ..Wire::default() }),
+    ];
     assert_eq!(together(&mut vcpus), [Exit::Idle; 2]);
     let shown = vcpus[1].0.stats().get("windows", "pages shown");
     assert!(matches!(shown, Some(Value::Count(1..))), "{shown:?}");
@@ -281,7 +238,7 @@ fn code_that_a_program_writes_is_executed_by_another() {
         state.regs.rip = CODE + 0x800 * u64::from(id);
         state.regs.gpr[4] -= 0x800 * u64::from(id);
         state.segment_mut(SegReg::Tr).base += 0x100 * u64::from(id);
-        (vcpu(&vm, id, &state), Host::default())
+        (running(&vm, id, &state), Host::default())
     });
     let stack = STACK - 0x1000;
     vm.memory().write(TSS + 0x104, &stack.to_le_bytes()).unwrap();
