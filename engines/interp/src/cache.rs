@@ -393,17 +393,22 @@ impl Cache {
             return self.clear();
         }
         for page in range.start / PAGE..range.end.div_ceil(PAGE) {
-            let Some(list) = self.by_page.get(&page) else { continue };
-            for id in list {
-                let at = (*id & self.block_mask) as usize;
-                if let Some(block) = self.blocks.get_mut(at)
-                    && block.span.id == *id
-                    && matches!(block.trust, Trust::Live | Trust::Checked)
-                    && block.overlaps(range)
-                {
+            let Some(list) = self.by_page.get_mut(&page) else { continue };
+            let (blocks, mask, before) = (&mut self.blocks, self.block_mask, list.len());
+            let suspended = &mut self.dropped.suspended;
+            // What was forgotten goes from the list on the way.
+            list.retain(|id| {
+                let block = blocks.get_mut((id & mask) as usize).filter(|b| b.span.id == *id);
+                let Some(block) = block.filter(|b| b.trust != Trust::Gone) else { return false };
+                if block.trust != Trust::Suspect && block.overlaps(range) {
                     block.trust = Trust::Suspect;
-                    self.dropped.suspended.extend(block.translations.iter().flatten());
+                    suspended.extend(block.translations.iter().flatten());
                 }
+                true
+            });
+            self.forgotten = self.forgotten.saturating_sub(before - list.len());
+            if list.is_empty() {
+                self.by_page.remove(&page);
             }
         }
     }
@@ -579,6 +584,8 @@ mod tests {
             cache.forget(span.id);
             assert_eq!((cache.forgotten, cache.find(&key)), (2, None));
             cache.invalidate(&write);
+            let listed = |page: u64| cache.by_page.contains_key(&(page / PAGE));
+            assert_eq!((cache.forgotten, listed(write.start)), (1, false));
             cache.sweep();
             assert!(cache.by_page.is_empty());
         }
