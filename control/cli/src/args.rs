@@ -129,6 +129,15 @@ pub struct RunOptions {
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
     console: String,
 
+    /// Disk of the guest: FILE[,format=raw][,readonly][,serial=TEXT]; a comma in a name is ',,'.
+    /// Give it once for each disk
+    #[arg(long = "disk", value_name = "DISK")]
+    disks: Vec<String>,
+
+    /// Give the guest random bytes of the host's
+    #[arg(long)]
+    rng: bool,
+
     /// End the run after this time: 30s, 500ms, 5m, 2h
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     timeout: Option<String>,
@@ -159,7 +168,7 @@ pub struct RunOptions {
     #[arg(long)]
     pub force_kvm: bool,
 
-    /// Kernel to boot, like --kernel; disk images are not known yet
+    /// Kernel to boot, like --kernel; nothing boots from a disk yet
     #[arg(value_name = "IMAGE")]
     image: Option<PathBuf>,
 }
@@ -192,6 +201,8 @@ impl RunOptions {
             initrd: self.initrd.clone(),
             append: self.append.clone(),
             console: self.console.parse()?,
+            rng: self.rng,
+            disks: self.disks.iter().map(|disk| disk.parse()).collect::<Result<_, _>>()?,
             timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,
             trace: self.trace.as_deref().map_or(Ok(Trace::default()), str::parse)?,
             gdb: self.gdb.as_deref().map(str::parse).transpose()?,
@@ -288,7 +299,8 @@ mod tests {
         let spec = options(
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
-             --trace exits:t --perf-map --windows --stats",
+             --trace exits:t --perf-map --windows --stats --disk a,readonly --disk b \
+             --rng",
         )
         .unwrap()
         .to_spec()
@@ -299,7 +311,11 @@ mod tests {
         assert_eq!((spec.memory, spec.cpus), (1 << 30, 2));
         assert_eq!(spec.cpu_model.as_deref(), Some("host"));
         assert_eq!(spec.timeout_ms, Some(30_000));
-        assert!(spec.trace.exits && spec.gdb.is_some() && spec.perf_map && spec.windows);
+        let disks: Vec<_> = spec.disks.iter().map(|d| (d.path.to_str(), d.read_only)).collect();
+        assert_eq!(disks, [(Some("a"), true), (Some("b"), false)]);
+        assert!(
+            spec.trace.exits && spec.gdb.is_some() && spec.perf_map && spec.windows && spec.rng
+        );
     }
 
     #[test]
@@ -319,6 +335,7 @@ mod tests {
             ("--trace everything", "--trace"),
             ("--cpu-model ?", "--cpu-model"),
             ("--initrd i", "--initrd"),
+            ("--disk a,format=vhd", "--disk"),
         ] {
             let error = options(line).unwrap().to_spec().unwrap_err();
             assert_eq!(error.option(), option, "{line}");

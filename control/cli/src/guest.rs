@@ -84,8 +84,8 @@ fn from_files(option: &str, kernel: &Path, spec: &VmSpec) -> Result<Files, Failu
     let image = open(option, kernel, KERNEL_MAX)?;
     if option == "IMAGE" && !is_kernel(&image) {
         return Err(Failure::usage(format!(
-            "IMAGE {}: this is not a kernel, and disks cannot be attached yet; give a bzImage or \
-             ELF kernel",
+            "IMAGE {}: this is not a kernel, and nothing boots from disks yet; give a bzImage or \
+             ELF kernel, and the disk with --disk",
             kernel.display()
         )));
     }

@@ -7,6 +7,7 @@
 mod args;
 mod cache_command;
 mod console;
+mod disks;
 mod engines;
 mod escape;
 mod guest;

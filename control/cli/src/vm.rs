@@ -9,7 +9,7 @@ use machine::{Handle, Machine, Parts, Tracer};
 use vm_spec::{GdbAddress, VmSpec};
 
 use crate::{
-    Failure, engines,
+    Failure, disks, engines,
     engines::Engine,
     guest::Files,
     monitor::{Activity, Control, Gone},
@@ -42,6 +42,8 @@ impl Running {
             initrd: files.initrd,
             command_line: files.command_line,
             console,
+            disks: disks::open(&spec.disks)?,
+            entropy: spec.rng.then(disks::entropy).transpose()?,
             tracer: match trace {
                 Some(to) => Tracer::new(spec.trace.clone(), to),
                 None => Tracer::none(),

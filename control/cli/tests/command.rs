@@ -105,7 +105,7 @@ fn bad_files_are_named() {
         (translate(&["--kernel"], "/nonexistent/k"), 1, "--kernel /nonexistent/k: there is no"),
         (translate(&["--kernel"], "/proc"), 1, "--kernel /proc: this is a directory"),
         (translate(&["--kernel"], &empty), 1, "the file is empty"),
-        (translate(&[], &disk), 2, "this is not a kernel, and disks cannot be attached yet"),
+        (translate(&[], &disk), 2, "this is not a kernel, and nothing boots from disks yet"),
     ] {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         refused(&args, status, words);

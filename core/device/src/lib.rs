@@ -29,9 +29,18 @@ pub trait Device: Send + Sync {
     fn name(&self) -> String;
     /// Back to the power-on state.
     fn reset(&self);
-    /// vCPUs are stopped.
+    /// Guest time stops. When this returns, no thread of the device touches guest memory or
+    /// interrupts. A device is built paused.
+    fn pause(&self) {}
+    /// Guest time goes on.
+    fn resume(&self) {}
+    /// vCPUs are stopped, and the device is paused.
     fn save(&self, to: &mut Writer);
     /// Takes its parts, validates all of them, and only then changes. Lines are driven to
     /// their restored levels without producing an edge.
     fn restore(&self, from: &mut Reader) -> Result<(), Error>;
+    /// What was counted since the device was built, by name.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 }

@@ -18,11 +18,13 @@ mod arena;
 mod bitmap;
 mod layout;
 mod memfd;
+mod rings;
 
 pub use arena::{Arena, ArenaOffset, Plain};
 pub use bitmap::{AtomicBitmap, PageBitmap};
 pub use layout::{Change, Generation, Layout, Region, Slot, SlotId};
 pub use memfd::Memfd;
+pub use rings::{RingMemory, RingRegion};
 
 use std::{
     ops::Range,

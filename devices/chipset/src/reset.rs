@@ -35,8 +35,8 @@ impl ResetControl {
     pub(crate) fn build(wiring: &mut Wiring) {
         let power = wiring.power.clone();
         let device = Arc::new(Self { state: Mutex::default(), power });
-        // Here PCI's configuration ports would be; there is no PCI, and the register answers
-        // to single bytes only, as a wider access at 0xcf8 is PCI's.
+        // It lies inside PCI's address register, which answers to four bytes only; this one answers
+        // to single ones.
         wiring.claim_ports("reset_control", RESET_PORT..=RESET_PORT, device.clone());
         wiring.claim_ports("fast_gate", FAST_GATE..=FAST_GATE, device.clone());
         wiring.devices.push(device);

@@ -19,6 +19,7 @@ pub struct Board {
     pub serial: Vec<Serial>,
     /// The port of a pvpanic device.
     pub pvpanic: Option<u16>,
+    pub pci: Option<Pci>,
 }
 
 impl Board {
@@ -46,6 +47,7 @@ impl Board {
             rtc: Some(Rtc { port: 0x70, irq: 8, century: Some(0x32) }),
             serial: vec![Serial { port: 0x3f8, irq: 4 }],
             pvpanic: Some(0x505),
+            pci: None,
         }
     }
 }
@@ -129,4 +131,17 @@ pub struct Rtc {
 pub struct Serial {
     pub port: u16,
     pub irq: u8,
+}
+
+/// A PCI Express host bridge with its configuration ports at 0xcf8 and one root bus, bus 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pci {
+    /// The enhanced configuration space, from bus 0 on.
+    pub ecam: u32,
+    /// Of buses, 1 MiB each: up to 256.
+    pub buses: u16,
+    /// Where its functions' memory may be: first and last address.
+    pub memory: (u32, u32),
+    /// The GSI of pin INTA# of each device from 1 on.
+    pub interrupts: Vec<u32>,
 }

@@ -1,7 +1,7 @@
 //! Differentiated system description table: the devices that are not found by enumeration,
 //! and how to power off (ACPI 6.5, 5.2.11.1).
 
-use crate::{Board, Cpu, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Rtc, Serial, bytes};
+use crate::{Board, Cpu, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Rtc, Serial, bytes, pci};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
@@ -19,6 +19,9 @@ const WORKING: u8 = 0xf;
 pub fn table(board: &Board) -> Vec<u8> {
     let mut devices: Vec<Vec<u8>> = Vec::new();
     devices.extend(board.cpus.iter().enumerate().map(|(index, cpu)| processor(index, cpu)));
+    if let Some(pci) = &board.pci {
+        devices.extend(pci::devices(pci));
+    }
     devices.extend(board.serial.iter().enumerate().map(|(index, serial)| uart(index, serial)));
     devices.extend(board.rtc.iter().map(clock));
     devices.extend(board.pvpanic.map(pvpanic));
@@ -71,7 +74,7 @@ fn isa(irq: u8) -> Interrupt {
 }
 
 /// A device that is present; without `_CRS` if it has no resources.
-fn device(name: &str, hid: &dyn Aml, uid: u64, resources: &[&dyn Aml]) -> Vec<u8> {
+pub(crate) fn device(name: &str, hid: &dyn Aml, uid: u64, resources: &[&dyn Aml]) -> Vec<u8> {
     let hid = Name::new(Path::new("_HID"), hid);
     let uid = Name::new(Path::new("_UID"), &uid);
     let status = Name::new(Path::new("_STA"), &WORKING);

@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! RSDP -> XSDT -> FADT -> FACS (the global lock)
-//!              |       -> DSDT (CPUs, serial ports, clock, pvpanic, power-off)
+//!              |       -> DSDT (CPUs, PCI host bridge, serial ports, clock, pvpanic, power-off)
 //!              -> MADT (local APICs, I/O APIC, interrupt overrides)
+//!              -> MCFG (PCI's enhanced configuration space)
 //! ```
 //!
 //! The board is always in ACPI mode: there is no SMI command port, so `PM1_CNT.SCI_EN` reads
@@ -16,8 +17,11 @@ mod board;
 mod dsdt;
 mod fadt;
 mod madt;
+mod pci;
 
-pub use board::{Board, Cpu, IoApic, Override, PmPorts, Polarity, Reset, Rtc, Serial, Trigger};
+pub use board::{
+    Board, Cpu, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc, Serial, Trigger,
+};
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -66,9 +70,11 @@ pub fn build(board: &Board) -> Result<Tables, Error> {
     let dsdt = area.place(dsdt::table(board), 16);
     let fadt = area.place(fadt::table(board, facs as u32, dsdt as u32), 16);
     let madt = area.place(madt::table(board), 16);
+    let mcfg = board.pci.as_ref().map(|pci| area.place(pci::mcfg(pci), 16));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    mcfg.into_iter().for_each(|mcfg| xsdt.add_entry(mcfg));
     let xsdt = area.place(bytes(&xsdt), 16);
     area.segments.push((rsdp, bytes(&Rsdp::new(OEM_ID, xsdt))));
     let (size, room) = (area.next - AREA.start, AREA.end - AREA.start);
@@ -191,6 +197,20 @@ mod tests {
         guest.table(dsdt, b"DSDT");
         assert_eq!(guest.number(fadt + 140, 8), dsdt);
         guest.table(guest.number(xsdt + 44, 8), b"APIC");
+    }
+
+    #[test]
+    fn a_board_with_pci_has_one_table_more() {
+        let mut board = board(1);
+        let memory = (0xc000_0000, 0xdfff_ffff);
+        board.pci = Some(Pci { ecam: 0xe000_0000, buses: 256, memory, interrupts: vec![17] });
+        let tables = build(&board).unwrap();
+        let guest = Guest::new(&tables);
+        let xsdt = guest.number(tables.rsdp + 24, 8);
+        assert_eq!(guest.table(xsdt, b"XSDT").len(), 36 + 3 * 8);
+        let mcfg = guest.table(guest.number(xsdt + 52, 8), b"MCFG");
+        // Base address, segment, first and last bus (PCI Firmware Specification 3.3, 4.1.2).
+        assert_eq!(mcfg[44..56], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 255]);
     }
 
     #[test]

@@ -12,19 +12,23 @@ use crate::{
     map,
     owner::Request,
     power::PowerGate,
+    stats::DeviceCounters,
     timers::TimerThread,
     vcpu::{VcpuThread, Waker, with_source},
 };
 use byte_stream::{Input, Output};
 use chipset::Chipset;
 use device::{Clock, Device, Msi, MsiSink, Wiring};
+use disk::Disk;
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use local_apic::ApicBus;
+use pci::PciHost;
 use pv_kvm::PvKvm;
 use saved_state::{Part, Reader, Writer};
 use std::{
     fmt,
+    io::Read,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -32,6 +36,8 @@ use std::{
     },
 };
 use vcpu_state::{MpState, VcpuState};
+use virtio_blk::VirtioBlk;
+use virtio_rng::VirtioRng;
 use vm_spec::VmSpec;
 
 /// What a spec names, opened.
@@ -41,7 +47,23 @@ pub struct Parts {
     /// The kernel's whole command line.
     pub command_line: String,
     pub console: Arc<dyn Output>,
+    /// Those of the spec, in its order.
+    pub disks: Vec<DiskPart>,
+    /// Random bytes without end, for a guest that has an entropy device.
+    pub entropy: Option<Box<dyn Read + Send>>,
     pub tracer: Tracer,
+}
+
+/// A disk, opened.
+pub struct DiskPart {
+    pub disk: Arc<dyn Disk>,
+    pub serial: String,
+}
+
+impl fmt::Debug for DiskPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DiskPart({:?}, {:?})", self.serial, self.disk.shape())
+    }
 }
 
 impl fmt::Debug for Parts {
@@ -57,6 +79,7 @@ pub(crate) struct Board {
     timers: TimerThread,
     devices: Vec<Arc<dyn Device>>,
     chipset: Chipset,
+    pci: Arc<PciHost>,
     apics: Apics,
     loader: Loader,
     tracer: Tracer,
@@ -121,14 +144,9 @@ pub(crate) fn build(
         devices: Vec::new(),
         irqs: Vec::new(),
     };
-    let low = spec.memory.min(map::LOW_RAM_END);
-    let config = chipset::Config {
-        memory_low: low,
-        memory_high: spec.memory - low,
-        ..chipset::Config::default()
-    };
-    let chipset = chipset::build(&config, &mut wiring);
+    let chipset = chipset::build(&chipset_config(spec.memory), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
+    let pci = pci_bus(parts.disks, parts.entropy, spec.cpus, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console, &mut wiring);
 
     let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, spec.cpus);
@@ -176,6 +194,7 @@ pub(crate) fn build(
         timers,
         devices: wiring.devices,
         chipset,
+        pci,
         apics,
         loader,
         tracer: parts.tracer,
@@ -233,6 +252,35 @@ fn apic_bus(
     })
 }
 
+fn chipset_config(memory: u64) -> chipset::Config {
+    let memory_low = memory.min(map::LOW_RAM_END);
+    let memory_high = memory - memory_low;
+    chipset::Config { memory_low, memory_high, ..chipset::Config::default() }
+}
+
+/// Queues that a disk has at most: each takes a thread.
+const DISK_QUEUES_MAX: u32 = 4;
+
+/// The PCI bus and all that is on it.
+fn pci_bus(
+    disks: Vec<DiskPart>,
+    entropy: Option<Box<dyn Read + Send>>,
+    vcpus: u32,
+    wiring: &mut Wiring,
+) -> Result<Arc<PciHost>, Error> {
+    let config = pci::Config { ecam: map::PCI_ECAM, window: map::PCI_WINDOW };
+    let pci = pci::build(&config, wiring);
+    let queues = vcpus.min(DISK_QUEUES_MAX) as u16;
+    for DiskPart { disk, serial } in disks {
+        let device = VirtioBlk::new(&virtio_blk::Config { serial, queues }, disk);
+        virtio::build(device, &pci, wiring).map_err(Error::Thread)?;
+    }
+    if let Some(source) = entropy {
+        virtio::build(VirtioRng::new(source), &pci, wiring).map_err(Error::Thread)?;
+    }
+    Ok(pci)
+}
+
 /// One sample of all clocks, for kvmclock.
 fn sampler(clock: &Arc<GuestClock>) -> pv_kvm::ClockSource {
     let clock = clock.clone();
@@ -288,8 +336,10 @@ fn connect(
 }
 
 impl Board {
-    /// Writes the boot plan to memory, and sets every vCPU to its reset state.
+    /// Does what firmware would: writes the boot plan to memory, places BARs, and sets every
+    /// vCPU to its reset state.
     fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
+        self.pci.assign();
         let bsp = self.loader.load(self.vm.memory())?;
         let failed = |source| Error::Engine { engine: self.engine, source };
         if let Apics::Board { bus, .. } = &self.apics
@@ -324,12 +374,25 @@ impl Board {
         self.load(vcpus).map_err(|e| e.line())
     }
 
+    /// Time stops, and then devices: what they do last belongs to the time before.
+    pub(crate) fn pause_time(&self) {
+        self.clock.pause();
+        self.devices.iter().for_each(|device| device.pause());
+    }
+
+    /// What devices have counted, by their names; those that count.
+    pub(crate) fn counters(&self) -> Vec<DeviceCounters> {
+        let of = |device: &Arc<dyn Device>| (device.name(), device.counters());
+        self.devices.iter().map(of).filter(|(_, counters)| !counters.is_empty()).collect()
+    }
+
     pub(crate) fn resume_time(&self) {
         self.clock.resume();
         self.timers.clock_changed();
         if let Apics::Board { pv, .. } = &self.apics {
             pv.refresh(true);
         }
+        self.devices.iter().for_each(|device| device.resume());
     }
 
     pub(crate) fn power_button(&self) {

@@ -29,7 +29,9 @@ impl Loader {
         command_line: String,
     ) -> Result<Self, Error> {
         let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
-        let acpi = acpi_build::build(&acpi_build::Board::new(cpus))?;
+        let mut board = acpi_build::Board::new(cpus);
+        board.pci = Some(pci_bridge());
+        let acpi = acpi_build::build(&board)?;
         debug_assert_eq!(map::LOW_RAM_END, 3 << 30);
         let memory = Memory::of_size(spec.memory);
         Ok(Self {
@@ -74,6 +76,18 @@ impl Loader {
 
     pub(crate) fn description(&self) -> String {
         self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The host bridge as ACPI tells of it.
+fn pci_bridge() -> acpi_build::Pci {
+    let (ecam, window) = (map::PCI_ECAM, map::PCI_WINDOW);
+    acpi_build::Pci {
+        // Both lie below 4 GiB.
+        ecam: ecam.start as u32,
+        buses: ((ecam.end - ecam.start) >> 20) as u16,
+        memory: (window.start as u32, (window.end - 1) as u32),
+        interrupts: (1..pci::SLOTS).map(pci::gsi).collect(),
     }
 }
 

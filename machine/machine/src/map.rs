@@ -2,12 +2,16 @@
 
 use std::ops::Range;
 
-/// RAM below this is *low*: the hole up to 4 GiB holds the IOAPIC, the local APICs and, later,
-/// PCI.
+/// RAM below this is *low*: the hole up to 4 GiB holds PCI, the IOAPIC and the local APICs.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
 /// RAM that does not fit below continues here.
 pub const HIGH_RAM_START: u64 = 1 << 32;
 
+/// Where BARs can be.
+pub const PCI_WINDOW: Range<u64> = LOW_RAM_END..PCI_ECAM.start;
+/// PCI's enhanced configuration space, of the one bus that there is: a kernel looks at 32 places
+/// on every bus that it is told of.
+pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 pub const IOAPIC: u64 = 0xfec0_0000;
 

@@ -156,7 +156,7 @@ impl Owner {
         while let Some(request) = self.next() {
             if let Some(ended) = self.act(request) {
                 self.stop_all();
-                self.board.clock.pause();
+                self.board.pause_time();
                 self.end.set_stats(self.stats());
                 // Threads end first: who waits may rely on nothing running any more.
                 self.vcpus.clear();
@@ -317,7 +317,7 @@ impl Owner {
     fn pause(&mut self) {
         if !self.paused {
             self.stop_all();
-            self.board.clock.pause();
+            self.board.pause_time();
             self.paused = true;
         }
     }
@@ -393,7 +393,8 @@ impl Owner {
                 stats
             })
         });
-        MachineStats { vcpus: vcpus.map(Option::unwrap_or_default).collect() }
+        let vcpus = vcpus.map(Option::unwrap_or_default).collect();
+        MachineStats { vcpus, devices: self.board.counters() }
     }
 
     fn save(&mut self) -> Result<Vec<Part>, String> {

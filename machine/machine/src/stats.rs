@@ -1,4 +1,5 @@
-//! What was counted, as a table: a line for each counter, a column for each vCPU.
+//! What was counted, as a table: a line for each counter, a column for each vCPU; and what
+//! devices count.
 
 use crate::info::Exits;
 use engine::{Stats, stats::Value};
@@ -9,10 +10,14 @@ const COLUMNS: usize = 8;
 /// Lines of a group whose counters are ranked.
 const RANKED: usize = 16;
 
-/// What each vCPU of a machine has counted.
+/// A device's name, and its counters by theirs.
+pub type DeviceCounters = (String, Vec<(&'static str, u64)>);
+
+/// What each vCPU of a machine has counted, and each device.
 #[derive(Clone, Debug, Default)]
 pub struct MachineStats {
     pub vcpus: Vec<Stats>,
+    pub devices: Vec<DeviceCounters>,
 }
 
 impl MachineStats {
@@ -71,6 +76,12 @@ impl fmt::Display for MachineStats {
                 writeln!(f)?;
             }
         }
+        for (name, counters) in &self.devices {
+            writeln!(f, "{name}")?;
+            for (counter, value) in counters {
+                writeln!(f, "  {counter:<34}{value:>14}")?;
+            }
+        }
         Ok(())
     }
 }
@@ -116,9 +127,13 @@ mod tests {
         stats
     }
 
+    fn stats(vcpus: Vec<Stats>) -> MachineStats {
+        MachineStats { vcpus, devices: vec![("disk".to_owned(), vec![("requests", 12)])] }
+    }
+
     #[test]
     fn a_line_for_each_counter_and_a_column_for_each_vcpu() {
-        let stats = MachineStats { vcpus: vec![vcpu(3), vcpu(5)] };
+        let stats = stats(vec![vcpu(3), vcpu(5)]);
         let text = stats.to_string();
         let line = |name: &str| {
             let line = text.lines().find(|l| l.trim_start().starts_with(name)).unwrap();
@@ -128,6 +143,7 @@ mod tests {
         assert_eq!(line("share"), ["1.00", "0.75", "1.25"]);
         assert_eq!(line("pause"), ["11", "ms", "11", "ms", "11", "ms"]);
         assert!(!text.contains("mov"));
+        assert!(text.contains("\ndisk\n") && line("requests") == ["12"]);
         assert!(text.find("sti").unwrap() < text.find("cli").unwrap());
         let width = |l: &str| l.chars().count();
         let widths: Vec<_> = text.lines().filter(|l| l.starts_with("  ")).map(width).collect();
@@ -136,9 +152,9 @@ mod tests {
 
     #[test]
     fn one_vcpu_needs_no_columns() {
-        let text = MachineStats { vcpus: vec![vcpu(3)] }.to_string();
+        let text = stats(vec![vcpu(3)]).to_string();
         assert!(!text.contains("vcpu") && text.contains("things"));
-        let many = MachineStats { vcpus: vec![vcpu(1); 9] }.to_string();
+        let many = stats(vec![vcpu(1); 9]).to_string();
         assert!(!many.contains("vcpu"));
     }
 }

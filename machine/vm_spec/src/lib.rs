@@ -6,6 +6,7 @@
 //! be run, and every refusal is one line that names the option, the fault and the remedy.
 
 mod console;
+mod disk;
 mod error;
 mod gdb;
 mod limits;
@@ -17,11 +18,12 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use console::Console;
+pub use disk::{Disk, DiskFormat};
 pub use error::SpecError;
 pub use gdb::GdbAddress;
 pub use limits::{
-    CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, MEMORY_DEFAULT,
-    MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN,
+    CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
+    MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN,
 };
 pub use trace::{Trace, TraceKind};
 pub use units::{format_memory, parse_code_cache, parse_cpus, parse_memory, parse_timeout};
@@ -121,6 +123,12 @@ pub struct VmSpec {
     /// Text for the end of the kernel's command line.
     pub append: String,
     pub console: Console,
+    /// In the order in which the guest finds them, at most [`DISKS_MAX`].
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// An entropy device.
+    #[serde(default)]
+    pub rng: bool,
     /// Milliseconds of wall-clock time after which the VM is ended.
     pub timeout_ms: Option<u64>,
     pub trace: Trace,
@@ -144,6 +152,8 @@ impl Default for VmSpec {
             initrd: None,
             append: String::new(),
             console: Console::Stdio,
+            disks: Vec::new(),
+            rng: false,
             timeout_ms: None,
             trace: Trace::default(),
             gdb: None,
@@ -177,7 +187,20 @@ impl VmSpec {
         self.check_kernel()?;
         self.check_cpu_model()?;
         self.console.validate()?;
+        self.check_disks()?;
         self.trace.validate()
+    }
+
+    fn check_disks(&self) -> Result<(), SpecError> {
+        if let Some(one_more) = self.disks.get(DISKS_MAX) {
+            return Err(SpecError::new(
+                "--disk",
+                &one_more.path.display().to_string(),
+                "the board has no place for so many disks",
+                &format!("give at most {DISKS_MAX}"),
+            ));
+        }
+        self.disks.iter().try_for_each(Disk::validate)
     }
 
     fn check_kernel(&self) -> Result<(), SpecError> {
@@ -250,6 +273,8 @@ mod tests {
             initrd: Some("/boot/initrd".into()),
             append: "panic=-1".into(),
             console: "unix:/tmp/console".parse().unwrap(),
+            disks: vec!["disk.img,readonly".parse().unwrap()],
+            rng: true,
             timeout_ms: Some(30_000),
             trace: "exits,interrupts:/tmp/trace".parse().unwrap(),
             gdb: Some("tcp:127.0.0.1:1234".parse().unwrap()),
@@ -281,6 +306,8 @@ mod tests {
             (VmSpec { append: "x".repeat(4096), ..VmSpec::default() }, "--append"),
             (VmSpec { append: "a\nb".into(), ..VmSpec::default() }, "--append"),
             (VmSpec { cpu_model: Some("a b".into()), ..VmSpec::default() }, "--cpu-model"),
+            (VmSpec { disks: vec![Disk::default()], ..VmSpec::default() }, "--disk"),
+            (VmSpec { disks: vec!["a".parse().unwrap(); 25], ..VmSpec::default() }, "--disk"),
         ] {
             let error = spec.validate().unwrap_err();
             assert_eq!(error.option(), option);

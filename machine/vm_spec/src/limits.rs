@@ -20,6 +20,9 @@ pub const MEMORY_DEFAULT: u64 = 512 << 20;
 /// and the machine adds its own words.
 pub const COMMAND_LINE_MAX: usize = 1600;
 
+/// Disks of a VM: with them the PCI bus has places left for other devices.
+pub const DISKS_MAX: usize = 24;
+
 /// A week: longer limits are mistakes in the unit.
 const TIMEOUT_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
 

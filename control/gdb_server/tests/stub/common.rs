@@ -82,6 +82,8 @@ pub fn machine(kind: Kind, cpus: u32) -> Machine {
         initrd: None,
         command_line: String::new(),
         console: Arc::new(byte_stream::Null),
+        disks: Vec::new(),
+        entropy: None,
         tracer: Tracer::none(),
     };
     Machine::build(&*engine, &spec, parts).unwrap()

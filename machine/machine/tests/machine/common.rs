@@ -90,6 +90,8 @@ pub fn build_at(
         initrd: None,
         command_line: String::new(),
         console: console.clone(),
+        disks: Vec::new(),
+        entropy: None,
         tracer: Tracer::none(),
     };
     Ok((Machine::build_at(&*engine, &spec, parts, tsc_khz)?, console))

@@ -1,0 +1,368 @@
+//! Configuration space of a function: bytes, and which of their bits software may write.
+//!
+//! Everything else follows from the two: sizing a BAR is writing ones to it and reading back
+//! what stuck (PCI, 6.2.5.1).
+
+use crate::msix;
+use std::ops::Range;
+
+/// Bytes of the space that every function has. The extended space is empty.
+pub(crate) const SIZE: usize = 256;
+/// Base address registers of a function.
+pub(crate) const BARS: usize = 6;
+
+/// Registers of the header (PCI, 6.1).
+pub(crate) mod reg {
+    pub const VENDOR: usize = 0x00;
+    pub const DEVICE: usize = 0x02;
+    pub const COMMAND: usize = 0x04;
+    pub const STATUS: usize = 0x06;
+    pub const REVISION: usize = 0x08;
+    pub const CLASS: usize = 0x09;
+    pub const CACHE_LINE: usize = 0x0c;
+    pub const BAR: usize = 0x10;
+    pub const SUBSYSTEM_VENDOR: usize = 0x2c;
+    pub const SUBSYSTEM: usize = 0x2e;
+    pub const CAPABILITIES: usize = 0x34;
+    pub const INTERRUPT_LINE: usize = 0x3c;
+    pub const INTERRUPT_PIN: usize = 0x3d;
+    /// The first byte after the header.
+    pub const FREE: usize = 0x40;
+}
+
+/// Bits of the command register (PCI, 6.2.2).
+pub(crate) mod command {
+    pub const MEMORY: u16 = 1 << 1;
+    pub const MASTER: u16 = 1 << 2;
+    pub const PARITY: u16 = 1 << 6;
+    pub const SERR: u16 = 1 << 8;
+    pub const INTX_DISABLE: u16 = 1 << 10;
+    pub const WRITABLE: u16 = MEMORY | MASTER | PARITY | SERR | INTX_DISABLE;
+}
+
+/// Bits of the status register (PCI, 6.2.3).
+pub(crate) mod status {
+    pub const INTERRUPT: u16 = 1 << 3;
+    pub const CAPABILITIES: u16 = 1 << 4;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BarKind {
+    Memory32,
+    /// Takes the next register too.
+    Memory64,
+}
+
+/// A range of memory that a function answers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// Which register: 0 to 5.
+    pub index: usize,
+    pub kind: BarKind,
+    pub prefetchable: bool,
+    /// A power of two from 4 KiB, so that no access crosses the end, to 256 MiB.
+    pub size: u32,
+}
+
+/// A capability of the function's own (PCI, 6.7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    pub id: u8,
+    /// What follows the ID and the pointer to the next one.
+    pub body: Vec<u8>,
+    /// Bits of the body that software may write; what is not given is not writable.
+    pub writable: Vec<u8>,
+    /// The last four bytes of the body are a window: accesses to them go to
+    /// [`Function`](crate::Function) instead of the bytes.
+    pub window: bool,
+}
+
+/// Where a function has its message table (PCI, 6.8.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsixConfig {
+    /// 1 to 2048.
+    pub vectors: u16,
+    pub bar: usize,
+    /// Offsets in the BAR, multiples of 8.
+    pub table: u32,
+    pub pba: u32,
+}
+
+/// What a function is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FunctionConfig {
+    pub vendor: u16,
+    pub device: u16,
+    pub revision: u8,
+    /// Base class, sub-class and programming interface: `0x06_00_00`.
+    pub class: u32,
+    pub subsystem_vendor: u16,
+    pub subsystem: u16,
+    pub bars: Vec<Bar>,
+    pub msix: Option<MsixConfig>,
+    pub capabilities: Vec<Capability>,
+    /// Has pin INTA#.
+    pub interrupt_pin: bool,
+}
+
+/// What a write to configuration space changed besides bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Which addresses lead where.
+    pub(crate) map: bool,
+    /// What the requester may do.
+    pub(crate) requester: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ConfigSpace {
+    bytes: [u8; SIZE],
+    writable: [u8; SIZE],
+    bars: Vec<Bar>,
+    /// Where the MSI-X capability is.
+    msix: Option<usize>,
+    /// The capability with a window, and the window, which is its end.
+    window: Option<Range<usize>>,
+}
+
+impl ConfigSpace {
+    /// # Panics
+    /// If what is described does not fit: a function's layout is the programmer's.
+    pub(crate) fn new(config: &FunctionConfig) -> Self {
+        let mut space = Self {
+            bytes: [0; SIZE],
+            writable: [0; SIZE],
+            bars: config.bars.clone(),
+            msix: None,
+            window: None,
+        };
+        space.header(config);
+        for bar in &config.bars {
+            space.bar(bar);
+        }
+        let mut at = reg::FREE;
+        let mut link = reg::CAPABILITIES;
+        if let Some(msix) = &config.msix {
+            space.msix = Some(at);
+            space.capability(&msix::capability(msix), &mut link, &mut at);
+        }
+        for capability in &config.capabilities {
+            let start = at;
+            space.capability(capability, &mut link, &mut at);
+            if capability.window {
+                space.window = Some(start..start + 2 + capability.body.len());
+            }
+        }
+        space
+    }
+
+    fn header(&mut self, config: &FunctionConfig) {
+        self.set(reg::VENDOR, &config.vendor.to_le_bytes());
+        self.set(reg::DEVICE, &config.device.to_le_bytes());
+        self.bytes[reg::REVISION] = config.revision;
+        self.set(reg::CLASS, &config.class.to_le_bytes()[..3]);
+        self.set(reg::SUBSYSTEM_VENDOR, &config.subsystem_vendor.to_le_bytes());
+        self.set(reg::SUBSYSTEM, &config.subsystem.to_le_bytes());
+        self.bytes[reg::INTERRUPT_PIN] = u8::from(config.interrupt_pin);
+        self.allow(reg::COMMAND, &command::WRITABLE.to_le_bytes());
+        // Kept for software, and means nothing on PCI Express (PCIe, 7.5.1.1.7).
+        self.allow(reg::CACHE_LINE, &[0xff]);
+        self.allow(reg::INTERRUPT_LINE, &[0xff]);
+    }
+
+    fn bar(&mut self, bar: &Bar) {
+        assert!(bar.size.is_power_of_two() && (4096..=256 << 20).contains(&bar.size), "{bar:?}");
+        let registers = if bar.kind == BarKind::Memory64 { 2 } else { 1 };
+        assert!(bar.index + registers <= BARS, "{bar:?}");
+        let at = reg::BAR + 4 * bar.index;
+        let wide = u8::from(bar.kind == BarKind::Memory64) << 2;
+        self.bytes[at] = wide | u8::from(bar.prefetchable) << 3;
+        self.allow(at, &(!(bar.size - 1)).to_le_bytes());
+        if registers == 2 {
+            self.allow(at + 4, &[0xff; 4]);
+        }
+    }
+
+    /// Appends to the list; `link` is where the last pointer is, `at` where there is room.
+    fn capability(&mut self, capability: &Capability, link: &mut usize, at: &mut usize) {
+        assert!(*at + 2 + capability.body.len() <= SIZE, "capabilities take too much room");
+        self.bytes[*link] = *at as u8;
+        self.bytes[*at] = capability.id;
+        *link = *at + 1;
+        self.set(*at + 2, &capability.body);
+        self.allow(*at + 2, &capability.writable);
+        *at = (*at + 2 + capability.body.len()).next_multiple_of(4);
+        let status = self.word(reg::STATUS) | status::CAPABILITIES;
+        self.set(reg::STATUS, &status.to_le_bytes());
+    }
+
+    fn set(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn allow(&mut self, at: usize, mask: &[u8]) {
+        self.writable[at..at + mask.len()].copy_from_slice(mask);
+    }
+
+    pub(crate) fn byte(&self, at: usize) -> u8 {
+        self.bytes.get(at).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn word(&self, at: usize) -> u16 {
+        u16::from_le_bytes([self.byte(at), self.byte(at + 1)])
+    }
+
+    fn dword(&self, at: usize) -> u32 {
+        u32::from(self.word(at)) | u32::from(self.word(at + 2)) << 16
+    }
+
+    pub(crate) fn command(&self) -> u16 {
+        self.word(reg::COMMAND)
+    }
+
+    /// MSI-X message control, if there is the capability.
+    pub(crate) fn msix_control(&self) -> Option<u16> {
+        Some(self.word(self.msix? + 2))
+    }
+
+    /// The capability with a window, if the access touches the window.
+    pub(crate) fn window(&self, at: usize, len: usize) -> Option<&[u8]> {
+        let range = self.window.clone()?;
+        let touches = at < range.end && at.checked_add(len)? > range.end - 4;
+        touches.then(|| &self.bytes[range])
+    }
+
+    /// Where the window begins; behind the space if there is none.
+    pub(crate) fn window_start(&self) -> usize {
+        self.window.as_ref().map_or(SIZE, |window| window.end - 4)
+    }
+
+    /// Software writes; what it may not write stays.
+    pub(crate) fn write(&mut self, at: usize, data: &[u8]) -> Changed {
+        let mut changed = Changed::default();
+        for (at, value) in (at..SIZE).zip(data) {
+            let (mask, before) = (self.writable[at], self.bytes[at]);
+            let after = before & !mask | value & mask;
+            self.bytes[at] = after;
+            if after != before {
+                let command = (reg::COMMAND..reg::COMMAND + 2).contains(&at);
+                let control = self.msix.is_some_and(|msix| (msix + 2..msix + 4).contains(&at));
+                changed.map |= command || (reg::BAR..reg::BAR + 4 * BARS).contains(&at);
+                changed.requester |= command || control;
+            }
+        }
+        changed
+    }
+
+    pub(crate) fn bars(&self) -> &[Bar] {
+        &self.bars
+    }
+
+    /// Where the BAR is, whether or not it is decoded. `None` if it reaches beyond the last
+    /// address.
+    pub(crate) fn bar_range(&self, bar: &Bar) -> Option<Range<u64>> {
+        let at = reg::BAR + 4 * bar.index;
+        let mut base = u64::from(self.dword(at) & !0xf);
+        if bar.kind == BarKind::Memory64 {
+            base |= u64::from(self.dword(at + 4)) << 32;
+        }
+        Some(base..base.checked_add(bar.size.into())?)
+    }
+
+    pub(crate) fn set_bar(&mut self, bar: &Bar, base: u64) {
+        let at = reg::BAR + 4 * bar.index;
+        self.write(at, &(base as u32).to_le_bytes());
+        if bar.kind == BarKind::Memory64 {
+            self.write(at + 4, &((base >> 32) as u32).to_le_bytes());
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; SIZE] {
+        &self.bytes
+    }
+
+    /// Takes over saved bytes. False, and nothing changes, if bits differ that software cannot
+    /// have written: they are another function's.
+    pub(crate) fn restore(&mut self, bytes: &[u8]) -> bool {
+        let Ok(bytes) = <&[u8; SIZE]>::try_from(bytes) else { return false };
+        let same = |at: usize| (self.bytes[at] ^ bytes[at]) & !self.writable[at] == 0;
+        let fits = (0..SIZE).all(same);
+        if fits {
+            self.bytes = *bytes;
+        }
+        fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn function() -> FunctionConfig {
+        FunctionConfig {
+            vendor: 0x1af4,
+            device: 0x1042,
+            class: 0x01_00_00,
+            bars: vec![
+                Bar { index: 0, kind: BarKind::Memory32, prefetchable: false, size: 0x4000 },
+                Bar { index: 2, kind: BarKind::Memory64, prefetchable: true, size: 0x10_0000 },
+            ],
+            msix: Some(MsixConfig { vectors: 3, bar: 0, table: 0x1000, pba: 0x2000 }),
+            capabilities: vec![Capability {
+                id: 9,
+                body: vec![1, 2, 3, 4, 5, 6],
+                writable: vec![0xff, 0],
+                window: true,
+            }],
+            interrupt_pin: true,
+            ..FunctionConfig::default()
+        }
+    }
+
+    #[test]
+    fn writing_ones_to_a_bar_sizes_it() {
+        let mut space = ConfigSpace::new(&function());
+        assert!(space.write(0x10, &[0xff; 24]).map);
+        assert_eq!(space.dword(0x10), 0xffff_c000);
+        assert_eq!((space.dword(0x14), space.dword(0x20)), (0, 0));
+        assert_eq!((space.dword(0x18), space.dword(0x1c)), (0xfff0_000c, u32::MAX));
+        let wide = space.bars()[1];
+        assert_eq!(space.bar_range(&wide), None, "beyond the last address");
+        space.set_bar(&wide, 0x12_3450_0000);
+        assert_eq!(space.bar_range(&wide), Some(0x12_3450_0000..0x12_3460_0000));
+    }
+
+    #[test]
+    fn capabilities_are_a_list() {
+        let space = ConfigSpace::new(&function());
+        assert_eq!(space.word(reg::STATUS), 0x10);
+        assert_eq!((space.byte(0x34), space.word(0x40), space.word(0x42)), (0x40, 0x4c11, 2));
+        assert_eq!((space.dword(0x44), space.dword(0x48)), (0x1000, 0x2000));
+        assert_eq!((space.word(0x4c), space.byte(0x4e)), (0x0009, 1));
+        assert_eq!(space.window(0x4c, 4), None);
+        assert_eq!(space.window(0x4e, 4).map(|w| w.len()), Some(8));
+        assert_eq!((space.window(0x53, 1).is_some(), space.window(0x54, 4)), (true, None));
+    }
+
+    #[test]
+    fn only_what_is_writable_is_written() {
+        let mut space = ConfigSpace::new(&function());
+        let before = space.clone();
+        assert_eq!(space.write(0, &[0xff; 4]), Changed::default());
+        let changed = space.write(reg::COMMAND, &[0xff; 4]);
+        assert_eq!(changed, Changed { map: true, requester: true });
+        assert_eq!((space.command(), space.word(reg::STATUS)), (0x546, 0x10));
+        assert_eq!(space.write(0x42, &[0xff; 2]), Changed { map: false, requester: true });
+        assert_eq!(space.msix_control(), Some(0xc002));
+        space.write(0x4e, &[0xff; 2]);
+        assert_eq!((space.byte(0x4e), space.byte(0x4f)), (0xff, 2));
+        space.write(250, &[0xff; 16]);
+        let mut fresh = before.clone();
+        assert!(fresh.restore(space.bytes()));
+        assert_eq!(fresh.bytes, space.bytes);
+        let mut other = *before.bytes();
+        other[reg::VENDOR] ^= 1;
+        assert!(!fresh.restore(&other) && !fresh.restore(&other[..255]));
+        assert_eq!(fresh.bytes, space.bytes);
+    }
+}

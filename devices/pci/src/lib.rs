@@ -1,0 +1,69 @@
+//! PCI: the host bridge, configuration space, BARs, MSI-X.
+//!
+//! ```text
+//!   ports 0xcf8, 0xcfc ----+--> PciHost --> Slot --> ConfigSpace    (bytes and masks)
+//!   ECAM ------------------+       |          +----> Requester      (interrupts, DMA allowed)
+//!   memory window -----------------+          `----> dyn Function   (what the BARs lead to)
+//! ```
+//!
+//! [`build`] puts the bridge on the board: a root bus 0 with up to 31 functions, each in a slot
+//! of its own. A device crate describes its function by a [`FunctionConfig`], adds it with
+//! [`PciHost::add`], and is called through [`Function`] where a BAR is read or written. What it
+//! does towards the board goes through its [`Requester`].
+//!
+//! There is no I/O window: no function here has an I/O BAR.
+//!
+//! Sections cited are those of the PCI Local Bus Specification 3.0 ("PCI") and of the PCI
+//! Express Base Specification 5.0 ("PCIe").
+//!
+//! Locks, in the order in which they are taken: the memory map, a function's configuration
+//! space, its requester's, then what a line or a message takes. [`Function`] is called with none
+//! of them held.
+
+mod assign;
+mod config;
+mod function;
+mod host;
+mod msix;
+mod requester;
+mod state;
+
+pub use config::{Bar, BarKind, Capability, FunctionConfig, MsixConfig};
+pub use function::Function;
+pub use host::PciHost;
+pub use requester::Requester;
+pub use state::{FunctionState, HostState, VectorState};
+
+use device::Wiring;
+use std::{ops::Range, sync::Arc};
+
+/// Slots of a bus.
+pub const SLOTS: u8 = 32;
+/// GSIs that the interrupt pins lead to: 16 to 23.
+pub const FIRST_GSI: u32 = 16;
+const GSIS: u32 = 8;
+
+/// Where the bridge's ranges are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The enhanced configuration space: 1 MiB for each bus.
+    pub ecam: Range<u64>,
+    /// Below 4 GiB: where BARs can be.
+    pub window: Range<u64>,
+}
+
+/// The GSI to which pin INTA# of a slot leads. Level-triggered; as in every PC the pins of
+/// neighbouring slots lead to different inputs.
+pub fn gsi(slot: u8) -> u32 {
+    FIRST_GSI + u32::from(slot) % GSIS
+}
+
+/// Puts the host bridge on the board, with nothing but itself on its bus.
+pub fn build(config: &Config, wiring: &mut Wiring) -> Arc<PciHost> {
+    PciHost::build(config, wiring)
+}
+
+/// A poisoned lock is taken all the same: a panic elsewhere is reported there.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,254 @@
+//! virtio over PCI (4.1): where the structures are, and the device on its bus.
+//!
+//! One BAR holds everything:
+//!
+//! | offset | what |
+//! |---|---|
+//! | `0x0000` | common configuration |
+//! | `0x1000` | ISR status |
+//! | `0x2000` | device-specific configuration |
+//! | `0x3000` | doorbells, four bytes for each queue |
+//! | `0x4000` | MSI-X table, and at `0x5000` its pending bits |
+
+use crate::{VirtioDevice, core::Core, core::Handle, lock, state::VirtioState, worker};
+use device::{Device, Wiring};
+use pci::{Bar, BarKind, Capability, Function, FunctionConfig, MsixConfig, PciHost, Requester};
+use saved_state::{Error, Reader, Writer};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, OnceLock, atomic::Ordering::Relaxed},
+    thread::JoinHandle,
+};
+
+const VENDOR: u16 = 0x1af4;
+/// Device ID of a modern device of type 0 (4.1.2).
+const MODERN: u16 = 0x1040;
+const SUBSYSTEM: u16 = 0x1100;
+/// The vendor-specific capability (PCI, appendix H).
+const VENDOR_SPECIFIC: u8 = 9;
+
+const BAR: usize = 0;
+const BAR_SIZE: u32 = 0x8000;
+const STRUCTURE: u64 = 0x1000;
+const COMMON: u64 = 0x0000;
+const ISR: u64 = 0x1000;
+const DEVICE: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const TABLE: u32 = 0x4000;
+const PENDING: u32 = 0x5000;
+/// Bytes between the doorbells of two queues.
+const NOTIFY_MULTIPLIER: u32 = 4;
+
+/// `cfg_type` (4.1.4).
+mod kind {
+    pub const COMMON: u8 = 1;
+    pub const NOTIFY: u8 = 2;
+    pub const ISR: u8 = 3;
+    pub const DEVICE: u8 = 4;
+    pub const WINDOW: u8 = 5;
+}
+
+/// A virtio device as a function of the PCI bus. Dropping it ends its threads.
+pub struct VirtioPci {
+    core: Arc<Core>,
+    slot: u8,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Whether the threads run, for messages.
+    started: OnceLock<()>,
+}
+
+impl fmt::Debug for VirtioPci {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioPci").field("slot", &self.slot).finish_non_exhaustive()
+    }
+}
+
+/// Puts a device on the bus, and starts its threads. It serves nothing until it is resumed.
+///
+/// # Errors
+/// If the host has no thread for it.
+///
+/// # Panics
+/// If the bus has no free slot.
+pub fn build(
+    device: Arc<dyn VirtioDevice>,
+    host: &PciHost,
+    wiring: &mut Wiring,
+) -> io::Result<Arc<VirtioPci>> {
+    let memory = wiring.memory.clone();
+    let this = host.add(&function(&*device), wiring, |requester: Arc<Requester>| {
+        let slot = requester.slot();
+        let core = Core::new(device, memory, requester);
+        Arc::new(VirtioPci { core, slot, threads: Mutex::default(), started: OnceLock::new() })
+    });
+    for index in 0..this.core.workers.len() {
+        lock(&this.threads).push(worker::start(&this.core, index)?);
+    }
+    let _ = this.started.set(());
+    this.core.device.attach(Handle(Arc::downgrade(&this.core)));
+    wiring.devices.push(this.clone());
+    Ok(this)
+}
+
+fn function(device: &dyn VirtioDevice) -> FunctionConfig {
+    let vectors = device.queue_sizes().len() as u16 + 1;
+    FunctionConfig {
+        vendor: VENDOR,
+        device: MODERN + device.device_type(),
+        // 4.1.2.1
+        revision: 1,
+        class: device.class(),
+        subsystem_vendor: VENDOR,
+        subsystem: SUBSYSTEM,
+        bars: vec![Bar {
+            index: BAR,
+            kind: BarKind::Memory32,
+            prefetchable: false,
+            size: BAR_SIZE,
+        }],
+        msix: Some(MsixConfig { vectors, bar: BAR, table: TABLE, pba: PENDING }),
+        capabilities: vec![
+            structure(kind::COMMON, COMMON, &[]),
+            structure(kind::ISR, ISR, &[]),
+            structure(kind::DEVICE, DEVICE, &[]),
+            structure(kind::NOTIFY, NOTIFY, &NOTIFY_MULTIPLIER.to_le_bytes()),
+            window(),
+        ],
+        interrupt_pin: true,
+    }
+}
+
+/// struct virtio_pci_cap (4.1.4).
+fn structure(kind: u8, offset: u64, more: &[u8]) -> Capability {
+    let mut body = vec![16 + more.len() as u8, kind, BAR as u8, 0, 0, 0];
+    body.extend((offset as u32).to_le_bytes());
+    body.extend((STRUCTURE as u32).to_le_bytes());
+    body.extend(more);
+    Capability { id: VENDOR_SPECIFIC, body, writable: Vec::new(), window: false }
+}
+
+/// Another way to the same registers, for firmware that cannot reach the BAR (4.1.4.9).
+fn window() -> Capability {
+    let mut body = vec![20, kind::WINDOW];
+    body.resize(18, 0);
+    // BAR, two bytes of padding and an ID that stay, offset, length.
+    let writable = [&[0, 0, 0xff, 0, 0, 0][..], &[0xff; 8]].concat();
+    Capability { id: VENDOR_SPECIFIC, body, writable, window: true }
+}
+
+impl VirtioPci {
+    /// The bus's number for it, and the instance of its saved state.
+    pub fn slot(&self) -> u8 {
+        self.slot
+    }
+
+    /// The access that a window's capability asks for: offset and length.
+    fn through_window(capability: &[u8]) -> Option<(u64, usize)> {
+        let word = |at: usize| {
+            let bytes = capability.get(at..at + 4)?;
+            Some(u32::from_le_bytes(bytes.try_into().ok()?))
+        };
+        let (offset, length) = (word(8)?, word(12)?);
+        let whole = matches!(length, 1 | 2 | 4) && offset.is_multiple_of(length);
+        let inside = usize::from(*capability.get(4)?) == BAR && offset < BAR_SIZE;
+        (whole && inside).then_some((offset.into(), length as usize))
+    }
+}
+
+impl Function for VirtioPci {
+    fn read(&self, _: usize, offset: u64, data: &mut [u8]) {
+        let at = offset % STRUCTURE;
+        data.fill(0);
+        match offset - at {
+            COMMON => lock(&self.core.regs).read(&self.core, at, data),
+            ISR if at == 0 => {
+                if let Some(byte) = data.first_mut() {
+                    *byte = self.core.take_isr();
+                }
+            }
+            DEVICE => self.core.device.read_config(at, data),
+            _ => {}
+        }
+    }
+
+    fn write(&self, _: usize, offset: u64, data: &[u8]) {
+        let at = offset % STRUCTURE;
+        match offset - at {
+            COMMON => lock(&self.core.regs).write(&self.core, at, data),
+            DEVICE => self.core.device.write_config(at, data),
+            NOTIFY => {
+                self.core.counters.doorbells.fetch_add(1, Relaxed);
+                self.core.kick((at / u64::from(NOTIFY_MULTIPLIER)) as u16);
+            }
+            _ => {}
+        }
+    }
+
+    fn read_window(&self, capability: &[u8], data: &mut [u8; 4]) {
+        if let Some((offset, length)) = Self::through_window(capability) {
+            Function::read(self, BAR, offset, &mut data[..length]);
+        }
+    }
+
+    fn write_window(&self, capability: &[u8], data: &[u8]) {
+        if let Some((offset, length)) = Self::through_window(capability)
+            && let Some(data) = data.get(..length)
+        {
+            Function::write(self, BAR, offset, data);
+        }
+    }
+}
+
+impl Device for VirtioPci {
+    fn name(&self) -> String {
+        format!("{} in slot {}", self.core.device.name(), self.slot)
+    }
+
+    fn reset(&self) {
+        let mut regs = lock(&self.core.regs);
+        self.core.reset(&mut regs);
+    }
+
+    fn pause(&self) {
+        self.core.pause();
+    }
+
+    fn resume(&self) {
+        self.core.resume();
+    }
+
+    fn save(&self, to: &mut Writer) {
+        to.put(self.slot.into(), &self.core.save());
+        self.core.device.save(to, self.slot.into());
+    }
+
+    fn restore(&self, from: &mut Reader) -> Result<(), Error> {
+        let state: VirtioState = from.take(self.slot.into())?;
+        let (regs, rings) = self.core.check(&state)?;
+        self.core.device.restore(from, self.slot.into())?;
+        self.core.take_over(&state, regs, rings);
+        Ok(())
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let own = &self.core.counters;
+        let mut all = vec![
+            ("doorbells", own.doorbells.load(Relaxed)),
+            ("requests", own.requests.load(Relaxed)),
+            ("interrupts", own.interrupts.load(Relaxed)),
+            ("guest errors", own.guest_errors.load(Relaxed)),
+        ];
+        all.extend(self.core.device.counters());
+        all
+    }
+}
+
+impl Drop for VirtioPci {
+    fn drop(&mut self) {
+        self.core.end();
+        for thread in lock(&self.threads).drain(..) {
+            // A panic of the thread has been reported by the panic hook.
+            drop(thread.join());
+        }
+    }
+}

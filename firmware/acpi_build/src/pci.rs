@@ -1,0 +1,97 @@
+//! The PCI host bridge: what the MCFG and the DSDT say of it (PCI Firmware Specification 3.3).
+
+use crate::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Pci, bytes, dsdt};
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Package, Path,
+    ResourceTemplate,
+};
+use acpi_tables::{Aml, mcfg::MCFG};
+
+/// Where the enhanced configuration space is.
+pub(crate) fn mcfg(pci: &Pci) -> Vec<u8> {
+    let mut table = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.add_ecam(u64::from(pci.ecam), 0, 0, last_bus(pci));
+    bytes(&table)
+}
+
+fn last_bus(pci: &Pci) -> u8 {
+    u8::try_from(pci.buses.saturating_sub(1)).unwrap_or(u8::MAX)
+}
+
+/// The host bridge, and beside it the reservation of the configuration space, which is not for
+/// the bridge to hand on (4.1.2).
+pub(crate) fn devices(pci: &Pci) -> [Vec<u8>; 2] {
+    let size = (u32::from(last_bus(pci)) + 1) << 20;
+    let ecam = Memory32Fixed::new(true, pci.ecam, size);
+    let reserved = dsdt::device("PCIC", &EISAName::new("PNP0C02"), 0, &[&ecam]);
+    [bridge(pci), reserved]
+}
+
+/// A PCI Express root, compatible with a PCI one.
+fn bridge(pci: &Pci) -> Vec<u8> {
+    let (express, conventional) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
+    let hid = Name::new(Path::new("_HID"), &express);
+    let cid = Name::new(Path::new("_CID"), &conventional);
+    let numbers = ["_UID", "_SEG", "_BBN"].map(|name| Name::new(Path::new(name), &0u8));
+    let buses = AddressSpace::new_bus_number(0u16, u16::from(last_bus(pci)));
+    let ports = IO::new(0xcf8, 0xcf8, 1, 8);
+    let (first, last) = pci.memory;
+    let memory =
+        AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
+    let template = ResourceTemplate::new(vec![&buses, &ports, &memory]);
+    let current = Name::new(Path::new("_CRS"), &template);
+    let routes: Vec<Vec<u8>> = (1..).zip(&pci.interrupts).map(|(d, gsi)| route(d, *gsi)).collect();
+    let routes: Vec<Raw> = routes.into_iter().map(Raw).collect();
+    let routing = Package::new(routes.iter().map(|route| route as &dyn Aml).collect());
+    let routing = Name::new(Path::new("_PRT"), &routing);
+    let mut children: Vec<&dyn Aml> = vec![&hid, &cid];
+    children.extend(numbers.iter().map(|number| number as &dyn Aml));
+    children.extend([&current as &dyn Aml, &routing]);
+    bytes(&Device::new(Path::new("PCI0"), children))
+}
+
+/// Pin INTA# of all functions of a device is hardwired to a GSI (ACPI 6.5, 6.2.13).
+fn route(device: u32, gsi: u32) -> Vec<u8> {
+    let address = device << 16 | 0xffff;
+    bytes(&Package::new(vec![&address, &0u8, &0u8, &gsi]))
+}
+
+/// AML that is made already.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contains(table: &[u8], part: &[u8]) -> bool {
+        table.windows(part.len()).any(|window| window == part)
+    }
+
+    #[test]
+    fn a_bridge_has_its_window_and_its_routes() {
+        let pci = Pci {
+            ecam: 0xe000_0000,
+            buses: 256,
+            memory: (0xc000_0000, 0xdfff_ffff),
+            interrupts: vec![17, 18],
+        };
+        let [bridge, reserved] = devices(&pci);
+        assert!(contains(&bridge, b"PCI0\x08_HID\x0c\x41\xd0\x0a\x08"));
+        // Word address space: bus numbers 0 to 255 (ACPI 6.5, 6.4.3.5.3).
+        let buses = [0x88, 13, 0, 2, 12, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0, 1];
+        assert!(contains(&bridge, &buses), "{bridge:02x?}");
+        // Dword address space: memory, read and write, not cached (6.4.3.5.2).
+        let memory = [0x87, 23, 0, 0, 12, 1, 0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0xff, 0xff, 0xdf];
+        assert!(contains(&bridge, &memory), "{bridge:02x?}");
+        // Package (4) { 0x2ffff, 0, 0, 18 }.
+        let route = [0x12, 11, 4, 0x0c, 0xff, 0xff, 2, 0, 0, 0, 0x0a, 18];
+        assert!(contains(&bridge, &route), "{bridge:02x?}");
+        assert!(contains(&reserved, &[0x86, 9, 0, 1, 0, 0, 0, 0xe0, 0, 0, 0, 0x10]));
+    }
+}
