@@ -146,7 +146,12 @@ mod tests {
         assert!(text.contains("\ndisk\n") && line("requests") == ["12"]);
         assert!(text.find("sti").unwrap() < text.find("cli").unwrap());
         let width = |l: &str| l.chars().count();
-        let widths: Vec<_> = text.lines().filter(|l| l.starts_with("  ")).map(width).collect();
+        let widths: Vec<_> = text
+            .lines()
+            .take_while(|l| *l != "disk")
+            .filter(|l| l.starts_with("  "))
+            .map(width)
+            .collect();
         assert!(widths.windows(2).all(|w| w[0] == w[1]), "{text}");
     }
 
