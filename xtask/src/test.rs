@@ -19,6 +19,8 @@ const SUITES: &[(&str, &str)] =
     &[("conformance", "conformance suite"), ("lockstep", "differential tests")];
 /// The crate whose tests boot guests.
 const BOOTS: &str = "testkit";
+/// The crate whose tests boot them under two engines at once.
+const LOCKSTEP: &str = "lockstep";
 
 /// Runs the tests.
 pub fn run(args: &[String]) -> Result<(), String> {
@@ -75,14 +77,26 @@ pub fn add(steps: &mut Steps, options: &Options) {
     } else {
         steps.skip("fetching guests", "this host has no apt-get");
     }
-    // Guests are booted by the program that users run: the release build.
+    // Guests are booted by the program that users run: the release build. With it is built what
+    // boots in lockstep, so that dependencies have the same features for both.
     let mut release = tree::cargo();
-    release.args(["build", "--release", "--package", "cli"]);
+    release.args(["build", "--release", "--package", "cli", "--package", LOCKSTEP]);
     if steps.command("release build of sarang", &mut release) {
         // Two guests at a time: on two cores, more would only starve each other.
         steps.run("guest boots", || suites::run(&of(BOOTS), &["--test-threads=2"], options.long));
     } else {
         steps.skip("guest boots", "sarang was not built");
+    }
+    if options.unprivileged {
+        steps.skip("whole boots in lockstep", "they ask for no privileges");
+    } else {
+        // Tests' own profile would take minutes for them.
+        let mut boots = tree::cargo();
+        boots.args(["test", "--release", "--package", LOCKSTEP, "--test", "boots", "debian"]);
+        if options.long {
+            boots.env("SARANG_LONG", "1");
+        }
+        steps.command("whole boots in lockstep", &mut boots);
     }
 }
 
