@@ -270,14 +270,15 @@ impl Asm {
         self.bytes(&[0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
     }
 
+    /// `to = from << count`, count modulo 64.
+    pub fn shlx(&mut self, to: u8, from: u8, count: u8) {
+        self.vex(2, 1, to, count, &Mem::at(from, 0));
+        self.bytes(&[0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
     pub fn rorx(&mut self, to: u8, from: u8, count: u8) {
         self.vex(3, 3, to, 0, &Mem::at(from, 0));
         self.bytes(&[0xf0, 0xc0 | (to & 7) << 3 | from & 7, count]);
-    }
-
-    pub fn crc32(&mut self, to: u8, from: u8) {
-        let rex = 0x48 | to >> 3 << 2 | from >> 3;
-        self.bytes(&[0xf2, rex, 0x0f, 0x38, 0xf1, 0xc0 | (to & 7) << 3 | from & 7]);
     }
 
     pub fn push(&mut self, register: u8) {
@@ -576,7 +577,7 @@ mod tests {
         assert_eq!(text(|a| a.pdep(1, 10, Mem::at(5, 64))), "pdep rcx,r10,[rbp+40h];");
         assert_eq!(text(|a| a.shrx(1, 1, 5)), "shrx rcx,rcx,rbp;");
         assert_eq!(text(|a| a.rorx(1, 10, 48)), "rorx rcx,r10,30h;");
-        assert_eq!(text(|a| a.crc32(11, 10)), "crc32 r11,r10;");
+        assert_eq!(text(|a| a.shlx(1, 10, 4)), "shlx rcx,r10,rsp;");
         assert_eq!(text(|a| a.mov(14, 3, true)), "mov r14,rbx;");
         assert_eq!(text(|a| a.mov(1, 9, false)), "mov ecx,r9d;");
         assert_eq!(text(|a| a.mov_imm(10, -2)), "mov r10,0FFFFFFFFFFFFFFFEh;");

@@ -57,7 +57,7 @@ impl Copies {
 
     /// What was copied of an entry holds no more.
     pub fn forget(&mut self, state: &mut State, entry: u32) {
-        let Some(host) = state.jumps.get(entry as usize).map(|jump| jump.host) else { return };
+        let host = state.jump(entry).host;
         for number in self.of.remove(&entry).unwrap_or_default() {
             // It may be a copy of another by now.
             if let Some(far) = state.fars.get_mut(number as usize).filter(|far| far.host == host) {
@@ -81,7 +81,7 @@ impl Copies {
     /// The branch, in the present page and space, goes where the entry does, whose page it is
     /// that is jumped to. `settled`: what it does from now on if it has copied too often.
     fn copy(&mut self, state: &mut State, number: u32, entry: u32, settled: u64) {
-        let Some(jump) = state.jumps.get(entry as usize).copied() else { return };
+        let jump = state.jump(entry);
         let sum = state.page.wrapping_add(state.table);
         let Some(far) = state.fars.get_mut(number as usize) else { return };
         if self.times.len() <= number as usize {
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_copy_lives_as_long_as_its_entry() {
         let mut state = Region::new().unwrap();
-        state.jump_mask = 511;
+        state.jump_mask = crate::jumps::mask(512);
         let mut tables = Tables::default();
         tables.clear(&mut state);
         let settled = 20;
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn who_comes_from_many_places_is_left_to_the_table() {
         let mut state = Region::new().unwrap();
-        state.jump_mask = 511;
+        state.jump_mask = crate::jumps::mask(512);
         let mut tables = Tables::default();
         tables.clear(&mut state);
         tables.relink = 10;

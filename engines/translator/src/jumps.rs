@@ -5,7 +5,7 @@
 //! address is canonical need not be asked before, since only such ones are in the tables.
 
 use crate::{
-    asm::{Asm, Mem},
+    asm::{Asm, Mem, RSP, Short},
     far::Copies,
     regs::{SA, SB, SC},
     spaces::Shorts,
@@ -13,36 +13,61 @@ use crate::{
 };
 use std::mem::offset_of;
 
-/// Tables, and entries in each at most: `State::jump_mask` tells how many are used.
+/// Tables, and places in each at most: `State::jump_mask` tells how many are used.
 pub const TABLES: usize = 8;
 pub const ENTRIES: usize = 1 << 14;
-/// From one table to the next: an address may be in its entry or in the one behind.
-pub const STRIDE: usize = ENTRIES + 1;
+/// Entries for each place: two addresses of one hash are known at once.
+const WAYS: usize = 2;
+/// Bits of an address that do not count in its hash: targets are seldom so near to each other.
+const NEAR: u32 = 4;
+/// Entries of a table, by number.
+pub const NUMBERS: usize = WAYS * ENTRIES;
+/// The same places of different arrays are in different sets of the processor's cache, and
+/// tables are no multiple of a page apart.
+const PADDING: usize = 8;
 
-/// As many entries as suit so many bytes of memory for code, and what all tables take then.
+/// As many places as suit so many bytes of memory for code, and what all tables take then.
 pub fn entries(bytes: usize) -> (usize, usize) {
-    let each = TABLES * size_of::<Jump>();
+    let each = TABLES * WAYS * 3 * size_of::<u64>();
     let entries = (bytes / 8 / each).clamp(512, ENTRIES);
     let entries = 1 << entries.ilog2();
     (entries, entries * each)
 }
 
-/// Where a linear address continues.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(32))]
+/// Bits of an address that select its place, where there are so many.
+pub const fn mask(entries: usize) -> u64 {
+    (entries as u64 - 1) << NEAR
+}
+
+/// Where linear addresses continue. An index serves in each array without more.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Jumps {
+    ways: [Way; WAYS],
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct Way {
+    /// The addresses, with all bits inverted.
+    inverted: [u64; ENTRIES + PADDING],
+    host: [u64; ENTRIES + PADDING],
+    /// Linear addresses of the pages, which are what the addresses say but in 16-bit code.
+    page: [u64; ENTRIES + PADDING],
+}
+
+/// An entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Jump {
-    /// The address, with all bits inverted.
     pub inverted: u64,
     pub host: u64,
-    /// Linear address of the page.
     pub page: u64,
 }
 
 impl Jump {
-    /// What is found by no address, at this index: those that it names are looked for elsewhere.
-    fn none(index: usize, mask: u64) -> Self {
-        let last = hash(!0, mask);
-        let inverted = if index == last || index == last + 1 { !0 } else { 0 };
+    /// What is found by no address, at this place: the address that it names belongs elsewhere.
+    fn none(place: usize, mask: u64) -> Self {
+        let inverted = if place == hash(!0, mask) { !0 } else { 0 };
         Self { inverted, host: 0, page: 0 }
     }
 }
@@ -103,16 +128,17 @@ impl Tables {
             self.owners[table].space = Some(space);
         }
         self.owners[table].last_use = self.time;
-        std::ptr::from_ref(&state.jumps[table * STRIDE]) as u64
+        std::ptr::from_ref(&state.jumps[table]) as u64
     }
 
     fn empty(&mut self, state: &mut State, table: usize) {
         let mut set = std::mem::take(&mut self.owners[table].set);
-        if set.len() as u64 > state.jump_mask {
-            set = (0..state.jump_mask as u32 + 2).collect();
+        let places = hash(!0, state.jump_mask) + 1;
+        if set.len() >= places {
+            set = (0..WAYS * places).map(|n| entry(n % places, n / places)).collect();
         }
         for n in set {
-            self.forget(state, (table * STRIDE) as u32 + n);
+            self.forget(state, (table * NUMBERS) as u32 + n);
         }
     }
 
@@ -128,19 +154,23 @@ impl Tables {
             self.empty(state, table);
             // In memory of zeros, the only ones that may not be.
             let last = hash(!0, state.jump_mask);
-            for last in [last, last + 1] {
-                state.jumps[table * STRIDE + last] = Jump::none(last, state.jump_mask);
+            for way in 0..WAYS {
+                state.forget_jump((table * NUMBERS) as u32 + entry(last, way));
             }
         }
         self.copies.clear();
     }
 
+    fn table(&self, state: &State) -> Option<usize> {
+        self.owners.iter().position(|o| o.space == Some(state.space))
+    }
+
     /// The number of the entry of a linear address, in the present space.
     pub fn find(&self, state: &State, linear: u64) -> Option<u32> {
-        let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
-        let first = table * STRIDE + hash(linear, state.jump_mask);
-        let found = (first..first + 2).find(|n| state.jumps[*n].inverted == !linear)?;
-        Some(found as u32)
+        let table = self.table(state)?;
+        let place = hash(linear, state.jump_mask);
+        let number = |way| (table * NUMBERS) as u32 + entry(place, way);
+        (0..WAYS).map(number).find(|n| state.jump(*n).inverted == !linear)
     }
 
     #[cfg(test)]
@@ -151,33 +181,54 @@ impl Tables {
     /// In the space that was entered, jumps to `linear`, in a page that begins at `page`, go to
     /// `host`. Returns the entry's number.
     pub fn set_in(&mut self, state: &mut State, linear: u64, page: u64, host: u64) -> Option<u32> {
-        let table = self.owners.iter().position(|o| o.space == Some(state.space))?;
-        let mask = state.jump_mask;
-        let first = table * STRIDE + hash(linear, mask);
+        let table = self.table(state)?;
+        let (mask, first) = (state.jump_mask, (table * NUMBERS) as u32);
+        let place = hash(linear, mask);
         // What was there before is found behind, in place of what is there.
-        let before = state.jumps[first].inverted;
-        let mine = before == !linear || hash(!before, mask) + table * STRIDE != first;
-        let index = hash(linear, mask) + usize::from(!mine);
+        let before = state.jump(first + entry(place, 0)).inverted;
+        let mine = before == !linear || hash(!before, mask) != place;
+        let entry = entry(place, usize::from(!mine));
         let set = &mut self.owners[table].set;
-        if set.len() as u64 <= mask {
-            set.push(index as u32);
+        if set.len() <= hash(!0, mask) {
+            set.push(entry);
         }
-        let number = table * STRIDE + index;
-        self.copies.forget(state, number as u32);
-        state.jumps[number] = Jump { inverted: !linear, host, page };
-        Some(number as u32)
+        let number = first + entry;
+        self.copies.forget(state, number);
+        state.set_jump(number, Jump { inverted: !linear, host, page });
+        Some(number)
     }
 }
 
+/// The number in its table of one of a place's entries.
+fn entry(place: usize, way: usize) -> u32 {
+    (way * ENTRIES + place) as u32
+}
+
 impl State {
+    fn way(&self, number: u32) -> (&Way, usize) {
+        let (table, entry) = (number as usize / NUMBERS % TABLES, number as usize % NUMBERS);
+        (&self.jumps[table].ways[entry / ENTRIES % WAYS], entry % ENTRIES)
+    }
+
+    pub fn jump(&self, number: u32) -> Jump {
+        let (way, n) = self.way(number);
+        Jump { inverted: way.inverted[n], host: way.host[n], page: way.page[n] }
+    }
+
+    fn set_jump(&mut self, number: u32, jump: Jump) {
+        let (table, entry) = (number as usize / NUMBERS % TABLES, number as usize % NUMBERS);
+        let (way, n) = (&mut self.jumps[table].ways[entry / ENTRIES % WAYS], entry % ENTRIES);
+        (way.inverted[n], way.host[n], way.page[n]) = (jump.inverted, jump.host, jump.page);
+    }
+
     /// The entry goes to that place.
     pub fn jump_goes(&self, number: u32, host: u64) -> bool {
-        self.jumps[number as usize % (TABLES * STRIDE)].host == host
+        let (way, n) = self.way(number);
+        way.host[n] == host
     }
 
     fn forget_jump(&mut self, number: u32) {
-        let number = number as usize % (TABLES * STRIDE);
-        self.jumps[number] = Jump::none(number % STRIDE, self.jump_mask);
+        self.set_jump(number, Jump::none(number as usize % ENTRIES, self.jump_mask));
     }
 }
 
@@ -193,81 +244,103 @@ pub fn space_of(plane: usize) -> Mem {
     Mem { disp: spaces.disp + 8 * (plane % PLANES) as i32, ..spaces }
 }
 
-/// Goes to the address in [`SA`], or does what `missed` emits, which is short and does not
-/// return. [`look_behind`] is for later then, as long as [`SB`] is as it was left.
+/// Goes to the address in [`SA`], of code that is not 16-bit code, or does what `missed` emits,
+/// which is short and does not return. [`look_further`] is for later then, as long as [`SB`] is
+/// as it was left.
 pub fn look_up(asm: &mut Asm, missed: impl FnOnce(&mut Asm)) {
-    asm.mov_imm(SB, 0);
-    asm.crc32(SB, SA);
-    asm.pext(SB, SB, field!(jump_mask));
-    asm.lea(SB, Mem { base: None, index: Some((SB, 3)), disp: 0 }, true);
+    place(asm);
+    tag(asm, 0);
+    asm.unless_rcx_zero(missed);
+    go_on(asm);
+}
+
+/// Finds where to go from the address in [`SA`], which is then known to be canonical: control is
+/// there where the result lands, with [`SB`] for [`go_on`]. Else it goes on here.
+pub fn look_ahead(asm: &mut Asm) -> Short {
+    place(asm);
+    tag(asm, 0);
+    asm.branch_rcx_zero()
+}
+
+/// [`SB`] for [`go_on`], if the address is to be looked for then.
+pub fn not_found(asm: &mut Asm) {
+    let field = field!(elsewhere);
+    asm.lea(SB, Mem { disp: field.disp - offset_of!(Way, host) as i32, ..field }, true);
+}
+
+/// Goes to the address in [`SA`] by what [`look_ahead`] or [`not_found`] left in [`SB`].
+pub fn go_on(asm: &mut Asm) {
+    asm.shrx(SC, SA, RSP);
+    asm.shlx(SC, SC, RSP);
+    asm.store(field!(page), SC);
+    asm.jmp_mem(in_entry(0, offset_of!(Way, host)));
+}
+
+/// The same of all code.
+pub fn look_up_any(asm: &mut Asm, missed: impl FnOnce(&mut Asm)) {
+    place(asm);
+    tag(asm, 0);
+    asm.unless_rcx_zero(missed);
+    go(asm, 0);
+}
+
+/// Looks at the other entry.
+pub fn look_further(asm: &mut Asm, missed: impl FnOnce(&mut Asm)) {
+    tag(asm, 1);
+    asm.unless_rcx_zero(missed);
+    go(asm, 1);
+}
+
+/// The place of the address in [`SA`], in [`SB`].
+fn place(asm: &mut Asm) {
+    asm.pext(SB, SA, field!(jump_mask));
     asm.load(SC, field!(table));
-    asm.lea(SB, Mem::indexed(SC, SB, 2, 0), true);
-    probe(asm, 0, missed);
+    asm.lea(SB, Mem::indexed(SC, SB, 3, 0), true);
 }
 
-/// Looks at the entry behind.
-pub fn look_behind(asm: &mut Asm, missed: impl FnOnce(&mut Asm)) {
-    probe(asm, size_of::<Jump>(), missed);
+/// In the entry at [`SB`].
+fn in_entry(way: usize, at: usize) -> Mem {
+    Mem::at(SB, (way * size_of::<Way>() + at) as i32)
 }
 
-fn probe(asm: &mut Asm, offset: usize, missed: impl FnOnce(&mut Asm)) {
-    let entry = |at: usize| Mem::at(SB, (offset + at) as i32);
-    asm.load(SC, entry(offset_of!(Jump, inverted)));
+/// What an entry's address is away from that in [`SA`], in [`SC`].
+fn tag(asm: &mut Asm, way: usize) {
+    asm.load(SC, in_entry(way, offset_of!(Way, inverted)));
     // a + !b + 1 = a - b
     asm.lea(SC, Mem::indexed(SC, SA, 0, 1), true);
-    asm.unless_rcx_zero(missed);
-    asm.load(SC, entry(offset_of!(Jump, page)));
+}
+
+fn go(asm: &mut Asm, way: usize) {
+    asm.load(SC, in_entry(way, offset_of!(Way, page)));
     asm.store(field!(page), SC);
-    asm.jmp_mem(entry(offset_of!(Jump, host)));
+    asm.jmp_mem(in_entry(way, offset_of!(Way, host)));
 }
 
 /// As translated code computes it.
 fn hash(linear: u64, mask: u64) -> usize {
-    (u64::from(crc32(linear)) & mask) as usize % ENTRIES
+    ((linear & mask) >> NEAR) as usize % ENTRIES
 }
-
-/// CRC32 of eight bytes, with the Castagnoli polynomial (SDM volume 2, CRC32).
-fn crc32(value: u64) -> u32 {
-    let step = |sum: u32, byte: &u8| sum >> 8 ^ CRC[usize::from(sum as u8 ^ byte)];
-    value.to_le_bytes().iter().fold(0, step)
-}
-
-/// Of each byte.
-const CRC: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut n = 0;
-    while n < 256 {
-        let (mut sum, mut bit) = (n as u32, 0);
-        while bit < 8 {
-            sum = sum >> 1 ^ if sum & 1 != 0 { 0x82f6_3b78 } else { 0 };
-            bit += 1;
-        }
-        table[n] = sum;
-        n += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::region::Region;
 
-    const MASK: u64 = ENTRIES as u64 - 1;
+    const MASK: u64 = mask(ENTRIES);
 
     #[test]
     fn small_caches_have_small_tables() {
-        assert_eq!(entries(96 << 20), (ENTRIES, 4 << 20));
-        assert_eq!(entries(3 << 20), (1024, 256 << 10));
-        assert_eq!(entries(1 << 20), (512, 128 << 10));
+        assert_eq!(entries(96 << 20), (ENTRIES, 6 << 20));
+        assert_eq!(entries(3 << 20), (1024, 384 << 10));
+        assert_eq!(entries(1 << 20), (512, 192 << 10));
     }
 
     #[test]
     fn an_empty_entry_is_found_by_no_address() {
-        for mask in [511, MASK] {
-            for index in 0..mask as usize + 2 {
-                let looked_for = hash(!Jump::none(index, mask).inverted, mask);
-                assert!(looked_for != index && looked_for + 1 != index);
+        for entries in [512, ENTRIES] {
+            for place in 0..entries {
+                let mask = mask(entries);
+                assert_ne!(hash(!Jump::none(place, mask).inverted, mask), place);
             }
         }
     }
@@ -283,9 +356,10 @@ mod tests {
         };
         let goes = |state: &State, linear: u64| {
             let first = std::ptr::from_ref(&state.jumps[0]) as u64;
-            let table = (state.table - first) as usize / size_of::<Jump>();
-            let entries = &state.jumps[table + hash(linear, MASK)..][..2];
-            let entry = entries.iter().find(|e| e.inverted == !linear);
+            let table = (state.table - first) as usize / size_of::<Jumps>();
+            let number = |way| (table * NUMBERS) as u32 + entry(hash(linear, MASK), way);
+            let entry =
+                (0..WAYS).map(|way| state.jump(number(way))).find(|e| e.inverted == !linear);
             entry.map(|entry| (entry.host, entry.page))
         };
         enter(&mut tables, &mut state, 1);
@@ -318,19 +392,18 @@ mod tests {
         assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(6));
         tables.enter(&mut state, 0, 1 << 20, 0);
         assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(5));
-        // Two of one hash are known at once, as are two that follow each other.
-        let same = |n: &u64| hash(*n, MASK) == hash(0x1234, MASK) && *n != 0x1234;
-        let other = (0x10_0000..).find(same).unwrap();
-        let behind = (0x10_0000..).find(|n| hash(*n, MASK) == hash(0x1234, MASK) + 1).unwrap();
+        // Two of one hash are known at once, and the third takes the place of the second.
+        let other = |n: u64| 0x1234 + n * (MASK + (1 << NEAR));
         enter(&mut tables, &mut state, 3);
         tables.set(&mut state, 0x1234, 1);
-        tables.set(&mut state, other, 2);
+        tables.set(&mut state, other(1), 2);
         assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(1));
-        assert_eq!(goes(&state, other).map(|g| g.0), Some(2));
-        let third = tables.set(&mut state, behind, 3).unwrap();
-        assert_eq!(goes(&state, behind).map(|g| g.0), Some(3));
+        assert_eq!(goes(&state, other(1)).map(|g| g.0), Some(2));
+        let third = tables.set(&mut state, other(2), 3).unwrap();
+        assert_eq!(goes(&state, other(1)), None);
+        assert_eq!(goes(&state, other(2)).map(|g| g.0), Some(3));
         assert_eq!(goes(&state, 0x1234).map(|g| g.0), Some(1));
         tables.forget(&mut state, third);
-        assert_eq!(goes(&state, behind), None);
+        assert_eq!(goes(&state, other(2)), None);
     }
 }

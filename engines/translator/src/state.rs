@@ -3,7 +3,7 @@
 use crate::{
     asm::{Mem, RSP},
     far::{FARS, Far},
-    jumps::{Jump, STRIDE, TABLES},
+    jumps::{Jumps, TABLES},
     vectors::KINDS,
     windows::{Slot, WINDOWS},
 };
@@ -89,7 +89,7 @@ pub struct State {
     pub rip: u64,
     /// The host's flags register with the guest's status flags.
     pub flags: u64,
-    /// Bits of a hash that select an entry of a table of jumps.
+    /// Bits of an address that select its place in a table of jumps.
     pub jump_mask: u64,
     /// The address space and rights, for which jumps may differ.
     pub space: u64,
@@ -144,6 +144,10 @@ pub struct State {
     /// Site and address of the last miss that only filled the TLB.
     pub refilled: (u32, u64),
     pub temp: u64,
+    /// What [`crate::jumps::look_ahead`] has found.
+    pub jump: u64,
+    /// Host address of what looks a jump up.
+    pub elsewhere: u64,
     /// Address of the guest's XSAVE area, where its vector registers are.
     pub fpu: u64,
     /// Masks of the bits of a distance from a page that are zero in the page, for operands that
@@ -212,7 +216,7 @@ pub struct State {
     pub filled: crate::tlb::Filled,
     /// Of each plane; see `lower::returns`.
     pub expected: [Expected; PLANES],
-    pub jumps: [Jump; TABLES * STRIDE],
+    pub jumps: [Jumps; TABLES],
     /// Where direct branches to other pages go.
     pub fars: [Far; FARS],
     pub tlb: [Plane; PLANES],

@@ -90,11 +90,11 @@ pub fn build(asm: &mut Asm) -> Thunks {
 
     let jump = asm.here();
     let mut missed = None;
-    jumps::look_up(asm, |asm| missed = Some(asm.jmp_forward()));
+    jumps::look_up_any(asm, |asm| missed = Some(asm.jmp_forward()));
     missed.into_iter().for_each(|missed| asm.patch(missed));
     let jump_missed = asm.here();
     let mut missed = None;
-    jumps::look_behind(asm, |asm| missed = Some(asm.jmp_forward()));
+    jumps::look_further(asm, |asm| missed = Some(asm.jmp_forward()));
     missed.into_iter().for_each(|missed| asm.patch(missed));
     asm.store(field!(rip), SA);
     asm.store_imm(field!(exit), EXIT_JUMP as i32, false);

@@ -110,7 +110,7 @@ impl Translator {
         let first = asm.here().next_multiple_of(64);
         let mut state = Region::new()?;
         state.index_mask = tlb::INDEX_MASK;
-        state.jump_mask = entries as u64 - 1;
+        state.jump_mask = jumps::mask(entries);
         state.stack_mask = 8 * (EXPECTED as u64 - 1);
         state.half = 1 << 47;
         state.status_mask = rflags::STATUS;
@@ -149,6 +149,8 @@ impl Translator {
         };
         translator.state.windows.fill(Slot::NONE);
         translator.tables.relink = translator.memory.address(translator.thunks.relink) as u64;
+        let elsewhere = translator.memory.address(translator.thunks.jump) as u64;
+        translator.state.elsewhere = elsewhere;
         translator.tables.clear(&mut translator.state);
         translator.forget_returns();
         Ok(Some(translator))
@@ -478,12 +480,13 @@ impl Translator {
         {
             return;
         }
-        // Each cycle of jumps has one that does not go forward.
-        let forward = to.start > block.start;
+        // Each cycle of jumps has one that does not go forward, each of returns a call that does
+        // not.
+        let forward = to.start > block.start || exit.polled;
         let live = to.vectors & !block.vectors == 0;
         let at = match (live, forward) {
             // Who returns is not known.
-            _ if exit.polled => to.entry,
+            _ if exit.polled && to.vectors != 0 => to.entry,
             (false, _) => to.entry,
             (true, false) => to.polled,
             (true, true) => to.unpolled,

@@ -245,8 +245,14 @@ impl Lowerer<'_> {
             Some(target) => self.remote(target),
             None => {
                 self.indirect_target(insn)?;
+                // Only canonical addresses are in the table. The others fault before all effects.
+                let found = jumps::look_ahead(&mut self.asm);
                 self.canonical();
+                jumps::not_found(&mut self.asm);
+                self.asm.land(found);
                 self.asm.store(field!(temp), SA);
+                self.asm.store(field!(jump), SB);
+                self.reuse.lost();
             }
         }
         let place = self.stack(GUEST_RSP, -8, true);
@@ -260,10 +266,10 @@ impl Lowerer<'_> {
         match direct {
             Some(target) => self.exit(target),
             None => {
-                self.asm.load(SA, field!(temp));
                 self.retire();
-                let missed = self.thunks.jump_missed;
-                jumps::look_up(&mut self.asm, |asm| asm.jmp(missed));
+                self.asm.load(SA, field!(temp));
+                self.asm.load(SB, field!(jump));
+                jumps::go_on(&mut self.asm);
             }
         }
         Ok(())

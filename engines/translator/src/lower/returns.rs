@@ -17,6 +17,9 @@ use crate::{
     state::{expected_host, expected_return, field},
 };
 
+/// The upper half of what no address has all bits inverted of.
+const NOT_CANONICAL: i32 = 0x5555_5555;
+
 impl Lowerer<'_> {
     /// The return address, an offset from the page, is in [`SC`] and on the guest's stack.
     pub(super) fn expect_return(&mut self, back: i64) {
@@ -25,8 +28,7 @@ impl Lowerer<'_> {
         asm.pext(SB, GUEST_RSP, field!(stack_mask));
         asm.store(expected_return(self.plane, SB), SC);
         let goes_on = asm.call_forward();
-        // Here it returns to, with the address in SA, from whatever page. The same return may be
-        // expected again and again, without a poll on the way.
+        // Here it returns to, with the address in SA, from whatever page.
         asm.lea(SC, Mem::at(SA, -back as i32), true);
         asm.store(field!(page), SC);
         if (0..PAGE).contains(&back) {
@@ -48,8 +50,13 @@ impl Lowerer<'_> {
         self.asm.branch_rcx_zero()
     }
 
-    /// Goes where [`Self::is_expected`] said.
+    /// Goes where [`Self::is_expected`] said. That is expected once only: what follows does not
+    /// look at the word of requests, and each cycle in which there is a return has a call, too.
+    /// A cycle of returns and of links that go forward alone there is not.
     pub(super) fn return_as_expected(&mut self) {
+        let place = expected_return(self.plane, SB);
+        let upper = Mem { disp: place.disp + 4, ..place };
+        self.asm.store_imm(upper, NOT_CANONICAL, false);
         self.asm.push_mem(expected_host(self.plane, SB));
         self.asm.ret();
     }
