@@ -50,6 +50,17 @@ pub enum Rm {
 #[derive(Clone, Copy, Debug)]
 pub struct Patch(usize);
 
+impl Patch {
+    pub fn offset(self) -> usize {
+        self.0
+    }
+
+    /// What is to be filled in so that control goes to an offset in the code memory.
+    pub fn distance(at: usize, target: usize) -> i32 {
+        (target as i64 - (at + 4) as i64) as i32
+    }
+}
+
 /// Where a short jump, whose distance is to be filled in, ends.
 #[must_use]
 #[derive(Debug)]
@@ -495,7 +506,7 @@ impl Asm {
 
     /// Makes a jump or call go to an offset in the code memory.
     pub fn patch_to(&mut self, at: Patch, target: usize) {
-        let distance = (target as i64 - (at.0 + 4) as i64) as i32;
+        let distance = Patch::distance(at.0, target);
         let here = at.0.checked_sub(self.origin).filter(|at| *at < self.code.len());
         let (code, at) = match here {
             Some(at) => (&mut self.code, at),

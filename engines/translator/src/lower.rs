@@ -68,11 +68,12 @@ pub const BASE: u64 = 1 << 40;
 pub struct Exit {
     pub cell: u32,
     pub offset: i64,
-    /// It is what a call returns to, and may be part of a cycle that has no backward jump.
-    pub polled: bool,
+    /// It is what a call returns to.
+    pub returned: bool,
     /// The TLB's plane of what is there.
     pub plane: usize,
-    /// Offset in the code memory of what the cell refers to until it is linked.
+    /// The jump that is linked, and the offset in the code memory of where it goes until then.
+    pub jump: Patch,
     pub stub: usize,
 }
 
@@ -544,7 +545,8 @@ impl<'t> Lowerer<'t> {
         self.far_misses();
         for n in 0..self.exits.len() {
             self.exits[n].stub = self.asm.here();
-            let Exit { cell, offset, .. } = self.exits[n];
+            let Exit { cell, offset, jump, .. } = self.exits[n];
+            self.asm.patch(jump);
             self.leave_at(offset, cell);
         }
     }

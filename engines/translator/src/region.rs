@@ -86,8 +86,8 @@ mod tests {
     #[test]
     fn is_zero_and_aligned_with_a_guarded_stack_below() {
         let mut region = Region::new().unwrap();
-        assert_eq!((region.rip, region.cells[region.cells.len() - 1]), (0, 0));
-        region.cells.fill(7);
+        assert_eq!((region.rip, region.fars[region.fars.len() - 1].host), (0, 0));
+        region.fars.iter_mut().for_each(|far| far.host = 7);
         assert_eq!(std::ptr::from_ref(&*region) as usize % 64, 0);
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let start = region.start.as_ptr() as usize;

@@ -23,8 +23,6 @@ pub const PLANES: usize = 3;
 pub const SLOTS: usize = 8;
 /// Entries in a table of expected returns.
 pub const EXPECTED: usize = 512;
-/// Exits of all blocks together.
-pub const CELLS: usize = 1 << 18;
 const PAGE: u64 = 4096;
 
 /// The TLB for some rights, of one page in each place: an access hits if the distance of its
@@ -220,8 +218,6 @@ pub struct State {
     /// Where direct branches to other pages go.
     pub fars: [Far; FARS],
     pub tlb: [Plane; PLANES],
-    /// Where each exit goes: host address.
-    pub cells: [u64; CELLS],
 }
 
 const _: () = {
@@ -266,10 +262,6 @@ pub fn window_field(window: usize, field: usize) -> Mem {
 
 pub fn slot(number: usize) -> Mem {
     Mem::at(RSP, offset_of!(State, slots) as i32 + 8 * (number % SLOTS) as i32 - BIAS as i32)
-}
-
-pub fn cell(number: u32) -> Mem {
-    Mem::at(RSP, offset_of!(State, cells) as i32 + 8 * number as i32 - BIAS as i32)
 }
 
 /// The TLB's entry, whose index is in a register, in the array at `at` of [`Plane`].

@@ -12,7 +12,6 @@ use x86_defs::is_canonical_48;
 use crate::{
     far::{FARS, Far},
     lower::{Exit, SITE_BITS, reach},
-    state::CELLS,
     width::Width,
 };
 
@@ -23,6 +22,8 @@ const SEGMENTS: usize = 8;
 const SEGMENT: usize = 128 << 10;
 /// A block's number is that of its segment, and these bits. A site has it in 31 bits.
 const BLOCK_BITS: u32 = 31 - SITE_BITS - SEGMENTS.ilog2();
+/// Exits of all blocks together.
+const CELLS: usize = 1 << 18;
 /// Exits of the blocks in a segment.
 const SEGMENT_CELLS: usize = CELLS / SEGMENTS;
 /// Branches to other pages of the blocks in a segment.
@@ -86,7 +87,7 @@ impl Translated {
     /// What is kept of it, in bytes.
     fn bytes(&self) -> usize {
         let cold = self.insns.iter().filter(|i| i.cold.is_some()).count();
-        let cell = size_of::<Cell>() + size_of::<u64>();
+        let cell = size_of::<Cell>();
         size_of::<Self>()
             + size_of_val(&*self.insns)
             + cold * (size_of::<Cold>() + ALLOCATION)
@@ -101,11 +102,13 @@ impl Translated {
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
     pub block: u32,
+    /// Offset in the code memory of the jump's displacement.
+    pub jump: u32,
     /// See [`Exit`].
     pub stub: u32,
     pub offset: u16,
     pub plane: u8,
-    pub polled: bool,
+    pub returned: bool,
     /// The block that it is linked to, and its neighbours in the list of those that are.
     to: u32,
     next: u32,
@@ -251,10 +254,11 @@ impl Table {
         s.fars += block.fars;
         s.cells.extend(exits.iter().map(|exit| Cell {
             block: number,
+            jump: exit.jump.offset() as u32,
             stub: exit.stub as u32,
             offset: exit.offset as u16,
             plane: exit.plane as u8,
-            polled: exit.polled,
+            returned: exit.returned,
             to: NONE,
             next: NONE,
             before: NONE,
@@ -421,6 +425,7 @@ impl Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::asm::Asm;
     use std::collections::HashMap;
 
     fn block(place: Place, exits: u32) -> Translated {
@@ -446,7 +451,8 @@ mod tests {
     }
 
     fn exit(cell: u32) -> Exit {
-        Exit { cell, offset: 0, polled: false, plane: 0, stub: 0 }
+        let jump = Asm::new(0, 64).jmp_forward();
+        Exit { cell, offset: 0, returned: false, plane: 0, jump, stub: 0 }
     }
 
     /// Adds a block; the segment that was emptied for it.

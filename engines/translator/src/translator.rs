@@ -1,7 +1,7 @@
 //! Translating, linking and running blocks of one vCPU.
 
 use crate::{
-    asm::Asm,
+    asm::{Asm, Patch},
     callout,
     counters::{Cause, Counters},
     jumps::{self, Tables},
@@ -13,7 +13,7 @@ use crate::{
     region::Region,
     source::{Source, decode, returns, translated},
     spaces::space,
-    state::{BIAS, CELLS, EXPECTED, PLANES},
+    state::{BIAS, EXPECTED, PLANES},
     table::{Cell, Code, Link, Place, Table, Translated},
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
@@ -74,6 +74,8 @@ pub struct Translator {
     autonomous: bool,
     windows: Windows,
     recover: Recover,
+    /// Jumps were linked since translated code has run, or go back to the run loop.
+    changed: bool,
     counters: Counters,
     perf_map: Option<Arc<PerfMap>>,
     listing: Option<Listing>,
@@ -143,6 +145,7 @@ impl Translator {
             autonomous: false,
             windows: Windows::new(Windowing::Off),
             recover: Recover::default(),
+            changed: false,
             counters: Counters::default(),
             perf_map: None,
             listing: None,
@@ -318,9 +321,6 @@ impl Translator {
             return None;
         }
         self.made(source, insns, lowered.callouts, parts);
-        for exit in &lowered.exits {
-            self.state.cells[exit.cell as usize % CELLS] = self.memory.address(exit.stub) as u64;
-        }
         for far in place.fars.0..lowered.fars {
             self.tables.set_far(&mut self.state, far);
         }
@@ -454,7 +454,7 @@ impl Translator {
                 self.unlink(cell);
             }
             let mut cells = (first..first + count).filter_map(|cell| self.table.cell(cell));
-            expected |= cells.any(|cell| cell.polled);
+            expected |= cells.any(|cell| cell.returned);
         }
         if expected {
             self.forget_returns();
@@ -462,9 +462,16 @@ impl Translator {
     }
 
     fn unlink(&mut self, cell: u32) {
-        if let Some(Cell { stub, .. }) = self.table.cell(cell) {
-            self.state.cells[cell as usize % CELLS] = self.memory.address(*stub as usize) as u64;
+        if let Some(Cell { jump, stub, .. }) = self.table.cell(cell) {
+            let (jump, stub) = (*jump as usize, *stub as usize);
+            self.point(jump, stub);
         }
+    }
+
+    /// The jump with its displacement at this offset goes to that one. No translated code runs.
+    fn point(&mut self, jump: usize, to: usize) {
+        native::write(&self.memory, jump, &Patch::distance(jump, to).to_le_bytes());
+        self.changed = true;
     }
 
     /// The exit goes straight to this block, which is where it was seen to go.
@@ -482,16 +489,16 @@ impl Translator {
         }
         // Each cycle of jumps has one that does not go forward, each of returns a call that does
         // not.
-        let forward = to.start > block.start || exit.polled;
+        let forward = to.start > block.start || exit.returned;
         let live = to.vectors & !block.vectors == 0;
         let at = match (live, forward) {
             // Who returns is not known.
-            _ if exit.polled && to.vectors != 0 => to.entry,
+            _ if exit.returned && to.vectors != 0 => to.entry,
             (false, _) => to.entry,
             (true, false) => to.polled,
             (true, true) => to.unpolled,
         };
-        self.state.cells[link.cell as usize % CELLS] = self.memory.address(at) as u64;
+        self.point(exit.jump as usize, at);
         self.table.attach(link.cell, code.number);
         self.counters.links += 1;
     }
@@ -571,6 +578,9 @@ impl Translator {
         }
         if !callout::may_run(state, vectors) {
             return None;
+        }
+        if std::mem::take(&mut self.changed) {
+            emit::serialize();
         }
         let code = self.memory.address(0);
         let _guard = env

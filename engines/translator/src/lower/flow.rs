@@ -6,7 +6,7 @@ use crate::{
     far::{Far, far},
     jumps,
     regs::{self, GUEST_RSP, SA, SB, SC},
-    state::{cell, field, gpr},
+    state::{field, gpr},
 };
 use iced_x86::{Code, FlowControl, Instruction, OpKind};
 use std::mem::offset_of;
@@ -35,11 +35,12 @@ pub fn reach(plane: usize) -> u64 {
 }
 
 impl Lowerer<'_> {
-    /// Control goes to an offset from the page: inside it, over a cell that can be linked.
+    /// Control goes to an offset from the page: inside it, by a jump that can be linked.
     pub(super) fn exit(&mut self, offset: i64) {
         self.retire();
         if (0..PAGE).contains(&offset) {
-            self.over_cell(offset, false);
+            let jump = self.asm.jmp_forward();
+            self.linked(jump, offset, false);
         } else {
             self.over_far(offset);
         }
@@ -85,13 +86,20 @@ impl Lowerer<'_> {
         self.fars = fars;
     }
 
-    /// Control goes to an offset in the page; if `polled`, whatever is there looks at the word
-    /// of requests.
-    pub(super) fn over_cell(&mut self, offset: i64, polled: bool) {
-        let number = self.first_cell + self.exits.len() as u32;
-        let plane = self.exit_plane;
-        self.exits.push(Exit { cell: number, offset, polled, plane, stub: 0 });
-        self.asm.jmp_mem(cell(number));
+    /// The jump goes to an offset in the page; `returned` to by a return.
+    pub(super) fn linked(&mut self, jump: Patch, offset: i64, returned: bool) {
+        let (cell, plane) = (self.first_cell + self.exits.len() as u32, self.exit_plane);
+        self.exits.push(Exit { cell, offset, returned, plane, jump, stub: 0 });
+    }
+
+    /// The same as [`Self::exit`] if the condition holds.
+    fn exit_if(&mut self, condition: u8, offset: i64) {
+        if (0..PAGE).contains(&offset) && !self.counted {
+            let jump = self.asm.jcc_forward(condition);
+            self.linked(jump, offset, false);
+        } else {
+            self.aside(condition, |this| this.exit(offset));
+        }
     }
 
     /// Control goes to the linear address in [`SA`].
@@ -165,12 +173,10 @@ impl Lowerer<'_> {
             return Err(Untranslated);
         }
         if target != self.start {
-            let around = self.asm.branch(condition ^ 1);
-            self.exit(target);
-            self.asm.land(around);
+            self.exit_if(condition, target);
         } else if self.turns() {
             let end = insn.next_ip().wrapping_sub(BASE) as i64;
-            self.aside(condition ^ 1, |this| this.exit(end));
+            self.exit_if(condition ^ 1, end);
         } else if self.counted {
             let around = self.asm.branch(condition ^ 1);
             self.retire();

@@ -32,7 +32,8 @@ impl Lowerer<'_> {
         asm.lea(SC, Mem::at(SA, -back as i32), true);
         asm.store(field!(page), SC);
         if (0..PAGE).contains(&back) {
-            self.over_cell(back, true);
+            let jump = self.asm.jmp_forward();
+            self.linked(jump, back, true);
         } else {
             self.asm.jmp(self.thunks.jump);
         }
