@@ -5,7 +5,7 @@
 //! address is canonical need not be asked before, since only such ones are in the tables.
 
 use crate::{
-    asm::{Asm, Mem, RSP, Short},
+    asm::{Asm, Mem, RSP},
     far::Copies,
     regs::{SA, SB, SC},
     spaces::Shorts,
@@ -254,12 +254,11 @@ pub fn look_up(asm: &mut Asm, missed: impl FnOnce(&mut Asm)) {
     go_on(asm);
 }
 
-/// Finds where to go from the address in [`SA`], which is then known to be canonical: control is
-/// there where the result lands, with [`SB`] for [`go_on`]. Else it goes on here.
-pub fn look_ahead(asm: &mut Asm) -> Short {
+/// Finds where to go from the address in [`SA`]: [`SC`] is zero if there is an entry, which is
+/// then in [`SB`] for [`go_on`]. The address is known to be canonical then.
+pub fn look_ahead(asm: &mut Asm) {
     place(asm);
     tag(asm, 0);
-    asm.branch_rcx_zero()
 }
 
 /// [`SB`] for [`go_on`], if the address is to be looked for then.

@@ -154,6 +154,53 @@ fn kicks_are_sticky() {
     thread.join().unwrap();
 }
 
+/// Calls and returns without end are stopped like any other loop.
+#[test]
+fn whoever_calls_and_returns_for_ever_is_stopped() {
+    type Make = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let programs: [Make; 3] = [
+        // The same return again and again.
+        |a| {
+            let mut next = a.create_label();
+            a.lea(rbx, qword_ptr(rsp - 8))?;
+            a.call(next)?;
+            a.set_label(&mut next)?;
+            a.mov(rsp, rbx)?;
+            a.ret()
+        },
+        |a| {
+            let mut again = a.create_label();
+            a.mov(rbx, rsp)?;
+            a.set_label(&mut again)?;
+            a.mov(rsp, rbx)?;
+            a.call(again)
+        },
+        // Calls and returns that go forward, and one return back.
+        |a| {
+            let (mut again, mut first, mut second) =
+                (a.create_label(), a.create_label(), a.create_label());
+            a.set_label(&mut again)?;
+            a.call(first)?;
+            a.jmp(again)?;
+            a.set_label(&mut first)?;
+            a.call(second)?;
+            a.ret()?;
+            a.set_label(&mut second)?;
+            a.ret()
+        },
+    ];
+    for program in programs {
+        let mut guest = Guest::asm(64, &long_mode(), program);
+        let kicker = guest.vcpu.kicker();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            kicker.stop();
+        });
+        assert_eq!(guest.run(), Exit::Stopped);
+        thread.join().unwrap();
+    }
+}
+
 #[test]
 fn nmis_are_masked_until_iret() {
     let mut guest = Guest::asm(64, &long_mode(), |a| {

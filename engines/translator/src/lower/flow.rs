@@ -155,11 +155,12 @@ impl Lowerer<'_> {
                 }
                 self.retire();
                 // Only canonical addresses are in the table.
-                let mut missed = None;
-                jumps::look_up(&mut self.asm, |asm| missed = Some(asm.jmp_forward()));
-                missed.into_iter().for_each(|missed| self.asm.patch(missed));
-                self.canonical();
-                self.asm.jmp(self.thunks.jump_missed);
+                jumps::look_ahead(&mut self.asm);
+                self.aside_unless_zero(|this| {
+                    this.canonical();
+                    this.asm.jmp(this.thunks.jump_missed);
+                });
+                jumps::go_on(&mut self.asm);
             }
             _ => return Err(Untranslated),
         }
@@ -215,6 +216,21 @@ impl Lowerer<'_> {
         self.asm.change_part();
     }
 
+    /// What is done out of line unless [`SC`] is zero; control does not come back.
+    pub(super) fn aside_unless_zero(&mut self, f: impl FnOnce(&mut Self)) {
+        if self.reuse.plain {
+            let around = self.asm.branch_rcx_zero();
+            f(self);
+            return self.asm.land(around);
+        }
+        let mut out = None;
+        self.asm.unless_rcx_zero(|asm| out = Some(asm.jmp_forward()));
+        self.asm.change_part();
+        out.into_iter().for_each(|out| self.asm.patch(out));
+        f(self);
+        self.asm.change_part();
+    }
+
     /// Target of an indirect jump or call in [`SA`].
     fn indirect_target(&mut self, insn: &Instruction) -> Done {
         if insn.op0_kind() == OpKind::Memory {
@@ -252,10 +268,11 @@ impl Lowerer<'_> {
             None => {
                 self.indirect_target(insn)?;
                 // Only canonical addresses are in the table. The others fault before all effects.
-                let found = jumps::look_ahead(&mut self.asm);
+                jumps::look_ahead(&mut self.asm);
+                let around = self.asm.branch_rcx_zero();
                 self.canonical();
                 jumps::not_found(&mut self.asm);
-                self.asm.land(found);
+                self.asm.land(around);
                 self.asm.store(field!(temp), SA);
                 self.asm.store(field!(jump), SB);
                 self.reuse.lost();
@@ -289,11 +306,12 @@ impl Lowerer<'_> {
         };
         let place = self.stack(GUEST_RSP, 0, false);
         self.asm.load(SA, place.host());
-        let expected = self.is_expected();
-        self.canonical();
-        self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
-        self.jump();
-        self.asm.land(expected);
+        self.compare_expected();
+        self.aside_unless_zero(|this| {
+            this.canonical();
+            this.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
+            this.jump();
+        });
         self.asm.lea(GUEST_RSP, Mem::at(GUEST_RSP, 8 + extra), true);
         self.retire();
         self.return_as_expected();

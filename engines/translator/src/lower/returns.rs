@@ -41,14 +41,19 @@ impl Lowerer<'_> {
         self.asm.pop_mem(expected_host(self.plane, SB));
     }
 
-    /// Jumps if the return address in [`SA`], which is on top of the guest's stack, is expected
-    /// there; [`SB`] is its place then.
+    /// The same as [`Self::compare_expected`], and jumps if it is.
     pub(super) fn is_expected(&mut self) -> Short {
+        self.compare_expected();
+        self.asm.branch_rcx_zero()
+    }
+
+    /// [`SC`] is zero if the return address in [`SA`], which is on top of the guest's stack, is
+    /// expected there; [`SB`] is its place then.
+    pub(super) fn compare_expected(&mut self) {
         self.asm.pext(SB, GUEST_RSP, field!(stack_mask));
         self.asm.load(SC, expected_return(self.plane, SB));
         // a + !b + 1 = a - b
         self.asm.lea(SC, Mem::indexed(SC, SA, 0, 1), true);
-        self.asm.branch_rcx_zero()
     }
 
     /// Goes where [`Self::is_expected`] said. That is expected once only: what follows does not
