@@ -1,5 +1,5 @@
 use super::support::*;
-use engine::{Breakpoint, BreakpointKind, DebugExit, Exit, GuestDebug, Pending};
+use engine::{Breakpoint, BreakpointKind, DebugExit, Exit, GuestDebug, Pending, VmConfig};
 use iced_x86::code_asm::*;
 use x86_defs::rflags;
 
@@ -161,11 +161,16 @@ fn whoever_calls_and_returns_for_ever_is_stopped() {
     let programs: [Make; 3] = [
         // The same return again and again.
         |a| {
-            let mut next = a.create_label();
-            a.lea(rbx, qword_ptr(rsp - 8))?;
+            let (mut again, mut next) = (a.create_label(), a.create_label());
+            a.mov(rbx, rsp)?;
+            a.mov(ebp, 20)?;
+            a.set_label(&mut again)?;
+            a.mov(rsp, rbx)?;
             a.call(next)?;
             a.set_label(&mut next)?;
-            a.mov(rsp, rbx)?;
+            a.dec(ebp)?;
+            a.jns(again)?;
+            a.lea(rsp, qword_ptr(rbx - 8))?;
             a.ret()
         },
         |a| {
@@ -190,7 +195,12 @@ fn whoever_calls_and_returns_for_ever_is_stopped() {
         },
     ];
     for program in programs {
-        let mut guest = Guest::asm(64, &long_mode(), program);
+        // Translated at once, and no budget of instructions ends it.
+        let vm = vm_as(&translating(), VmConfig::default());
+        vm.memory().write(CODE, &assemble(64, CODE, program)).unwrap();
+        let mut vcpu = vm.create_vcpu(0).unwrap();
+        vcpu.set_state(&long_mode()).unwrap();
+        let mut guest = Guest { vm, vcpu, host: Host::default() };
         let kicker = guest.vcpu.kicker();
         let thread = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(5));
