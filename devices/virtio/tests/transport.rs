@@ -258,6 +258,24 @@ fn an_enabled_queue_stays_as_it_is() {
 }
 
 #[test]
+fn a_device_that_is_not_master_of_the_bus_rests() {
+    let board = Board::new();
+    board.start(VERSION_1, true);
+    board.write(ECAM + (1 << 15) + 4, 2, 2);
+    board.memory.write(device(0), &[0xee; 32]).unwrap();
+    board.request(b"later");
+    board.write(board.bar + 0x3004, 1, 2);
+    // The threads have seen the doorbells when they have seen the pause.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    board.pause();
+    assert_eq!((board.half(device(0)), board.used(0)), (0xeeee, 0xeeee), "not even the flags");
+    board.memory.write(device(0), &[0; 32]).unwrap();
+    board.write(ECAM + (1 << 15) + 4, 6, 2);
+    board.resume();
+    board.until("the request", || board.used(0) == 1);
+}
+
+#[test]
 fn a_reset_ends_everything() {
     let board = Board::new();
     board.start(VERSION_1, false);

@@ -215,6 +215,28 @@ fn a_request_in_many_pieces() {
 }
 
 #[test]
+fn a_request_that_leaves_the_disk_does_nothing() {
+    let (board, disk) = device();
+    let (at, data) = (buffer(0), 0x4_0000);
+    board.memory.write(at, &header(OUT, 0)).unwrap();
+    // More than is moved at once, and twice the disk.
+    board.memory.write(data, &vec![0x55; 0x4_0000]).unwrap();
+    board.describe(0, 0, at, 16, 1, 1);
+    board.describe(0, 1, data, 0x4_0000, 1, 2);
+    board.describe(0, 2, at + 0x1000, 1, 2, 0);
+    board.memory.write(at + 0x1000, &[0xff]).unwrap();
+    board.offer(0, 0);
+    board.ring(0);
+    board.until("the request", || board.used(0) == 1);
+    let mut status = [0];
+    board.memory.read(at + 0x1000, &mut status).unwrap();
+    assert_eq!(status, IO_ERROR);
+    let mut all = vec![0; 256 * 512];
+    disk.read(0, &mut all).unwrap();
+    assert!(all.iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn the_cache_mode_is_state() {
     let (board, ..) = with(shape(), 1, ALL);
     board.write(board.bar + 0x2000 + 32, 0, 1);
