@@ -103,7 +103,7 @@ fn next_instruction(wide: bool) {
         let state = guest.vcpu.state().unwrap();
         match wide {
             true => assert_eq!(state.regs.gpr[2], 2000 * 2001 / 2),
-            false => assert_eq!(state.regs.gpr[3], (1..=2000_u64).map(|n| n & 0xff).sum()),
+            false => assert_eq!(state.regs.gpr[3], (1..=2000_u64).map(|n| n & 0xff).sum::<u64>()),
         }
     });
 }

@@ -110,7 +110,7 @@ fn code_near_the_end_of_a_half_is_translated() {
     state.regs.gpr[RBX] = at;
     vcpu.set_state(&state).unwrap();
     assert_eq!(vcpu.run(&mut Host::default()).unwrap(), Exit::Idle);
-    assert_eq!(vcpu.state().unwrap().regs.gpr[8], ROUNDS.into());
+    assert_eq!(vcpu.state().unwrap().regs.gpr[8], u64::from(ROUNDS));
     // Each call would look for what is not there.
     let jumps = vcpu.stats().get("exits by cause", "jump not in the table");
     assert!(matches!(jumps, Some(Value::Count(0..10))), "{jumps:?}");

@@ -48,7 +48,7 @@ fn check(left: &Left, case: &str) {
     assert_eq!(words, [each, each, 2 * each, 2 * each, 2 * each], "{case}");
     let weights = |odd: u32| (1..=ROUNDS).filter(|n| n % 2 == odd).sum::<u32>();
     let sum = TURNS * (weights(0) + 2 * weights(1));
-    assert_eq!(left.gpr[8], sum.into(), "{case}");
+    assert_eq!(left.gpr[8], u64::from(sum), "{case}");
 }
 
 #[test]
