@@ -237,6 +237,7 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     state.ac = cpu.rflags & rflags::AC;
     state.rest = cpu.rflags & !(rflags::STATUS | rflags::IF | rflags::AC) | rflags::FIXED;
     state.held = (cpu.held || cpu.look).into();
+    (state.cr0, state.cr2, state.cr3, state.cr4) = (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4);
     levels::arm(state, env);
     let cpu = &mut *env.ctx.cpu;
     state.kernel_gs = cpu.hot.kernel_gs_base;

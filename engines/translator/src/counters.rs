@@ -66,6 +66,7 @@ pub struct Counters {
     pub exceptions: [u64; 32],
     /// Asked for by translated code.
     pub tsc_reads: u64,
+    pub cpuids: u64,
     /// Accesses that missed the TLB, or crossed a page.
     pub tlb_misses: u64,
     /// Those of them that needed no handler.
@@ -97,6 +98,7 @@ impl Default for Counters {
             stayed: 0,
             exceptions: [0; 32],
             tsc_reads: 0,
+            cpuids: 0,
             tlb_misses: 0,
             tlb_refills: 0,
             tlb_fills: [0; PLANES],
@@ -163,6 +165,7 @@ impl Counters {
             .count("callouts", self.callouts.iter().sum())
             .count("callouts that jumped", self.stayed)
             .count("time stamps read", self.tsc_reads)
+            .count("CPUIDs answered", self.cpuids)
             .count("TLB misses", self.tlb_misses)
             .count("of them without a handler", self.tlb_refills)
             .count("TLB entries filled", self.tlb_fills.iter().sum())

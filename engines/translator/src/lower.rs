@@ -177,7 +177,7 @@ pub struct Lowerer<'t> {
     /// Where handlers are called in the line.
     calls: Vec<Patch>,
     /// Where the time-stamp counter is asked for.
-    tsc_calls: Vec<Patch>,
+    light_calls: Vec<(Patch, [usize; 3])>,
     /// Where instructions begin in the plain part, by number.
     plain: Vec<usize>,
     reuse: Reuse,
@@ -246,7 +246,7 @@ impl<'t> Lowerer<'t> {
             vectors: 0,
             known: &[],
             calls: room.calls,
-            tsc_calls: room.tsc_calls,
+            light_calls: room.light_calls,
             plain: room.plain,
             reuse: room.reuse,
             runs: room.runs,
@@ -358,12 +358,9 @@ impl<'t> Lowerer<'t> {
         for call in self.calls.drain(..) {
             self.asm.patch_to(call, callout);
         }
-        let tsc = match self.vectors & vectors::X87 {
-            0 => self.thunks.tsc_live,
-            _ => self.thunks.tsc_x87,
-        };
-        for call in self.tsc_calls.drain(..) {
-            self.asm.patch_to(call, tsc);
+        let x87 = self.vectors & vectors::X87 != 0;
+        for (call, [_, live, live_x87]) in self.light_calls.drain(..) {
+            self.asm.patch_to(call, if x87 { live_x87 } else { live });
         }
         let entry = self.asm.here();
         let wanted = vectors::wanted(self.vectors);

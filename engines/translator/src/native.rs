@@ -11,6 +11,7 @@ use crate::{
 };
 use emit::CodeMemory;
 use semantics::{Ctx, Stop};
+use x86_defs::gpr;
 
 /// What a callout works on, while translated code runs.
 pub struct Env<'e, 'c> {
@@ -46,6 +47,7 @@ pub(crate) fn enter(
     state.env = std::ptr::from_mut(env) as u64;
     state.callout = called_out as *const () as u64;
     state.tsc = read_tsc as *const () as u64;
+    state.cpuid = read_cpuid as *const () as u64;
     let rsp = std::ptr::from_mut(state).cast::<u8>().wrapping_add(BIAS);
     let target = memory.address(at);
     // SAFETY: at `enter` is code of this signature, made by `thunks::build`: it preserves what
@@ -88,6 +90,22 @@ extern "sysv64" fn read_tsc(rsp: *mut u8) -> u64 {
     };
     env.counters.tsc_reads += 1;
     env.ctx.tsc()
+}
+
+/// Called by translated code: CPUID, of and into the guest's registers in the state.
+extern "sysv64" fn read_cpuid(rsp: *mut u8) {
+    // SAFETY: as in `called_out`.
+    let (state, env) = unsafe {
+        let state = &mut *rsp.wrapping_sub(BIAS).cast::<State>();
+        let env = &mut *(state.env as Opaque);
+        (state, env)
+    };
+    env.counters.cpuids += 1;
+    let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
+    let answer = env.ctx.cpu.leaf(leaf, subleaf);
+    for (register, value) in [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX].into_iter().zip(answer) {
+        state.gpr[register] = value.into();
+    }
 }
 
 /// Writes code where no translated code is that could run meanwhile.

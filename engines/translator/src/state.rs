@@ -114,8 +114,14 @@ pub struct State {
     pub level_selectors: [[u64; 2]; 2],
     /// Not zero if the bases of FS and GS must not be read or written by instructions for that.
     pub fsgs_bad: u64,
-    /// A function that reads it.
+    /// A function that reads it, and one that answers CPUID.
     pub tsc: u64,
+    pub cpuid: u64,
+    /// The guest's.
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
     /// The status flags while it does, as LAHF and SETO have them.
     pub saved_flags: u64,
     /// Half of the canonical range.

@@ -18,11 +18,10 @@ pub struct Thunks {
     pub callout: usize,
     /// The same, after [`SA`] missed the TLB.
     pub miss: usize,
-    /// Reads the time-stamp counter; the same for blocks that use vector registers, and the x87
-    /// registers.
-    pub tsc: usize,
-    pub tsc_live: usize,
-    pub tsc_x87: usize,
+    /// Reads the time-stamp counter, and answers CPUID: for blocks that use no vector registers,
+    /// for those that use some, and for those that use the x87 registers, too.
+    pub tsc: [usize; 3],
+    pub cpuid: [usize; 3],
     /// The same two as above for blocks that use vector registers.
     pub callout_live: usize,
     pub miss_live: usize,
@@ -114,10 +113,12 @@ pub fn build(asm: &mut Asm) -> Thunks {
     let _ = asm.call(callout);
     // It goes elsewhere.
     asm.jmp(leave);
-    let [tsc, tsc_live, tsc_x87] = [0, vectors::USED, vectors::USED | vectors::X87].map(|used| {
-        let at = asm.here();
-        light::tsc_thunk(asm, used);
-        at
+    let [tsc, cpuid] = [light::tsc_thunk, light::cpuid_thunk].map(|thunk| {
+        [0, vectors::USED, vectors::USED | vectors::X87].map(|used| {
+            let at = asm.here();
+            thunk(asm, used);
+            at
+        })
     });
     let revive = asm.here();
     vectors::revive_thunk(asm);
@@ -129,8 +130,7 @@ pub fn build(asm: &mut Asm) -> Thunks {
         callout,
         miss,
         tsc,
-        tsc_live,
-        tsc_x87,
+        cpuid,
         callout_live,
         miss_live,
         callout_x87,

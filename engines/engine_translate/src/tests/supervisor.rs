@@ -155,3 +155,65 @@ fn two_pages_of_one_instruction_may_have_the_same_place_in_the_tlb() {
     });
     assert_eq!(state.regs.gpr[0], 0x0101_0101);
 }
+
+/// What processors answer, and what control registers have, is asked for in place: with flags to
+/// keep, with registers of all kinds live, and after an exception and a write have changed it.
+#[test]
+fn processors_and_control_registers_are_asked_in_place() {
+    let state = both(None, |a| {
+        let mut again = a.create_label();
+        a.mov(rax, cr4)?;
+        a.or(rax, cr4::OSFXSR as i32)?;
+        a.mov(cr4, rax)?;
+        a.mov(r13d, 40)?;
+        a.movq(xmm3, r13)?;
+        a.fninit()?;
+        a.fld1()?;
+        a.set_label(&mut again)?;
+        for (leaf, subleaf) in
+            [(0, 0), (1, 0), (4, 2), (7, 0), (0xb, 1), (0xd, 0), (0x8000_0001, 9)]
+        {
+            a.mov(rax, 0xfeed_0000_0000_0000u64 | leaf)?;
+            a.mov(rcx, 0xface_0000_0000_0000u64 | subleaf)?;
+            a.mov(rbx, -1i64)?;
+            a.mov(rdx, -1i64)?;
+            a.cmp(r13d, 20)?;
+            a.cpuid()?;
+            // The flags are those of the comparison.
+            a.adc(r8, rax)?;
+            a.lea(r8, ptr(r8 + rbx))?;
+            a.lea(r8, ptr(r8 + rcx))?;
+            a.lea(r8, ptr(r8 + rdx * 8))?;
+        }
+        // #PF, whose address is read.
+        a.mov(rsi, r13)?;
+        a.shl(rsi, 12)?;
+        a.add(rsi, 0x1000_0000)?;
+        a.cmp(byte_ptr(rsi), 5)?;
+        a.mov(r10, cr2)?;
+        a.add(r9, r10)?;
+        a.mov(rdi, cr4)?;
+        a.mov(r11, cr0)?;
+        a.mov(rbp, cr3)?;
+        a.xor(r11, rbp)?;
+        a.lea(r9, ptr(r9 + r11 * 2 + 3))?;
+        a.mov(rax, rdi)?;
+        a.xor(rax, cr4::TSD as i32)?;
+        a.mov(cr4, rax)?;
+        a.mov(rax, cr4)?;
+        a.mov(cr4, rdi)?;
+        a.sub(rax, rdi)?;
+        a.add(r12, rax)?;
+        a.lea(rax, ptr(rsi + r13))?;
+        a.mov(cr2, rax)?;
+        a.mov(rax, cr2)?;
+        a.add(r9, rax)?;
+        a.fchs()?;
+        a.paddq(xmm3, xmm3)?;
+        a.dec(r13d)?;
+        a.jne(again)?;
+        a.movq(r13, xmm3)?;
+        a.hlt()
+    });
+    assert_eq!((state.regs.gpr[14], state.regs.gpr[13]), (40, 40 << 40));
+}

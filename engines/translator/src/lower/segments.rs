@@ -33,7 +33,7 @@ impl Lowerer<'_> {
     }
 
     /// All of a guest register, from the state.
-    fn load_register(&mut self, register: Register, from: Mem, wide: bool) -> Done {
+    pub(super) fn load_register(&mut self, register: Register, from: Mem, wide: bool) -> Done {
         let number = regs::number(register).ok_or(Untranslated)?;
         let to = regs::home(number).unwrap_or(SA);
         self.scratch.lost(to);

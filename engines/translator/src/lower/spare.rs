@@ -25,7 +25,7 @@ pub struct Spare {
     pub(super) misses: Vec<Miss>,
     pub(super) ends: Vec<usize>,
     pub(super) calls: Vec<Patch>,
-    pub(super) tsc_calls: Vec<Patch>,
+    pub(super) light_calls: Vec<(Patch, [usize; 3])>,
     pub(super) plain: Vec<usize>,
     pub(super) reuse: Reuse,
     pub(super) runs: Vec<bool>,
@@ -45,7 +45,7 @@ impl Lowerer<'_> {
         spare.misses = empty(std::mem::take(&mut self.misses));
         spare.ends = empty(std::mem::take(&mut self.ends));
         spare.calls = empty(std::mem::take(&mut self.calls));
-        spare.tsc_calls = empty(std::mem::take(&mut self.tsc_calls));
+        spare.light_calls = empty(std::mem::take(&mut self.light_calls));
         spare.plain = empty(std::mem::take(&mut self.plain));
         spare.reuse = std::mem::take(&mut self.reuse).emptied();
         spare.runs = empty(std::mem::take(&mut self.runs));

@@ -11,7 +11,7 @@ use crate::{
     regs::{GUEST_RSP, SA, SB, SC},
     state::field,
 };
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic, Register};
 use x86_defs::rflags;
 
 /// The TLB's planes.
@@ -55,6 +55,22 @@ impl Lowerer<'_> {
         self.handler_from(patch);
         self.asm.store_imm(field!(intf), rflags::IF as i32, true);
         Ok(())
+    }
+
+    /// MOV from CR0, CR2, CR3 or CR4, which only handlers change. CR8 is the host's to know.
+    pub(super) fn mov_from_control(&mut self, insn: &Instruction) -> Done {
+        self.supervisor()?;
+        if insn.code() != Code::Mov_r64_cr || self.narrow {
+            return Err(Untranslated);
+        }
+        let from = match insn.op1_register() {
+            Register::CR0 => field!(cr0),
+            Register::CR2 => field!(cr2),
+            Register::CR3 => field!(cr3),
+            Register::CR4 => field!(cr4),
+            _ => return Err(Untranslated),
+        };
+        self.load_register(insn.op0_register(), from, true)
     }
 
     pub(super) fn swapgs(&mut self) -> Done {

@@ -1,4 +1,4 @@
-//! RDTSC, RDTSCP and RDPID.
+//! RDTSC, RDTSCP, RDPID and CPUID.
 //!
 //! The counter is the host's answer, asked for at each time, so that a run can be recorded. Where
 //! retired instructions are counted, time may be made of them, and the handler asks.
@@ -21,8 +21,7 @@ impl Lowerer<'_> {
         if self.plane == USER {
             self.unless_zero(field!(tsc_bad));
         }
-        let call = self.asm.call(self.thunks.tsc);
-        self.tsc_calls.push(call);
+        self.light_call(self.thunks.tsc);
         self.asm.rorx(RDX, SA, 32);
         self.asm.mov(RDX, RDX, false);
         self.asm.mov(RAX, SA, false);
@@ -30,6 +29,18 @@ impl Lowerer<'_> {
             self.asm.load32(GUEST_RCX, field!(tsc_aux));
         }
         Ok(())
+    }
+
+    /// Not in 16-bit code, whose registers are longer than its instructions say.
+    pub(super) fn cpuid(&mut self) -> Done {
+        self.light_call(self.thunks.cpuid);
+        Ok(())
+    }
+
+    /// Of a thunk, that for a block that uses vector registers as this one does.
+    fn light_call(&mut self, thunks: [usize; 3]) {
+        let call = self.asm.call(thunks[0]);
+        self.light_calls.push((call, thunks));
     }
 
     pub(super) fn rdpid(&mut self, insn: &Instruction) -> Done {
