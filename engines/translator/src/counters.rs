@@ -73,6 +73,8 @@ pub struct Counters {
     pub tlb_refills: u64,
     pub tlb_fills: [u64; PLANES],
     pub tlb_clears: u64,
+    /// Entries of spaces that run again.
+    pub tlb_kept: u64,
     exits: [u64; Cause::ALL.len()],
     /// By mnemonic; without those that missed the TLB.
     callouts: Vec<u64>,
@@ -103,6 +105,7 @@ impl Default for Counters {
             tlb_refills: 0,
             tlb_fills: [0; PLANES],
             tlb_clears: 0,
+            tlb_kept: 0,
             exits: [0; Cause::ALL.len()],
             callouts: vec![0; Mnemonic::values().len()],
         }
@@ -169,6 +172,7 @@ impl Counters {
             .count("TLB misses", self.tlb_misses)
             .count("of them without a handler", self.tlb_refills)
             .count("TLB entries filled", self.tlb_fills.iter().sum())
+            .count("TLB entries of spaces that ran again", self.tlb_kept)
             .count("TLB cleared", self.tlb_clears);
         let exits = stats.group("exits by cause");
         for ((_, name), count) in Cause::ALL.iter().zip(self.exits) {

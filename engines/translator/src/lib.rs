@@ -13,6 +13,7 @@ mod counters;
 mod far;
 mod forms;
 mod jumps;
+mod kept;
 mod levels;
 mod light;
 mod lower;

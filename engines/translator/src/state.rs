@@ -205,6 +205,8 @@ pub struct State {
     pub miss: u32,
     /// Which branch to another page missed.
     pub far: u32,
+    /// How many more branches miss until one copies.
+    pub far_turn: u64,
     /// Which exit was taken.
     pub exit: u32,
     /// Instructions that may yet be retired, where they are counted; see `lower::count`.
@@ -218,6 +220,7 @@ pub struct State {
     /// What the callout needs; an address.
     pub env: u64,
     pub filled: crate::tlb::Filled,
+    pub kept: crate::kept::Kept,
     /// Of each plane; see `lower::returns`.
     pub expected: [Expected; PLANES],
     pub jumps: [Jumps; TABLES],

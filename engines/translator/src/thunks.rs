@@ -51,6 +51,8 @@ pub const READ: u32 = 1;
 pub const WRITE: u32 = 2;
 /// What it says if a branch to another page missed.
 pub const FAR: u32 = 3;
+/// Of the branches to other pages that miss, one in so many copies where it went.
+pub const FAR_TURNS: i32 = 6;
 /// What it says if an access by a window faulted.
 pub const WINDOW: u32 = 4;
 /// How far behind the return address of a miss the instruction is begun again.
@@ -107,8 +109,15 @@ pub fn build(asm: &mut Asm) -> Thunks {
     let (miss_live, callout_live) = callouts(asm, back, vectors::USED);
     let (miss_x87, callout_x87) = callouts(asm, back, vectors::USED | vectors::X87);
     let relink = asm.here();
-    asm.store(field!(missed), SA);
+    // A branch that runs once or twice, in a space that ends soon, would copy in vain: of those
+    // that miss, each so many copies, so that the ones which run often soon will have.
     asm.store32(field!(far), SC);
+    asm.load(SC, field!(far_turn));
+    asm.lea(SC, Mem::at(SC, -1), true);
+    asm.store(field!(far_turn), SC);
+    asm.unless_rcx_zero(|asm| asm.jmp(jump));
+    asm.store_imm(field!(far_turn), FAR_TURNS, true);
+    asm.store(field!(missed), SA);
     asm.store_imm(field!(miss), FAR as i32, false);
     let _ = asm.call(callout);
     // It goes elsewhere.

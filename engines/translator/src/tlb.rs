@@ -5,7 +5,8 @@
 
 use crate::{
     counters::Counters,
-    state::{PLANES, State, TLB, none},
+    kept::Entry,
+    state::{PLANES, Plane, State, TLB, none},
     windows::Windows,
 };
 use semantics::mem::Mmu;
@@ -71,15 +72,25 @@ pub fn refresh(state: &mut State, mmu: &mut Mmu, counters: &mut Counters, window
 }
 
 fn forget(state: &mut State, mmu: &mut Mmu, counters: &mut Counters) {
-    let changes = mmu.tlb_changes();
+    let (changes, number) = (mmu.tlb_changes(), mmu.tags_of(false).all);
     if changes.all {
         counters.tlb_clears += 1;
         clear(state);
+        state.kept.rename(number);
     } else {
         let gone = changes.pages().iter().chain(changes.evicted());
         gone.for_each(|page| drop_page(state, *page));
+        for page in changes.pages() {
+            state.kept.retain(|entry| entry.tag != page.wrapping_neg());
+        }
+        for page in changes.revoked() {
+            drop_writes(state, mmu.host_address(*page));
+        }
         if changes.local {
-            drop_local(state);
+            leave(state);
+            counters.tlb_kept += come_back(state, number);
+        } else {
+            state.kept.rename(number);
         }
     }
     mmu.forget_tlb_changes();
@@ -94,6 +105,7 @@ fn clear(state: &mut State) {
     }
     all.count = 0;
     state.filled.local.count = 0;
+    state.kept.clear();
 }
 
 fn drop_page(state: &mut State, linear: u64) {
@@ -103,6 +115,62 @@ fn drop_page(state: &mut State, linear: u64) {
             (plane.read[index], plane.write[index]) = (none(index), none(index));
         }
     }
+}
+
+/// Drops the right to write the page of the arena that is at this host address, of entries that
+/// the vCPU's TLB may not have.
+fn drop_writes(state: &mut State, host: u64) {
+    let State { filled, tlb, kept, .. } = state;
+    kept.retain(|entry| !entry.writes(host));
+    for position in filled.local.positions.iter().take(filled.local.count) {
+        let entry = entry(tlb, (*position).into());
+        if let Some(entry) = entry.filter(|entry| entry.writes(host)) {
+            tlb[entry.plane()].write[entry.index()] = none(entry.index());
+        }
+    }
+}
+
+/// The entry there, if it is of a page that is not global.
+fn entry(tlb: &[Plane; PLANES], position: usize) -> Option<Entry> {
+    let (plane, index) = (&tlb[position / TLB % PLANES], position % TLB);
+    let (read, write) = (plane.read[index] != none(index), plane.write[index] != none(index));
+    let tag = if read { plane.read[index] } else { plane.write[index] };
+    let delta = plane.delta[index];
+    let local = plane.kind[index] & GLOBAL == 0;
+    (local && (read || write)).then_some(Entry { position, tag, read, write, delta })
+}
+
+/// The address space that has run does so no more.
+fn leave(state: &mut State) {
+    let State { filled, tlb, kept, .. } = state;
+    let positions = filled.local.positions.iter().take(filled.local.count).rev();
+    kept.put(positions.filter_map(|position| entry(tlb, (*position).into())));
+    drop_local(state);
+}
+
+/// What is kept of the space that runs now is entered; how much that is.
+fn come_back(state: &mut State, number: u64) -> u64 {
+    let State { filled, tlb, kept, .. } = state;
+    let mut count = 0;
+    for entry in kept.switch(number) {
+        let (plane, index) = (&mut tlb[entry.plane()], entry.index());
+        if plane.read[index] != none(index) || plane.write[index] != none(index) {
+            // A global page's.
+            continue;
+        }
+        let tag = |known: bool| if known { entry.tag } else { none(index) };
+        (plane.read[index], plane.write[index]) = (tag(entry.read), tag(entry.write));
+        plane.delta[index] = entry.delta;
+        let old = std::mem::replace(&mut plane.kind[index], LISTED | LISTED_LOCAL);
+        if old & LISTED == 0 {
+            filled.all.push(entry.position);
+        }
+        if old & LISTED_LOCAL == 0 {
+            filled.local.push(entry.position);
+        }
+        count += 1;
+    }
+    count
 }
 
 /// Drops the entries of pages that are not global.

@@ -118,6 +118,7 @@ impl Translator {
         state.status_mask = rflags::STATUS;
         state.host_mxcsr = x86_defs::xsave::MXCSR_RESET;
         (state.retired, state.x87_retired) = (1, 1);
+        state.far_turn = 1;
         state.fcw_masks = callout::X87_MASKS.into();
         state.dead.fill(1);
         (state.outside_16, state.outside_32) = (!0xff0, !0xfe0);

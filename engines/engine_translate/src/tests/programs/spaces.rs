@@ -138,3 +138,56 @@ fn what_changed_meanwhile_is_seen_after_the_way_back() {
         assert_eq!((left.word(rounds, 8), left.word(200, 8)), (0, 0), "{case}");
     }
 }
+
+/// A page that is executed is not written unnoticed: neither from an address space that comes
+/// back with what it knew of the page, nor when that is executed there itself.
+#[test]
+fn code_is_written_from_another_address_space() {
+    const IMMEDIATE: i32 = 0x101;
+    for (trap, keep) in traps().into_iter().flat_map(|t| [(t, 0), (t, KEEP)]) {
+        let kernel = |a: &mut CodeAssembler| {
+            a.xchg(rsi, r9)?;
+            a.mov(cr3, rsi)
+        };
+        let prepare = |vm: &Arc<dyn Vm>, state: &mut VcpuState| {
+            two_spaces(vm, state, 0);
+            map(vm, ROOT, NEAR, frame(1) | ALL);
+            map(vm, OTHER_ROOT, NEAR, frame(1) | ALL);
+            // mov eax, imm32; ret
+            vm.memory().write(frame(1) + 0x100, &[0xb8, 0, 0, 0, 0, 0xc3]).unwrap();
+            state.control.cr4 |= cr4::PCIDE;
+            state.control.cr3 = ROOT | 1;
+            state.regs.gpr[6] = ROOT | 1 | keep;
+            state.regs.gpr[9] = OTHER_ROOT | 2 | keep;
+        };
+        let user = |a: &mut CodeAssembler, trap: Trap| {
+            let execute = |a: &mut CodeAssembler| {
+                a.lea(rax, ptr(rdi + 0x100))?;
+                a.call(rax)?;
+                a.add(r8, rax)
+            };
+            let mut again = a.create_label();
+            a.mov(ebp, ROUNDS)?;
+            a.set_label(&mut again)?;
+            a.mov(dword_ptr(rbx + IMMEDIATE), ebp)?;
+            trap.call(a)?;
+            // The other page at this address takes the place in the TLB.
+            a.inc(dword_ptr(rbx + 8))?;
+            execute(a)?;
+            trap.call(a)?;
+            for more in [1000, 2000] {
+                a.lea(eax, ptr(rbp + more))?;
+                a.mov(dword_ptr(rbx + IMMEDIATE), eax)?;
+                execute(a)?;
+            }
+            a.dec(ebp)?;
+            a.jnz(again)?;
+            done(a)
+        };
+        let left = Program { user: &user, kernel: &kernel, fault: &skip, prepare: &prepare };
+        let left = left.run(trap);
+        let rounds = u64::from(ROUNDS);
+        let sum = 3 * rounds * (rounds + 1) / 2 + 3000 * rounds;
+        assert_eq!(left.gpr[8], sum, "{trap:?} {keep:x}");
+    }
+}
