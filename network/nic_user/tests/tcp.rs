@@ -63,7 +63,7 @@ fn a_guest_without_room_gets_everything_later() {
 #[test]
 fn lost_frames_are_sent_again() {
     let to = server(echo);
-    let mut guest = guest_with(Options { loss: 97, ..Options::default() });
+    let mut guest = guest_with(Options { loss: 53, ..Options::default() });
     let bytes = noise(200 << 10, 7);
     let handle = guest.connect(to, 1 << 15);
     assert!(exchange(&mut guest, handle, &bytes) == bytes);

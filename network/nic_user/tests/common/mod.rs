@@ -38,9 +38,9 @@ pub struct Card {
     queues: Mutex<Queues>,
     room: usize,
     offloads: Offloads,
-    /// Every so manieth frame is lost, in both directions; 0 is none.
+    /// Every so manieth of the longer frames is lost, in each direction; 0 is none.
     pub loss: usize,
-    count: Mutex<usize>,
+    count: Mutex<[usize; 2]>,
     net: OnceLock<Arc<UserNet>>,
 }
 
@@ -49,14 +49,14 @@ impl Card {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn loses(&self) -> bool {
-        let mut count = self.count.lock().unwrap();
-        *count += 1;
-        self.loss > 0 && count.is_multiple_of(self.loss)
+    fn loses(&self, direction: usize, len: usize) -> bool {
+        let count = &mut self.count.lock().unwrap()[direction];
+        *count += usize::from(len > 500);
+        self.loss > 0 && len > 500 && count.is_multiple_of(self.loss)
     }
 
     pub fn send(&self, frame: Vec<u8>, meta: Meta) {
-        if !self.loses() {
+        if !self.loses(0, frame.len()) {
             self.queues().to_net.push_back((frame, meta));
         }
         if let Some(net) = self.net.get() {
@@ -106,7 +106,7 @@ impl Port for Card {
         assert!(self.offloads.tso4 || meta.segmentation.is_none());
         let frame = parts.concat();
         assert!(meta.segmentation.is_some() || frame.len() <= 1514, "{}", frame.len());
-        if !self.loses() {
+        if !self.loses(1, frame.len()) {
             queues.to_guest.push_back((frame, *meta));
         }
         Ok(())
@@ -321,7 +321,7 @@ pub fn plug(net: Arc<UserNet>, options: Options) -> Arc<Card> {
         room: options.room,
         offloads: Offloads { checksum: on, tso4: on, tso6: on },
         loss: options.loss,
-        count: Mutex::new(0),
+        count: Mutex::default(),
         net: OnceLock::new(),
     });
     let weak: std::sync::Weak<Card> = Arc::downgrade(&card);
