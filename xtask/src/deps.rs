@@ -50,6 +50,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("virtio", "pci", "a virtio device is a function of the PCI bus"),
     ("virtio_blk", "virtio", "a type of virtio device"),
     ("virtio_rng", "virtio", "a type of virtio device"),
+    ("virtio_net", "virtio", "a type of virtio device"),
     ("machine", "vm_spec", "a machine is built from its spec"),
     ("cli", "assets", "the command fetches the default guest"),
     ("cli", "gdb_server", "the command starts the stub"),

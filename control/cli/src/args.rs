@@ -138,6 +138,11 @@ pub struct RunOptions {
     #[arg(long)]
     rng: bool,
 
+    /// Network card of the guest: none, or user[,forward=tcp:127.0.0.1:2222-:22][,mac=..][,mtu=..]
+    /// [,loopback][,tftp=PATH][,boot=FILE]
+    #[arg(long, value_name = "NET", default_value = "none")]
+    net: String,
+
     /// End the run after this time: 30s, 500ms, 5m, 2h
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     timeout: Option<String>,
@@ -203,6 +208,7 @@ impl RunOptions {
             console: self.console.parse()?,
             rng: self.rng,
             disks: self.disks.iter().map(|disk| disk.parse()).collect::<Result<_, _>>()?,
+            net: self.net.parse()?,
             timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,
             trace: self.trace.as_deref().map_or(Ok(Trace::default()), str::parse)?,
             gdb: self.gdb.as_deref().map(str::parse).transpose()?,
@@ -300,7 +306,7 @@ mod tests {
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
              --trace exits:t --perf-map --windows --stats --disk a,readonly --disk b \
-             --rng",
+             --rng --net user,mtu=9000",
         )
         .unwrap()
         .to_spec()
@@ -316,6 +322,7 @@ mod tests {
         assert!(
             spec.trace.exits && spec.gdb.is_some() && spec.perf_map && spec.windows && spec.rng
         );
+        assert_eq!(spec.net.to_string(), "user,mtu=9000");
     }
 
     #[test]
@@ -336,6 +343,7 @@ mod tests {
             ("--cpu-model ?", "--cpu-model"),
             ("--initrd i", "--initrd"),
             ("--disk a,format=vhd", "--disk"),
+            ("--net user,forward=22", "--net"),
         ] {
             let error = options(line).unwrap().to_spec().unwrap_err();
             assert_eq!(error.option(), option, "{line}");

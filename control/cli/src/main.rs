@@ -13,6 +13,7 @@ mod escape;
 mod guest;
 mod host;
 mod monitor;
+mod nets;
 mod progress;
 mod report;
 mod session;

@@ -13,7 +13,7 @@ use crate::{
     engines::Engine,
     guest::Files,
     monitor::{Activity, Control, Gone},
-    report,
+    nets, report,
     status::Status,
 };
 
@@ -44,6 +44,7 @@ impl Running {
             console,
             disks: disks::open(&spec.disks)?,
             entropy: spec.rng.then(disks::entropy).transpose()?,
+            networks: nets::open(&spec.net)?,
             tracer: match trace {
                 Some(to) => Tracer::new(spec.trace.clone(), to),
                 None => Tracer::none(),

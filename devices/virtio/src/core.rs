@@ -99,6 +99,7 @@ impl Core {
     pub(crate) fn kick(&self, queue: u16) {
         let index = usize::from(queue);
         if index < self.queues.len()
+            && !self.device.doorbell(queue)
             && let Some(worker) = self.workers.get(index % self.workers.len())
         {
             worker.kick(1 << queue);
@@ -124,6 +125,23 @@ impl Core {
         if let Err(error) = result {
             self.guest_error(error, epoch);
         }
+    }
+
+    /// On whatever thread the device chose. `None`: the queue has to rest, or the driver broke a
+    /// rule.
+    fn lend<T>(
+        &self,
+        index: u16,
+        work: impl FnOnce(&mut Queue<'_>) -> Result<T, GuestError>,
+    ) -> Option<T> {
+        let mut ring = lock(&self.queues.get(usize::from(index))?.ring);
+        let epoch = self.epoch.load(SeqCst);
+        if !self.may_run() {
+            return None;
+        }
+        let result = work(&mut Queue::new(self, index, ring.as_mut()?));
+        drop(ring);
+        result.map_err(|error| self.guest_error(error, epoch)).ok()
     }
 
     fn drain(&self, index: u16, queue: &mut Queue<'_>) -> Result<(), GuestError> {
@@ -238,6 +256,18 @@ impl Handle {
         if let Some(core) = self.0.upgrade() {
             core.kick(queue);
         }
+    }
+
+    /// Gives `work` a queue on the caller's thread, for a device whose
+    /// [`doorbell`](VirtioDevice::doorbell) sees to it. The driver hears of what `work` completes
+    /// by [`Queue::signal`] only, in this turn or, after [`Queue::owe`], in another. `None`: the
+    /// queue has to rest, or `work` found that the driver broke a rule.
+    pub fn lend<T>(
+        &self,
+        queue: u16,
+        work: impl FnOnce(&mut Queue<'_>) -> Result<T, GuestError>,
+    ) -> Option<T> {
+        self.0.upgrade()?.lend(queue, work)
     }
 
     /// The device-specific configuration is another one; the driver is told.

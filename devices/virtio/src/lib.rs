@@ -10,7 +10,9 @@
 //!
 //! A device implements [`VirtioDevice`]; [`build`] puts it on the PCI bus. All work on a queue
 //! happens in [`VirtioDevice::serve`], on a thread of the device and never on a vCPU's: the
-//! guest's doorbell and the device's own [`Handle::kick`] only ask for it. A queue is locked while
+//! guest's doorbell and the device's own [`Handle::kick`] only ask for it. (A device that moves data
+//! on a thread which it shares with others, as a network card does, borrows the queue there
+//! instead, by [`Handle::lend`].) A queue is locked while
 //! it is served, so that once a reset, a pause or a save has taken that lock nothing of the
 //! device touches guest memory.
 //!
@@ -36,7 +38,7 @@ mod worker;
 pub use chain::{Chain, GuestError, Span};
 pub use core::Handle;
 pub use pci_transport::{VirtioPci, build};
-pub use queue::Queue;
+pub use queue::{Owed, Queue};
 pub use state::{QueueState, VirtioState};
 
 use saved_state::{Error, Reader, Writer};
@@ -100,6 +102,13 @@ pub trait VirtioDevice: Send + Sync {
     /// Back to the power-on state. No queue is being served, and none will be until
     /// [`Self::activate`].
     fn reset(&self) {}
+
+    /// A queue is to be served: the driver has rung, on a vCPU's thread, or it may be served
+    /// again. `true`: the device sees to it itself, on a thread of its own by
+    /// [`Handle::lend`]; otherwise the queue's thread calls [`Self::serve`].
+    fn doorbell(&self, _index: u16) -> bool {
+        false
+    }
 
     /// Does what there is to do on a queue.
     ///

@@ -23,6 +23,7 @@ use disk::Disk;
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use local_apic::ApicBus;
+use nic::{Mac, Network};
 use pci::PciHost;
 use pv_kvm::PvKvm;
 use saved_state::{Part, Reader, Writer};
@@ -37,6 +38,7 @@ use std::{
 };
 use vcpu_state::{MpState, VcpuState};
 use virtio_blk::VirtioBlk;
+use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
 use vm_spec::VmSpec;
 
@@ -51,6 +53,8 @@ pub struct Parts {
     pub disks: Vec<DiskPart>,
     /// Random bytes without end, for a guest that has an entropy device.
     pub entropy: Option<Box<dyn Read + Send>>,
+    /// What the guest's network cards are plugged into.
+    pub networks: Vec<NetworkPart>,
     pub tracer: Tracer,
 }
 
@@ -58,6 +62,21 @@ pub struct Parts {
 pub struct DiskPart {
     pub disk: Arc<dyn Disk>,
     pub serial: String,
+}
+
+/// A network, and the card for it.
+pub struct NetworkPart {
+    pub network: Arc<dyn Network>,
+    /// The same, to be paused, saved and reset with the machine.
+    pub device: Arc<dyn Device>,
+    pub mac: Mac,
+    pub mtu: u16,
+}
+
+impl fmt::Debug for NetworkPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NetworkPart({})", self.mac)
+    }
 }
 
 impl fmt::Debug for DiskPart {
@@ -147,6 +166,7 @@ pub(crate) fn build(
     let chipset = chipset::build(&chipset_config(spec.memory), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     let pci = pci_bus(parts.disks, parts.entropy, spec.cpus, &mut wiring)?;
+    add_networks(parts.networks, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console, &mut wiring);
 
     let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, spec.cpus);
@@ -279,6 +299,19 @@ fn pci_bus(
         virtio::build(VirtioRng::new(source), &pci, wiring).map_err(Error::Thread)?;
     }
     Ok(pci)
+}
+
+fn add_networks(
+    networks: Vec<NetworkPart>,
+    pci: &PciHost,
+    wiring: &mut Wiring,
+) -> Result<(), Error> {
+    for NetworkPart { network, device, mac, mtu } in networks {
+        let card = VirtioNet::new(virtio_net::Config { mac, mtu }, network);
+        virtio::build(card, pci, wiring).map_err(Error::Thread)?;
+        wiring.devices.push(device);
+    }
+    Ok(())
 }
 
 /// One sample of all clocks, for kvmclock.

@@ -30,7 +30,7 @@ mod trace;
 mod vcpu;
 pub mod virt;
 
-pub use board::{DiskPart, Parts};
+pub use board::{DiskPart, NetworkPart, Parts};
 pub use handle::{Gone, Handle};
 pub use image::Image;
 pub use info::{Exits, Info, State, VcpuInfo};

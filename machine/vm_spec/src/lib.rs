@@ -10,6 +10,7 @@ mod disk;
 mod error;
 mod gdb;
 mod limits;
+mod net;
 mod trace;
 mod units;
 
@@ -25,6 +26,7 @@ pub use limits::{
     CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
     MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN,
 };
+pub use net::{Forward, Net, Transport, UserNet};
 pub use trace::{Trace, TraceKind};
 pub use units::{format_memory, parse_code_cache, parse_cpus, parse_memory, parse_timeout};
 
@@ -129,6 +131,9 @@ pub struct VmSpec {
     /// An entropy device.
     #[serde(default)]
     pub rng: bool,
+    /// The network card.
+    #[serde(default)]
+    pub net: Net,
     /// Milliseconds of wall-clock time after which the VM is ended.
     pub timeout_ms: Option<u64>,
     pub trace: Trace,
@@ -154,6 +159,7 @@ impl Default for VmSpec {
             console: Console::Stdio,
             disks: Vec::new(),
             rng: false,
+            net: Net::None,
             timeout_ms: None,
             trace: Trace::default(),
             gdb: None,
@@ -187,6 +193,7 @@ impl VmSpec {
         self.check_kernel()?;
         self.check_cpu_model()?;
         self.console.validate()?;
+        self.net.validate()?;
         self.check_disks()?;
         self.trace.validate()
     }
@@ -275,6 +282,7 @@ mod tests {
             console: "unix:/tmp/console".parse().unwrap(),
             disks: vec!["disk.img,readonly".parse().unwrap()],
             rng: true,
+            net: "user,loopback".parse().unwrap(),
             timeout_ms: Some(30_000),
             trace: "exits,interrupts:/tmp/trace".parse().unwrap(),
             gdb: Some("tcp:127.0.0.1:1234".parse().unwrap()),

@@ -148,6 +148,14 @@ impl Device for UserNet {
         self.shared.reset();
     }
 
+    fn pause(&self) {
+        self.shared.pause();
+    }
+
+    fn resume(&self) {
+        self.shared.resume();
+    }
+
     fn save(&self, to: &mut Writer) {
         to.put(self.instance, &UserNetState::of(&self.shared.memory()));
     }
@@ -156,6 +164,26 @@ impl Device for UserNet {
         let saved: UserNetState = from.take(self.instance)?;
         self.shared.restore(saved.check(&self.config)?);
         Ok(())
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let Report { counters, tcp, udp } = self.shared.report();
+        vec![
+            ("frames from the guest", counters.frames_from_guest),
+            ("bytes from the guest", counters.bytes_from_guest),
+            ("frames to the guest", counters.frames_to_guest),
+            ("bytes to the guest", counters.bytes_to_guest),
+            ("frames ignored", counters.ignored),
+            ("packets refused", counters.refused),
+            ("frames that waited for room", counters.no_room),
+            ("flows too many", counters.too_many),
+            ("TCP connections", counters.tcp_flows),
+            ("UDP flows", counters.udp_flows),
+            ("TCP connections now", tcp as u64),
+            ("UDP flows now", udp as u64),
+            ("names asked for", counters.dns_queries),
+            ("retransmissions", counters.retransmissions),
+        ]
     }
 }
 

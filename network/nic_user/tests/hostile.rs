@@ -474,13 +474,13 @@ fn a_restored_guest_learns_that_its_connections_are_gone() {
     guest.until("an echo", |g| {
         g.socket(handle).recv(|part| (part.len(), (part.len() == 5).then_some(()))).ok().flatten()
     });
-    net.pause();
-    net.pause();
+    Network::pause(&*net);
+    Device::pause(&*net);
     let mut writer = Writer::default();
     net.save(&mut writer);
     let parts = writer.finish();
-    net.resume();
-    net.resume();
+    Network::resume(&*net);
+    Device::resume(&*net);
     // The guest as it was, on another network: its card takes over where the other was.
     let mut reader = Reader::new(parts.clone()).unwrap();
     net.restore(&mut reader).unwrap();
@@ -502,15 +502,15 @@ fn a_paused_network_keeps_away() {
     let net = UserNet::start(config(), 0).unwrap();
     let card = plug(net.clone(), Options::default());
     is_alive(&card);
-    net.pause();
+    Network::pause(&*net);
     card.send(ethernet(0x0806, &[0; 28]), Meta::default());
     thread::sleep(Duration::from_millis(50));
     assert!(!card.is_drained());
-    net.resume();
+    Network::resume(&*net);
     wait("the frame", || card.is_drained().then_some(()));
     is_alive(&card);
     // Ends without the card, and with it paused.
-    net.pause();
+    Network::pause(&*net);
     drop((listener, card, net));
     let net = Arc::new(UserNet::start(config(), 0).unwrap());
     net.wake();

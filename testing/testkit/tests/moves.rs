@@ -71,6 +71,7 @@ fn build(files: &assets::Guest, disk: &Path, text: &Arc<Text>) -> Machine {
             disk: Arc::new(RawDisk::open(disk, false).unwrap()),
             serial: String::new(),
         }],
+        networks: Vec::new(),
         entropy: None,
         tracer: Tracer::none(),
     };

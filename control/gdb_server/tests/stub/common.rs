@@ -84,6 +84,7 @@ pub fn machine(kind: Kind, cpus: u32) -> Machine {
         console: Arc::new(byte_stream::Null),
         disks: Vec::new(),
         entropy: None,
+        networks: Vec::new(),
         tracer: Tracer::none(),
     };
     Machine::build(&*engine, &spec, parts).unwrap()

@@ -92,6 +92,7 @@ pub fn build_at(
         console: console.clone(),
         disks: Vec::new(),
         entropy: None,
+        networks: Vec::new(),
         tracer: Tracer::none(),
     };
     Ok((Machine::build_at(&*engine, &spec, parts, tsc_khz)?, console))

@@ -179,7 +179,8 @@ impl Table {
             }
             Fate::Reset => {
                 if let Some(flow) = self.remove(id) {
-                    reset(&orphan(&flow), cx);
+                    // Without room the guest finds out when it sends something.
+                    let _ = reset(&orphan(&flow), cx);
                     host::abort(flow.socket);
                 }
             }
@@ -208,8 +209,12 @@ impl Table {
 
     /// The guest may have room again.
     pub(crate) fn unblock(&mut self, cx: &mut Context) {
-        for orphan in std::mem::take(&mut self.orphans) {
-            reset(&orphan, cx);
+        // A guest that was just restored may have no room before it runs.
+        while let Some(orphan) = self.orphans.last() {
+            if reset(orphan, cx).is_err() {
+                break;
+            }
+            self.orphans.pop();
         }
         for id in std::mem::take(&mut self.blocked) {
             self.enqueue(id);
@@ -282,14 +287,14 @@ fn orphan(flow: &Flow) -> Orphan {
     Orphan { guest: flow.guest, remote: flow.remote, seq: flow.nxt.0, ack: flow.rcv.0 }
 }
 
-fn reset(orphan: &Orphan, cx: &mut Context) {
+fn reset(orphan: &Orphan, cx: &mut Context) -> Result<(), nic::NoRoom> {
     let fields = TcpFields {
         seq: orphan.seq,
         ack: orphan.ack,
         flags: packet::RST | packet::ACK,
         ..TcpFields::default()
     };
-    let _ = cx.link.segment(orphan.remote, orphan.guest, &fields, &[], packet::TCP);
+    cx.link.segment(orphan.remote, orphan.guest, &fields, &[], packet::TCP)
 }
 
 /// The answer to a segment of no connection, RFC 9293 section 3.10.7.1.
@@ -326,7 +331,7 @@ fn refuse(guest: SocketAddr, remote: SocketAddr, ack: Seq, error: Errno, cx: &mu
         icmp::unreachable(guest.ip(), remote.ip(), protocol, &tcp, code, cx);
         return;
     }
-    reset(&Orphan { guest, remote, seq: 0, ack: ack.0 }, cx);
+    let _ = reset(&Orphan { guest, remote, seq: 0, ack: ack.0 }, cx);
 }
 
 #[cfg(test)]
