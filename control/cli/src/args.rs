@@ -2,7 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    ArgAction, CommandFactory, Parser, Subcommand, builder::BoolishValueParser, error::ErrorKind,
+};
 use vm_spec::{
     Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_cpus, parse_memory, parse_timeout,
 };
@@ -164,9 +166,10 @@ pub struct RunOptions {
     #[arg(long)]
     perf_map: bool,
 
-    /// Let the host's MMU translate the addresses of programs that run for long. An experiment:
-    /// some programs become faster, others slower. Under engine translate
-    #[arg(long)]
+    /// Whether the host's MMU translates the addresses of programs that run for some
+    /// milliseconds; off helps to find faults. Under engine translate
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set)]
+    #[arg(value_parser = BoolishValueParser::new())]
     windows: bool,
 
     /// Let --engine kvm use a software KVM, which cannot run a stock kernel
@@ -305,7 +308,7 @@ mod tests {
         let spec = options(
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
-             --trace exits:t --perf-map --windows --stats --disk a,readonly --disk b \
+             --trace exits:t --perf-map --windows off --stats --disk a,readonly --disk b \
              --rng --net user,mtu=9000",
         )
         .unwrap()
@@ -320,7 +323,7 @@ mod tests {
         let disks: Vec<_> = spec.disks.iter().map(|d| (d.path.to_str(), d.read_only)).collect();
         assert_eq!(disks, [(Some("a"), true), (Some("b"), false)]);
         assert!(
-            spec.trace.exits && spec.gdb.is_some() && spec.perf_map && spec.windows && spec.rng
+            spec.trace.exits && spec.gdb.is_some() && spec.perf_map && !spec.windows && spec.rng
         );
         assert_eq!(spec.net.to_string(), "user,mtu=9000");
     }
@@ -329,6 +332,7 @@ mod tests {
     fn bad_values_name_their_option() {
         for (line, option) in [
             ("--cpus 0", "--cpus"),
+            ("--windows half", "--windows"),
             ("--cpus 4096", "--cpus"),
             ("--cpus -1", "--cpus"),
             ("--memory 1M", "--memory"),

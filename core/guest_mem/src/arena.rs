@@ -179,6 +179,13 @@ impl Arena {
         self.base.wrapping_add(at.0) as u64
     }
 
+    /// The end of the part that one mapping of one file occupies, which `at` is in.
+    pub fn mapped_until(&self, at: ArenaOffset) -> Option<ArenaOffset> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = used.iter().find(|(start, end)| (*start..*end).contains(&at.0));
+        part.map(|(_, end)| ArenaOffset(*end))
+    }
+
     #[inline(always)]
     fn at<const N: usize>(&self, at: ArenaOffset) -> Option<*mut u8> {
         // `len` is at least a page.

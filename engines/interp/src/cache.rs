@@ -97,8 +97,8 @@ pub struct Dropped {
     pub suspended: Vec<Code>,
 }
 
-/// Of one block, by the plane of the TLB.
-pub type Translations = [Option<Code>; 3];
+/// Of one block, by version: see `translator::Source::version`.
+pub type Translations = [Option<Code>; 4];
 
 /// A block to be added.
 #[derive(Debug)]

@@ -57,7 +57,6 @@ impl Interp {
         before: Option<Left>,
         left: u64,
     ) -> Option<Result<Left, Stop>> {
-        let plane = ctx.cpu.mmu.plane()?;
         let translator = self.translator.as_mut()?;
         if let Some(dropped) = self.cache.take_dropped() {
             if dropped.all {
@@ -66,15 +65,16 @@ impl Interp {
             translator.suspend(&dropped.suspended);
             translator.remove(&dropped.gone);
         }
-        let known = self.cache.translations(span).and_then(|t| *t.get(plane)?);
+        let version = translator.version(ctx)?;
+        let known = self.cache.translations(span).and_then(|t| *t.get(version)?);
         if known.is_some_and(|code| translator.is_evicted(code)) {
             // It has to become hot again. What does not would make others go that are.
             *self.cache.heat(span)? = Heat::Runs(0);
             return None;
         }
-        let code = match known.filter(|code| translator.revive(*code, plane)) {
+        let code = match known.filter(|code| translator.revive(*code, version)) {
             Some(code) => code,
-            None => self.translate(ctx, span, plane)?,
+            None => self.translate(ctx, span, version)?,
         };
         let translator = self.translator.as_mut()?;
         match before {
@@ -92,9 +92,9 @@ impl Interp {
     }
 
     /// Translates the block at RIP.
-    fn translate(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
+    fn translate(&mut self, ctx: &mut Ctx<'_>, span: Span, version: usize) -> Option<Code> {
         let since = Instant::now();
-        let code = self.make(ctx, span, plane);
+        let code = self.make(ctx, span, version);
         let ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.counters.translation_ns = self.counters.translation_ns.saturating_add(ns);
         let Some(code) = code else {
@@ -104,11 +104,11 @@ impl Interp {
         if self.cache.translations(span).is_none() {
             self.cache.set_translated(span);
         }
-        *self.cache.translations(span)?.get_mut(plane)? = Some(code);
+        *self.cache.translations(span)?.get_mut(version)? = Some(code);
         Some(code)
     }
 
-    fn make(&mut self, ctx: &mut Ctx<'_>, span: Span, plane: usize) -> Option<Code> {
+    fn make(&mut self, ctx: &mut Ctx<'_>, span: Span, version: usize) -> Option<Code> {
         if !self.cache.is_kept(span) {
             return None;
         }
@@ -123,7 +123,8 @@ impl Interp {
         let (linear, width) = (ctx.cpu.rip, Width::of(ctx.cpu)?);
         let registers = ctx.cpu.gpr.first_chunk::<16>().copied().unwrap_or_default();
         let bytes = &bytes;
-        let source = Source { insns: &insns, bytes, linear, start, plane, width, registers, check };
+        let source =
+            Source { insns: &insns, bytes, linear, start, version, width, registers, check };
         self.translator.as_mut()?.translate(&source)
     }
 }

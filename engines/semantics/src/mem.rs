@@ -205,6 +205,13 @@ impl Mmu {
         self.arena.host_address(at)
     }
 
+    /// The end of the mapping, of one file, that a host address in the arena is part of.
+    pub fn mapped_until(&self, host: u64) -> Option<u64> {
+        let first = self.arena.host_address(ArenaOffset(0));
+        let at = ArenaOffset(host.checked_sub(first)? as usize);
+        self.arena.mapped_until(at).map(|end| self.arena.host_address(end))
+    }
+
     /// Under which numbers translations for fetching may be kept now.
     #[inline(always)]
     pub fn tags(&self) -> Tags {

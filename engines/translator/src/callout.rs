@@ -56,7 +56,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     }
     let base = state.page.wrapping_add(u64::from(start));
     let (tags, plane) = (env.ctx.cpu.mmu.tags(), env.ctx.cpu.mmu.plane());
-    let spaces = levels::spaces(env.ctx.cpu);
+    let spaces = levels::spaces(env.ctx.cpu, false);
     let width = Width::of(env.ctx.cpu);
     let next = base.wrapping_add(u64::from(insn.end));
     env.ctx.cpu.rip = next;
@@ -81,7 +81,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
     let other = mmu.tags() != tags
         || mmu.plane() != plane
         || Width::of(env.ctx.cpu) != width
-        || levels::spaces(env.ctx.cpu) != spaces;
+        || levels::spaces(env.ctx.cpu, false) != spaces;
     if !moved && !other && (!env.ctx.cpu.leave || env.autonomous && env.ctx.quiet()) {
         let bad = state.bad;
         give(state, env);
@@ -114,6 +114,7 @@ fn window_fault(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let mmu = &mut env.ctx.cpu.mmu;
     let known = mmu.held(linear).is_some_and(|held| held.read && (held.write || !write));
     if !known && !mmu.fill(linear, write) {
+        env.windows.vain(state);
         return false;
     }
     tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
@@ -171,7 +172,8 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     if !env.autonomous || state.counted && cpu.rflags & rflags::RF != 0 {
         return false;
     }
-    let space = space(env.ctx, env.tables, true);
+    let windows = env.windows.choose(state, env.ctx.cpu, true);
+    let space = space(env.ctx, env.tables, true, windows);
     let Some(space) = space.filter(|_| env.ctx.quiet()) else { return false };
     env.counters.stayed += 1;
     state.rip = env.ctx.cpu.rip;
@@ -228,6 +230,8 @@ fn take_rights(state: &mut State, cpu: &mut Cpu) {
 /// The vCPU's registers go to translated code.
 pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     let cpu = &mut *env.ctx.cpu;
+    // This may close windows, which decides where levels lead.
+    tlb::refresh(state, &mut cpu.mmu, env.counters, env.windows);
     if let Some(gpr) = cpu.gpr.first_chunk::<16>() {
         state.gpr = *gpr;
     }
@@ -274,7 +278,6 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
             && (x87 || kind & vectors::X87 == 0);
         *bad = (!good).into();
     }
-    tlb::refresh(state, &mut cpu.mmu, env.counters, env.windows);
 }
 
 /// A block may run that uses so much of the vector registers, by what [`give`] found.

@@ -6,7 +6,7 @@
 
 use crate::{
     native::Env,
-    spaces::number,
+    spaces::{WINDOWED, number},
     state::{PLANES, State},
 };
 use semantics::{Cpu, sys_call};
@@ -44,7 +44,7 @@ pub fn settle(state: &mut State, cpu: &mut Cpu) {
 #[inline]
 pub fn arm(state: &mut State, env: &Env<'_, '_>) {
     let cpu = &*env.ctx.cpu;
-    let [supervisor, user] = spaces(cpu);
+    let [supervisor, user] = spaces(cpu, env.windows.are_open());
     let enabled = env.autonomous && cpu.efer & efer::SCE != 0;
     // With AC the target would be another plane.
     let syscall = enabled
@@ -63,16 +63,17 @@ pub fn arm(state: &mut State, env: &Env<'_, '_>) {
 }
 
 /// The numbers of the spaces in which 64-bit code of the two levels runs now.
-pub fn spaces(cpu: &Cpu) -> [u64; 2] {
+pub fn spaces(cpu: &Cpu, windows: bool) -> [u64; 2] {
     let [supervisor, user] = [false, true].map(|user| cpu.mmu.tags_of(user).global);
-    [number(supervisor, false, SUPERVISOR), number(user, false, USER)]
+    let version = if windows { WINDOWED } else { USER };
+    [number(supervisor, false, SUPERVISOR), number(user, false, version)]
 }
 
 /// Translated code is entered with the rights of a plane and in this space; what it needs at the
 /// other level is prepared, so that it can go there by itself.
 pub fn enter(state: &mut State, env: &mut Env<'_, '_>, plane: usize, space: u64) {
     env.tables.enter(state, plane, space, env.elsewhere);
-    let [supervisor, user] = spaces(env.ctx.cpu);
+    let [supervisor, user] = spaces(env.ctx.cpu, env.windows.are_open());
     let narrow = state.spaces[USER % PLANES] >> 2 & 1 != 0;
     if plane == USER {
         env.tables.prepare(state, SUPERVISOR, supervisor, env.elsewhere);

@@ -37,6 +37,7 @@ use crate::{
     state::{field, gpr, slot},
     thunks::{EXIT_BUDGET, EXIT_POLL, READ, RETRY, Thunks, WRITE},
     vectors,
+    windows::Expectation,
 };
 pub use check::{Check, immediate};
 pub use copy::writes;
@@ -192,8 +193,8 @@ pub struct Lowerer<'t> {
     flags: Tracker,
     /// No check may use the guest's flags.
     steady: bool,
-    /// Windows are used: what registers have now, and where the page is.
-    expected: Option<([u64; 16], u64)>,
+    /// Windows are used.
+    expected: Option<Expectation>,
     /// The window in which each instruction's access is expected.
     expected_windows: Vec<Option<u8>>,
     /// The instruction under way uses one.
@@ -285,8 +286,8 @@ impl<'t> Lowerer<'t> {
         let plain = check.is_some() || self.narrow;
         if !plain {
             access::accesses(insns, self.forms, &mut self.reuse.accesses, &mut self.flags.written);
-            if let Some((registers, page)) = self.expected {
-                self.expected_windows = self.reuse.windows(&registers, page);
+            if let Some(expectation) = &self.expected {
+                self.expected_windows = self.reuse.windows(expectation);
             }
             if !self.steady {
                 liveness::note(insns, &allowed, &mut self.flags.notes);
@@ -468,7 +469,7 @@ impl<'t> Lowerer<'t> {
     }
 
     /// Uses windows, by what registers have now, and where the page is.
-    pub fn windows(mut self, expected: Option<([u64; 16], u64)>) -> Self {
+    pub fn windows(mut self, expected: Option<Expectation>) -> Self {
         self.expected = expected;
         self
     }

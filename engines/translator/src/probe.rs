@@ -118,16 +118,27 @@ pub fn window(asm: &mut Asm, window: usize, address: u8, flags: bool) -> Option<
     missed
 }
 
-/// The same of the windows that were not expected: the address's upper half is in [`SC`]. Goes
-/// to `back` if it is in one of them.
-pub fn other_windows(asm: &mut Asm, expected: usize, back: usize) {
+/// The same of the windows that were not expected. Goes to `back` if it is in one of them.
+pub fn other_windows(asm: &mut Asm, expected: usize, address: u8, flags: bool, back: usize) {
     for window in (0..WINDOWS).filter(|window| *window != expected) {
         let at = |field| window_field(window, field);
-        asm.group1_load(CMP, 4, SC, Rm::Memory(at(offset_of!(Slot, high))));
-        asm.unless(NOT_ZERO, |asm| {
+        let found = |asm: &mut Asm| {
             asm.load(SB, at(offset_of!(Slot, delta)));
             asm.jmp(back);
-        });
+        };
+        if flags {
+            // Its upper half is still there.
+            asm.group1_load(CMP, 4, SC, Rm::Memory(at(offset_of!(Slot, high))));
+            asm.unless(NOT_ZERO, found);
+        } else {
+            asm.load(SB, at(offset_of!(Slot, low)));
+            asm.rorx(SC, address, 32);
+            asm.lea(SC, Mem::indexed(SC, SB, 0, 0), false);
+            let mut next = None;
+            asm.unless_rcx_zero(|asm| next = Some(asm.jmp_forward()));
+            found(asm);
+            next.into_iter().for_each(|next| asm.patch(next));
+        }
     }
 }
 

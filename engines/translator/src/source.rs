@@ -2,6 +2,7 @@
 
 use crate::{
     lower::{BASE, Check, Lowered, SITE_BITS, Short, decode_narrow, decode_short, ends, is_flow},
+    spaces::plane,
     table::{Place, Translated},
     width::Width,
 };
@@ -19,8 +20,8 @@ pub struct Source<'s> {
     pub linear: u64,
     /// Offset in the page, which holds all of them.
     pub start: u16,
-    /// The TLB's plane for the rights with which it runs.
-    pub plane: usize,
+    /// See [`crate::spaces::version`].
+    pub version: usize,
     pub width: Width,
     /// What the general registers have where it is about to run.
     pub registers: [u64; 16],
@@ -29,6 +30,11 @@ pub struct Source<'s> {
 }
 
 impl Source<'_> {
+    /// The TLB's plane for the rights with which it runs.
+    pub(crate) fn plane(&self) -> usize {
+        plane(self.version)
+    }
+
     /// Of 16-bit code, the offset in its segment of the page's beginning.
     fn page(&self) -> u64 {
         match self.width.is_short() {
@@ -53,7 +59,7 @@ pub(crate) fn translated(
         insns: source.insns.clone(),
         mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
         start: source.start,
-        plane: source.plane,
+        version: source.version,
         width: source.width,
         page: source.page(),
         entry: lowered.entry,
@@ -98,7 +104,7 @@ pub(crate) fn decode(source: &Source<'_>, insns: &mut Vec<Instruction>) -> bool 
             insns.extend(source.insns.iter().map(|_| decoder.decode()));
         }
     }
-    if let Some(last) = insns.iter().position(|insn| ends(insn, source.plane)) {
+    if let Some(last) = insns.iter().position(|insn| ends(insn, source.plane())) {
         insns.truncate(last + 1);
     }
     let known = source.insns.iter().map(|known| usize::from(known.len));

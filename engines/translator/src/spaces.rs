@@ -13,8 +13,9 @@ const MOST: usize = 64;
 /// change that of supervisor code in global pages, and from there only jumps to such code are
 /// known. Of 16-bit code, whose addresses are offsets, each base of the code segment has one.
 /// `None` if there are no translations for the present rights, which are never made for levels 1
-/// and 2, nor for code that [`Width`] does not know.
-pub fn space(ctx: &Ctx<'_>, tables: &mut Tables, global: bool) -> Option<u64> {
+/// and 2, nor for code that [`Width`] does not know. `windows`: there are some, so that user
+/// code runs in another version.
+pub fn space(ctx: &Ctx<'_>, tables: &mut Tables, global: bool, windows: bool) -> Option<u64> {
     let cpu = &*ctx.cpu;
     let tags = cpu.mmu.tags();
     let tag = if global { tags.global } else { tags.all };
@@ -24,12 +25,25 @@ pub fn space(ctx: &Ctx<'_>, tables: &mut Tables, global: bool) -> Option<u64> {
     if width.is_short() {
         return Some(tables.shorts.number(cpu, width) << 2 | plane as u64);
     }
-    Some(number(tag, width.is_narrow(), plane))
+    Some(number(tag, width.is_narrow(), version(plane, width, windows)))
+}
+
+/// Of user code that accesses memory by windows, in place of the TLB's plane.
+pub const WINDOWED: usize = 3;
+
+/// Which translations are for code with the rights of a plane, if there are windows or not.
+pub fn version(plane: usize, width: Width, windows: bool) -> usize {
+    if windows && plane == 2 && width == Width::Wide { WINDOWED } else { plane }
+}
+
+/// The TLB's plane of a version.
+pub fn plane(version: usize) -> usize {
+    if version == WINDOWED { 2 } else { version }
 }
 
 /// Of a space.
-pub fn number(tag: u64, narrow: bool, plane: usize) -> u64 {
-    (tag << 1 | u64::from(narrow)) << 2 | plane as u64
+pub fn number(tag: u64, narrow: bool, version: usize) -> u64 {
+    (tag << 1 | u64::from(narrow)) << 2 | version as u64
 }
 
 /// The code segments of 16-bit code.

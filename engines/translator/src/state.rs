@@ -79,8 +79,9 @@ pub struct State {
     pub gpr: [u64; 16],
     /// See [`crate::windows`].
     pub windows: [Slot; WINDOWS],
-    /// A linear address that was in none of them.
+    /// A linear address that was in none of them, and what `poll` becomes then.
     pub window_missed: u64,
+    pub window_poll: u64,
     /// Host address of the last access that faulted, and whether it was a write.
     pub fault: u64,
     pub fault_write: u64,
@@ -291,6 +292,12 @@ pub fn expected_host(plane: usize, number: u8) -> Mem {
 }
 
 impl State {
+    /// Address of a word that is not zero: what polls it, leaves.
+    pub fn always(&self) -> u64 {
+        debug_assert_ne!(self.index_mask as u32, 0);
+        std::ptr::from_ref(&self.index_mask) as u64
+    }
+
     /// No return is expected in the plane. A return to address 0 is, which goes to `elsewhere`.
     pub fn forget_returns(&mut self, plane: usize, space: u64, elsewhere: u64) {
         if let Some(expected) = self.expected.get_mut(plane) {

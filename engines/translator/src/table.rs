@@ -54,7 +54,8 @@ pub struct Translated {
     pub mnemonics: Box<[Mnemonic]>,
     /// Offset in its page.
     pub start: u16,
-    pub plane: usize,
+    /// See [`crate::spaces::version`].
+    pub version: usize,
     pub width: Width,
     /// Of 16-bit code, the offset in its segment of the page's beginning.
     pub page: u64,

@@ -36,6 +36,12 @@ struct List {
     positions: [u16; PLANES * TLB],
 }
 
+impl Filled {
+    pub fn local(&self) -> &[u16] {
+        self.local.positions.get(..self.local.count).unwrap_or_default()
+    }
+}
+
 impl List {
     fn push(&mut self, position: usize) {
         if let Some(place) = self.positions.get_mut(self.count) {

@@ -12,13 +12,13 @@ use crate::{
     recover::{self, Recover},
     region::Region,
     source::{Source, decode, returns, translated},
-    spaces::space,
+    spaces::{WINDOWED, plane, space, version},
     state::{BIAS, EXPECTED, PLANES},
     table::{Cell, Code, Link, Place, Table, Translated},
     thunks::{self, EXIT_BUDGET, EXIT_JUMP, EXIT_POLL, LEFT, Thunks},
     tlb,
     width::Width,
-    windows::{Slot, Windowing, Windows},
+    windows::{Expectation, Slot, Windowing, Windows},
 };
 use emit::CodeMemory;
 use engine::Stats;
@@ -294,11 +294,14 @@ impl Translator {
         (turn, steady): (Option<usize>, bool),
     ) -> Option<Lowered> {
         let Place { at, number, first_cell, fars } = place;
-        let windows = self.windows.exist() && source.plane == 2 && source.width == Width::Wide;
-        let page = source.linear & !(x86_defs::PAGE_SIZE - 1);
+        let expectation = (source.version == WINDOWED).then(|| Expectation {
+            registers: source.registers,
+            page: source.linear & !(x86_defs::PAGE_SIZE - 1),
+            highs: self.state.windows.map(|window| window.high),
+        });
         let tools = &mut self.tools;
-        let lowerer = Lowerer::new(at, &self.thunks, tools, source.plane, number, first_cell);
-        let lowerer = lowerer.windows(windows.then_some((source.registers, page)));
+        let lowerer = Lowerer::new(at, &self.thunks, tools, source.plane(), number, first_cell);
+        let lowerer = lowerer.windows(expectation);
         let lowerer = lowerer.fars(fars).counted(self.state.counted).returning(returns(source));
         let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
         let lowerer = lowerer.turning(turn).steady(steady);
@@ -353,7 +356,7 @@ impl Translator {
             listing.insert(source.linear, parts);
         }
         if let Some(map) = &self.perf_map {
-            let whose = if source.plane == 2 { "user" } else { "kernel" };
+            let whose = if source.plane() == 2 { "user" } else { "kernel" };
             for ((at, len), part) in parts.into_iter().zip(["", "_cold"]) {
                 let at = self.memory.address(at);
                 map.add(at, len, format_args!("guest_{whose}_{:x}{part}", source.linear));
@@ -418,9 +421,16 @@ impl Translator {
         self.table.get(code).is_none()
     }
 
-    /// The block, which is what it was, can be run with these rights.
-    pub fn revive(&mut self, code: Code, plane: usize) -> bool {
-        let Some(block) = self.table.get_mut(code).filter(|b| b.plane == plane) else {
+    /// Which translations are to run now: [`crate::Source::version`]. This may open windows.
+    pub fn version(&mut self, ctx: &Ctx<'_>) -> Option<usize> {
+        let plane = ctx.cpu.mmu.plane()?;
+        let windows = self.windows.choose(&mut self.state, ctx.cpu, false);
+        Some(version(plane, Width::of(ctx.cpu)?, windows))
+    }
+
+    /// The block, which is what it was, can be run in this version.
+    pub fn revive(&mut self, code: Code, version: usize) -> bool {
+        let Some(block) = self.table.get_mut(code).filter(|b| b.version == version) else {
             return false;
         };
         block.alive = !block.removed;
@@ -480,7 +490,8 @@ impl Translator {
         let Some(to) = self.block(code) else { return };
         let Some(exit) = self.table.linked(link) else { return };
         let Some(block) = self.table.block(exit.block) else { return };
-        if usize::from(exit.plane) != to.plane
+        if usize::from(exit.plane) != plane(to.version)
+            || (block.version == WINDOWED) != (to.version == WINDOWED)
             || block.width != to.width
             || block.page != to.page
             || exit.offset != to.start
@@ -507,13 +518,14 @@ impl Translator {
     /// Jumps like the one by which translated code was just left, to the present RIP, go to
     /// the block; `global` as for [`Self::run`].
     pub fn set_jump(&mut self, ctx: &Ctx<'_>, code: Code, global: bool) {
-        let Some(space) = space(ctx, &mut self.tables, global) else { return };
+        let windows = self.windows.are_open();
+        let Some(space) = space(ctx, &mut self.tables, global, windows) else { return };
         let (rip, Some(block)) = (ctx.cpu.rip, self.block(code)) else { return };
         if !block.fits(rip) {
             return;
         }
         // From one space to another: what is right under the first may not last as long.
-        if space != self.state.space || ctx.cpu.mmu.plane() != Some(block.plane) {
+        if space != self.state.space || self.now(ctx) != Some(block.version) {
             return;
         }
         let host = self.memory.address(block.entry) as u64;
@@ -537,6 +549,12 @@ impl Translator {
         }
     }
 
+    /// As [`Self::version`], of what there is.
+    fn now(&self, ctx: &Ctx<'_>) -> Option<usize> {
+        let (plane, width) = (ctx.cpu.mmu.plane()?, Width::of(ctx.cpu)?);
+        Some(version(plane, width, self.windows.are_open()))
+    }
+
     /// Runs from the present RIP, where `code` is the block; `None` if it cannot be run.
     /// `global`: RIP is in a page for which `Tags::global` holds.
     pub fn run(
@@ -547,19 +565,18 @@ impl Translator {
     ) -> Option<Result<Left, Stop>> {
         let block = self.block(code)?;
         let rip = ctx.cpu.rip;
-        if ctx.cpu.mmu.plane() != Some(block.plane)
-            || Width::of(ctx.cpu) != Some(block.width)
-            || !block.fits(rip)
-        {
+        let width = Width::of(ctx.cpu) == Some(block.width);
+        if self.now(ctx) != Some(block.version) || !width || !block.fits(rip) {
             return None;
         }
-        let (at, vectors, plane) = (block.entry, block.vectors, block.plane);
+        let (at, vectors, plane) = (block.entry, block.vectors, plane(block.version));
         let page = rip.wrapping_sub(block.start.into());
-        let space = space(ctx, &mut self.tables, global)?;
+        let space = space(ctx, &mut self.tables, global, self.windows.are_open())?;
         let (elsewhere, state) = (self.memory.address(self.thunks.jump) as u64, &mut *self.state);
         state.page = page;
         // The slot lives as long as the vCPU.
         state.poll = std::ptr::from_ref::<AtomicU32>(&ctx.cpu.slot.flags) as u64;
+        self.windows.listen(state);
         let counters = &mut self.counters;
         counters.entries += 1;
         let mut env = Env {
@@ -574,9 +591,6 @@ impl Translator {
         };
         levels::enter(state, &mut env, plane, space);
         callout::give(state, &mut env);
-        if plane == 2 {
-            env.windows.prepare(state);
-        }
         if !callout::may_run(state, vectors) {
             return None;
         }

@@ -11,28 +11,21 @@
 //! taken out (`soft_mmu::Changes`).
 
 mod map;
+mod pages;
 
-use crate::{recover, state::State};
-use engine::Stats;
-use map::Reserve;
-use semantics::mem::Mmu;
-use std::{
-    collections::HashMap,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::{Duration, Instant},
+use crate::{
+    recover,
+    state::{PLANES, State, TLB},
+    width::Width,
 };
+use engine::Stats;
+use pages::{PAGE, Pages, Run};
+use semantics::{Cpu, mem::Mmu};
+use std::time::{Duration, Instant};
 
 /// For each vCPU.
 pub const WINDOWS: usize = 4;
-/// Pages in all of a vCPU's windows, and in those of all vCPUs of the process: each may take
-/// two of the mappings that Linux allows a process (vm.max_map_count, 65,530).
-const MOST: usize = 4096;
-const MOST_OF_ALL: usize = 24_000;
-/// Pages in all windows of the process.
-static ALL: AtomicUsize = AtomicUsize::new(0);
-/// So many pages are taken out one by one.
-const FEW: usize = 64;
-const PAGE: u64 = 4096;
+const USER: usize = 2;
 const RSP: usize = 4;
 /// The upper half of no canonical address.
 const NOWHERE: u64 = 0x8000_0000;
@@ -56,11 +49,28 @@ impl Slot {
 
 /// The window that an address has, if that is free: the stack's, that of what is in the same
 /// 16 TiB, such as libraries, or that of anything else, such as programs and their heaps.
-pub fn expected(address: u64, rsp: u64) -> usize {
+fn expected(address: u64, rsp: u64) -> usize {
     match address {
         _ if address >> 32 == rsp >> 32 => 0,
         _ if address >> 44 == rsp >> 44 => 2,
         _ => 1,
+    }
+}
+
+/// What tells which window an access of a block will use.
+#[derive(Clone, Copy, Debug)]
+pub struct Expectation {
+    /// The general registers, where the block is about to run, and where its page is.
+    pub registers: [u64; 16],
+    pub page: u64,
+    /// The windows' upper halves.
+    pub highs: [u64; WINDOWS],
+}
+
+impl Expectation {
+    pub fn window(&self, address: u64) -> usize {
+        let open = self.highs.iter().position(|high| *high == address >> 32);
+        open.unwrap_or_else(|| expected(address, self.registers[RSP]))
     }
 }
 
@@ -78,44 +88,95 @@ pub enum Windowing {
 
 /// An address space has run so long before windows are opened: others are too short-lived.
 const PATIENCE: Duration = Duration::from_millis(3);
-/// Faults at most in each period; with more, windows are closed to its end. A fault costs some
-/// 10 us, with what follows from it.
-const FAULTS: u64 = 2048;
-const PERIOD: Duration = Duration::from_millis(500);
+/// Faults at most in each period; with more, windows are closed, and stay so for a while, which
+/// is longer each time, or until another address space comes. A fault costs some 10 us, with
+/// what follows from it.
+const FAULTS: u32 = 256;
+/// As many as one that the guest then gets, too: where that happens often, the way there is to be
+/// short.
+const VAIN: u32 = 3;
+const PERIOD: Duration = Duration::from_millis(50);
+const REST: Duration = Duration::from_millis(20);
+const LONGEST_REST: Duration = Duration::from_secs(2);
+/// What is in no window may replace one so often.
+const REPLACES: Duration = Duration::from_millis(20);
+/// How often the time is asked on ways that are taken often.
+const LOOKS: u32 = 16;
+/// Runs at most that are shown when windows are opened.
+const FIRST: usize = 1024;
+/// Pages around one that faulted that are shown with it.
+const AROUND: u64 = 16;
 
 /// One vCPU's.
 #[derive(Debug)]
 pub struct Windows {
-    reserve: Option<Reserve>,
+    pages: Option<Pages>,
     how: Windowing,
-    /// The pages in each, with the host addresses of what they show.
-    pages: [HashMap<u64, u64>; WINDOWS],
-    /// Where the page at a host address is shown: windows, and pages there.
-    shown: HashMap<u64, Vec<(usize, u64)>>,
-    /// When they were last cleared.
+    /// User code runs in the version that uses them.
+    open: bool,
+    /// When there were none last.
     cleared: Instant,
-    /// The period under way, and the number of faults when it began.
-    period: (Instant, u64),
+    budget: Budget,
+    /// Translated code is to tell what is in no window, and since when it may not.
+    listens: bool,
+    replaced: Instant,
+    looks: u32,
     pub counters: WindowCounters,
+}
+
+/// How many faults there may be.
+#[derive(Debug)]
+struct Budget {
+    /// The period under way, and its faults.
+    since: Instant,
+    faults: u32,
+    /// Until when there are no windows, and for how long it is the next time.
+    until: Option<Instant>,
+    rest: Duration,
+}
+
+impl Budget {
+    fn new(since: Instant) -> Self {
+        Self { since, faults: 0, until: None, rest: REST }
+    }
+
+    /// Takes some; false if there are none left, from now on for a while.
+    fn take(&mut self, count: u32) -> bool {
+        self.faults += count;
+        if self.faults <= FAULTS {
+            return true;
+        }
+        let now = Instant::now();
+        if now.duration_since(self.since) >= PERIOD {
+            (self.since, self.faults, self.rest) = (now, 0, REST);
+            return true;
+        }
+        self.until = Some(now + self.rest);
+        (self.since, self.faults) = (now + self.rest, 0);
+        self.rest = (2 * self.rest).min(LONGEST_REST);
+        false
+    }
 }
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WindowCounters {
     pub opened: u64,
+    pub windows: u64,
     pub faults: u64,
     pub shown: u64,
-    pub closed: u64,
+    pub exhausted: u64,
 }
 
 impl WindowCounters {
     pub fn report(&self, stats: &mut Stats) {
         stats
             .group("windows")
-            .count("opened", self.opened)
-            .count("closed", self.closed)
+            .count("address spaces", self.opened)
+            .count("windows opened", self.windows)
             .count("faults", self.faults)
-            .count("pages shown", self.shown);
+            .count("pages shown", self.shown)
+            .count("closed for faults", self.exhausted);
     }
 }
 
@@ -125,66 +186,92 @@ impl Windows {
         let wanted = how != Windowing::Off && recover::install();
         let now = Instant::now();
         Self {
-            reserve: wanted.then(|| Reserve::new(WINDOWS).ok()).flatten(),
+            pages: wanted.then(Pages::new).flatten(),
             how,
-            pages: Default::default(),
-            shown: HashMap::new(),
+            open: false,
             cleared: now,
-            period: (now, 0),
+            budget: Budget::new(now),
+            listens: true,
+            replaced: now,
+            looks: 0,
             counters: WindowCounters::default(),
         }
     }
 
     pub fn exist(&self) -> bool {
-        self.reserve.is_some()
+        self.pages.is_some()
+    }
+
+    /// User code runs in the version that uses them.
+    #[inline]
+    pub fn are_open(&self) -> bool {
+        self.open
+    }
+
+    /// Before code goes on that may be a user's: whether it uses windows, which may be opened
+    /// now. `seldom`: on a way that is not taken often, and may take its time.
+    #[inline]
+    pub fn choose(&mut self, state: &mut State, cpu: &Cpu, seldom: bool) -> bool {
+        if self.pages.is_none() {
+            return false;
+        }
+        let user = cpu.mmu.plane() == Some(USER) && Width::of(cpu) == Some(Width::Wide);
+        match (user, self.open) {
+            (true, true) if state.window_missed != 0 => self.missed(state, &cpu.mmu),
+            (true, false) if !self.waits(seldom) => self.open(state, &cpu.mmu),
+            _ => {}
+        }
+        self.open
+    }
+
+    /// Translated code, about to run, tells what is in no window or not: it finds something to
+    /// look at then.
+    pub fn listen(&self, state: &mut State) {
+        state.window_poll = if self.listens { state.always() } else { state.poll };
+    }
+
+    /// It would not pay now.
+    fn waits(&mut self, seldom: bool) -> bool {
+        if self.how == Windowing::Eager {
+            return false;
+        }
+        self.looks = self.looks.wrapping_add(1);
+        if !seldom && !self.looks.is_multiple_of(LOOKS) {
+            return true;
+        }
+        let now = Instant::now();
+        now.duration_since(self.cleared) < PATIENCE
+            || self.budget.until.is_some_and(|until| now < until)
     }
 
     /// The linear address that an access by a window meant.
     pub fn linear(&self, state: &State, host: u64) -> Option<(usize, u64)> {
-        let (window, offset) = self.reserve.as_ref()?.find(host)?;
+        let (window, offset) = self.pages.as_ref()?.find(host)?;
         let high = state.windows.get(window)?.high;
         (high != NOWHERE).then_some((window, high << 32 | offset as u64))
     }
 
-    /// What the vCPU's TLB holds of the page appears in its window; false if it cannot.
+    /// What the vCPU's TLB holds of the page appears in its window, and what it holds of pages
+    /// around; false if it cannot.
     pub fn show(&mut self, window: usize, mmu: &Mmu, linear: u64, write: bool) -> bool {
-        let Some(held) = mmu.held(linear).filter(|held| held.read && (held.write || !write)) else {
-            return false;
-        };
-        if self.pages.iter().map(HashMap::len).sum::<usize>() >= MOST {
-            (0..WINDOWS).for_each(|window| self.empty(window));
-        }
-        let (Some(reserve), Some(pages)) = (&self.reserve, self.pages.get_mut(window)) else {
-            return false;
-        };
-        let page = linear & 0xffff_f000;
-        if !pages.contains_key(&page) && ALL.load(Relaxed) >= MOST_OF_ALL {
+        let Some(pages) = &mut self.pages else { return false };
+        if held(mmu, linear).is_none_or(|run| write && !run.writable) {
             return false;
         }
-        let host = mmu.host_address(held.page);
-        let shown = reserve.show(window, page as usize, host, held.write);
-        if shown {
-            self.counters.shown += 1;
-            let old = pages.insert(page, host);
-            ALL.fetch_add(usize::from(old.is_none()), Relaxed);
-            if let Some(old) = old.filter(|old| *old != host) {
-                self.not_shown(window, page, old);
-            }
-            let places = self.shown.entry(host).or_default();
-            if !places.contains(&(window, page)) {
-                places.push((window, page));
-            }
+        let page = linear & !(PAGE - 1);
+        let first = page & !(AROUND * PAGE - 1);
+        let around = (0..AROUND).map(|n| first + n * PAGE);
+        let new = around
+            .filter(|other| *other == page || !pages.shows(window, *other & 0xffff_ffff))
+            .filter_map(|other| held(mmu, other));
+        let mut shown = false;
+        for run in pages::runs(new, |host| goes_on(mmu, host)) {
+            let here = (run.at..run.at + run.len).contains(&(page & 0xffff_ffff));
+            let done = pages.show(window, run);
+            self.counters.shown += if done { run.len / PAGE } else { 0 };
+            shown |= here && done;
         }
         shown
-    }
-
-    fn not_shown(&mut self, window: usize, page: u64, host: u64) {
-        if let Some(places) = self.shown.get_mut(&host) {
-            places.retain(|place| *place != (window, page));
-            if places.is_empty() {
-                self.shown.remove(&host);
-            }
-        }
     }
 
     /// What is not as it was is in no window any more. What the vCPU's TLB has no room for, it
@@ -195,85 +282,128 @@ impl Windows {
         }
         let changes = mmu.tlb_changes();
         if changes.all || changes.local {
-            return self.clear(state);
+            self.clear(state);
+            self.budget = Budget::new(self.cleared);
+            return;
         }
+        let Some(pages) = self.pages.as_mut().filter(|_| self.open) else { return };
         for linear in changes.pages() {
-            let (high, page) = (linear >> 32, linear & 0xffff_f000);
+            let (high, at) = (linear >> 32, linear & 0xffff_f000);
             for window in (0..WINDOWS).filter(|n| state.windows[*n].high == high) {
-                self.hide(window, page);
+                pages.hide(window, at);
             }
         }
         for page in changes.revoked() {
-            let places = self.shown.get(&mmu.host_address(*page)).cloned();
-            for (window, page) in places.unwrap_or_default() {
-                self.hide(window, page);
-            }
+            pages.hide_frame(mmu.host_address(*page));
         }
-    }
-
-    /// Before a program goes on: opens a window for what was in none.
-    #[inline]
-    pub fn prepare(&mut self, state: &mut State) {
-        if state.window_missed != 0 {
-            self.missed(state);
-        }
-    }
-
-    fn missed(&mut self, state: &mut State) {
-        let missed = std::mem::take(&mut state.window_missed);
-        let high = missed >> 32;
-        // The next misses ask again.
-        if !is_user(missed)
-            || state.windows.iter().any(|window| window.high == high)
-            || !self.exist()
-            || self.waits()
-        {
-            return;
-        }
-        let wanted = expected(missed, state.gpr[RSP]);
-        // The last is for those whose place is taken.
-        let free = state.windows[wanted].high == NOWHERE;
-        let window = if free { wanted } else { WINDOWS - 1 };
-        self.close(state, window);
-        self.open(state, window, high);
-    }
-
-    /// It would not pay now.
-    fn waits(&self) -> bool {
-        let spent = self.counters.faults - self.period.1 > FAULTS;
-        self.how == Windowing::Patient
-            && (self.cleared.elapsed() < PATIENCE || spent && self.period.0.elapsed() < PERIOD)
     }
 
     /// An access by a window faulted. False if there are to be none for a while.
     pub fn fault(&mut self, state: &mut State) -> bool {
         self.counters.faults += 1;
-        if self.counters.faults - self.period.1 <= FAULTS || self.how == Windowing::Eager {
+        self.take(state, 1)
+    }
+
+    /// It was for nothing: the guest has nothing there, either.
+    pub fn vain(&mut self, state: &mut State) {
+        self.take(state, VAIN);
+    }
+
+    fn take(&mut self, state: &mut State, count: u32) -> bool {
+        if self.how == Windowing::Eager || self.budget.take(count) {
             return true;
         }
-        if self.period.0.elapsed() >= PERIOD {
-            self.period = (Instant::now(), self.counters.faults);
-            return true;
-        }
+        self.counters.exhausted += 1;
         self.clear(state);
+        // To the other version.
+        state.poll = state.always();
         false
     }
 
-    fn open(&mut self, state: &mut State, window: usize, high: u64) {
-        if let Some(reserve) = &self.reserve {
-            self.counters.opened += 1;
-            let delta = reserve.address(window).wrapping_sub(high << 32);
-            state.windows[window] = Slot { high, low: high.wrapping_neg(), delta };
+    /// Opens windows for what the program has used, and shows it there.
+    fn open(&mut self, state: &mut State, mmu: &Mmu) {
+        self.open = true;
+        self.listens = true;
+        self.counters.opened += 1;
+        let used = used(state, mmu);
+        let high = |linear: &u64| linear >> 32;
+        let mut highs: Vec<(usize, u64)> = used
+            .chunk_by(|a, b| high(a) == high(b))
+            .map(|pages| (pages.len(), high(&pages[0])))
+            .collect();
+        highs.sort_unstable_by(|a, b| b.cmp(a));
+        let stack = state.gpr[RSP] >> 32;
+        highs.retain(|(_, high)| *high != stack);
+        highs.insert(0, (0, stack));
+        let mut left = FIRST;
+        for (_, high) in highs.into_iter().take(WINDOWS) {
+            left = self.open_filled(state, mmu, high, &used, left);
         }
     }
 
-    /// The page is not in the window any more.
-    fn hide(&mut self, window: usize, page: u64) {
-        if let (Some(host), Some(reserve)) = (self.pages[window].remove(&page), &self.reserve) {
-            reserve.hide(window, page as usize, PAGE as usize);
-            ALL.fetch_sub(1, Relaxed);
-            self.not_shown(window, page, host);
+    /// Opens a window, and shows in it those of the pages that belong there: so many runs.
+    fn open_filled(
+        &mut self,
+        state: &mut State,
+        mmu: &Mmu,
+        high: u64,
+        used: &[u64],
+        mut left: usize,
+    ) -> usize {
+        let Some(window) = self.open_one(state, high) else { return left };
+        let Some(pages) = &mut self.pages else { return left };
+        let inside = used.iter().filter(|linear| *linear >> 32 == high);
+        let held = inside.filter_map(|linear| held(mmu, *linear));
+        for run in pages::runs(held, |host| goes_on(mmu, host)) {
+            if left == 0 || !pages.show(window, run) {
+                break;
+            }
+            left -= 1;
+            self.counters.shown += run.len / PAGE;
         }
+        left
+    }
+
+    /// Opens a window in a free place, if there is one.
+    fn open_one(&mut self, state: &mut State, high: u64) -> Option<usize> {
+        if !is_user(high << 32) || state.windows.iter().any(|window| window.high == high) {
+            return None;
+        }
+        let free = |n: &usize| state.windows[*n].high == NOWHERE;
+        let wanted = expected(high << 32, state.gpr[RSP]);
+        let window = [wanted].into_iter().chain((1..WINDOWS).rev()).find(free)?;
+        let pages = self.pages.as_ref()?;
+        let delta = pages.address(window).wrapping_sub(high << 32);
+        state.windows[window] = Slot { high, low: high.wrapping_neg(), delta };
+        self.counters.windows += 1;
+        Some(window)
+    }
+
+    /// Something was in no window.
+    fn missed(&mut self, state: &mut State, mmu: &Mmu) {
+        if !self.listens {
+            self.looks = self.looks.wrapping_add(1);
+            if self.looks.is_multiple_of(LOOKS) && self.replaced.elapsed() >= REPLACES {
+                self.listens = true;
+            }
+            return;
+        }
+        let missed = std::mem::take(&mut state.window_missed);
+        let high = missed >> 32;
+        let free = state.windows.iter().any(|window| window.high == NOWHERE);
+        let known = state.windows.iter().any(|window| window.high == high);
+        if !free || known || !is_user(missed) {
+            (self.listens, self.replaced) = (false, Instant::now());
+        }
+        if known || !is_user(missed) {
+            return;
+        }
+        if !free {
+            // The last takes turns.
+            self.close(state, WINDOWS - 1);
+        }
+        let used = used(state, mmu);
+        self.open_filled(state, mmu, high, &used, FIRST);
     }
 
     /// There are no windows, until some are opened again.
@@ -281,40 +411,48 @@ impl Windows {
         if !self.exist() {
             return;
         }
-        if state.windows.iter().any(|window| window.high != NOWHERE) {
+        if self.open {
             (0..WINDOWS).for_each(|window| self.close(state, window));
+            self.open = false;
         }
         self.cleared = Instant::now();
     }
 
     fn close(&mut self, state: &mut State, window: usize) {
-        if state.windows[window].high != NOWHERE {
-            self.counters.closed += 1;
-        }
         state.windows[window] = Slot::NONE;
-        self.empty(window);
-    }
-
-    fn empty(&mut self, window: usize) {
-        let Some(reserve) = &self.reserve else { return };
-        let pages = std::mem::take(&mut self.pages[window]);
-        if pages.len() > FEW {
-            reserve.hide(window, 0, map::SPAN);
-        } else {
-            pages.keys().for_each(|page| reserve.hide(window, *page as usize, PAGE as usize));
+        if let Some(pages) = &mut self.pages {
+            pages.empty(window);
         }
-        ALL.fetch_sub(pages.len(), Relaxed);
-        pages.into_iter().for_each(|(page, host)| self.not_shown(window, page, host));
-    }
-}
-
-impl Drop for Windows {
-    fn drop(&mut self) {
-        ALL.fetch_sub(self.pages.iter().map(HashMap::len).sum(), Relaxed);
     }
 }
 
 /// A canonical address in the lower half.
 fn is_user(linear: u64) -> bool {
     linear >> 47 == 0
+}
+
+/// Pages that translated code's TLB has of the user's, in their order.
+fn used(state: &State, mmu: &Mmu) -> Vec<u64> {
+    let tlb = &state.tlb[USER % PLANES];
+    let positions = state.filled.local().iter().map(|position| usize::from(*position));
+    let user = positions.filter(|position| position / TLB == USER);
+    let pages = user.map(|position| tlb.read[position % TLB].wrapping_neg());
+    let known = |page: &u64| is_user(*page) && mmu.held(*page).is_some();
+    let mut pages: Vec<u64> = pages.filter(known).collect();
+    pages.sort_unstable();
+    pages.dedup();
+    pages
+}
+
+/// What the vCPU's TLB holds of a page.
+fn held(mmu: &Mmu, linear: u64) -> Option<Run> {
+    let held = mmu.held(linear).filter(|held| held.read)?;
+    let (at, host) = (linear & 0xffff_f000, mmu.host_address(held.page));
+    Some(Run { at, host, len: PAGE, writable: held.write })
+}
+
+/// What is at a host address is part of the same mapping as the page before.
+fn goes_on(mmu: &Mmu, host: u64) -> bool {
+    let end = mmu.mapped_until(host);
+    end.is_some() && end == mmu.mapped_until(host.wrapping_sub(PAGE))
 }

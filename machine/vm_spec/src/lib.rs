@@ -117,8 +117,8 @@ pub struct VmSpec {
     pub code_cache: u64,
     /// Tell `perf report` which guest code translated code is, in `/tmp/perf-PID.map`.
     pub perf_map: bool,
-    /// Let the host's MMU translate addresses of programs that run for long, under engine
-    /// `translate`.
+    /// Let the host's MMU translate addresses of programs that run for some milliseconds, under
+    /// engine `translate`.
     pub windows: bool,
     pub kernel: Kernel,
     pub initrd: Option<PathBuf>,
@@ -152,7 +152,7 @@ impl Default for VmSpec {
             memory: MEMORY_DEFAULT,
             code_cache: limits::CODE_CACHE_DEFAULT,
             perf_map: false,
-            windows: false,
+            windows: true,
             kernel: Kernel::Default,
             initrd: None,
             append: String::new(),
@@ -275,7 +275,7 @@ mod tests {
             memory: 1 << 30,
             code_cache: 32 << 20,
             perf_map: true,
-            windows: true,
+            windows: false,
             kernel: Kernel::File("/boot/vmlinuz".into()),
             initrd: Some("/boot/initrd".into()),
             append: "panic=-1".into(),

@@ -12,13 +12,12 @@ use crate::{
     regs::{GUEST_RSP, SA, SB, SC},
     state::field,
     thunks::WINDOW,
-    windows,
+    windows::Expectation,
 };
 
 /// How far from the address that is compared an operand may be: less than there is nothing
 /// around a window.
 const NEAR: i32 = 1 << 16;
-const RSP: usize = 4;
 
 /// An access by a window, which may fault.
 #[derive(Debug)]
@@ -33,13 +32,11 @@ pub(super) struct Recovery {
 }
 
 impl Reuse {
-    /// The window in which each instruction's access is expected, by what registers have now, in
-    /// a page that is at `page`: the stack's, that of what is far from it, and that of what is
-    /// nearer to it.
-    pub fn windows(&self, registers: &[u64; 16], page: u64) -> Vec<Option<u8>> {
-        let known = |access: &Access| {
-            Some(windows::expected(access.address(registers, page)?, registers[RSP]) as u8)
-        };
+    /// The window in which each instruction's access is expected.
+    pub fn windows(&self, expectation: &Expectation) -> Vec<Option<u8>> {
+        let Expectation { registers, page, .. } = expectation;
+        let known =
+            |access: &Access| Some(expectation.window(access.address(registers, *page)?) as u8);
         // What the x87 unit stores of ten bytes, it stores in two parts, of which the first may
         // be there when the second faults.
         let single = |pair: &[Option<Access>; 2]| match pair {
@@ -89,10 +86,10 @@ impl Lowerer<'_> {
         let back = self.asm.here();
         self.asm.change_part();
         mismatch.into_iter().for_each(|patch| self.asm.patch(patch));
-        if flags {
-            probe::other_windows(&mut self.asm, window, back);
-        }
+        probe::other_windows(&mut self.asm, window, place.base, flags, back);
         self.asm.store(field!(window_missed), place.base);
+        self.asm.load(SC, field!(window_poll));
+        self.asm.store(field!(poll), SC);
         if start.base != SA || start.disp != 0 {
             self.asm.lea(SA, start.linear(), true);
         }

@@ -51,19 +51,31 @@ impl Reserve {
         (window < self.windows && offset < SPAN).then_some((window, offset))
     }
 
-    /// The page of shared memory at host address `from`, which is mapped readable and writable,
-    /// appears at an offset of a window, too. False if it cannot.
-    pub fn show(&self, window: usize, offset: usize, from: u64, writable: bool) -> bool {
-        let offset = offset & !(PAGE - 1);
-        if window >= self.windows || offset >= SPAN || !from.is_multiple_of(PAGE as u64) {
+    /// Pages of shared memory from host address `from` on, which are mapped readable and
+    /// writable and are parts of one mapping, appear at an offset of a window, too. False if
+    /// they cannot.
+    pub fn show(
+        &self,
+        window: usize,
+        offset: usize,
+        len: usize,
+        from: u64,
+        writable: bool,
+    ) -> bool {
+        let aligned = offset.is_multiple_of(PAGE) && len.is_multiple_of(PAGE) && len > 0;
+        if !aligned || window >= self.windows || offset >= SPAN || len > SPAN - offset {
+            return false;
+        }
+        if !from.is_multiple_of(PAGE as u64) {
             return false;
         }
         let to = (self.address(window) as usize + offset) as *mut libc::c_void;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: the new place is inside the reservation, in which no reference points. An old
         // length of 0 leaves the old mapping as it is and makes a second one of the same pages
-        // if they are shared, else fails (mremap(2)).
-        let at = unsafe { libc::mremap(from as *mut libc::c_void, 0, PAGE, flags, to) };
+        // if they are shared, else fails (mremap(2)). What follows them in the new one is what
+        // follows them in the file, which the caller knows to be the guest's.
+        let at = unsafe { libc::mremap(from as *mut libc::c_void, 0, len, flags, to) };
         if at == libc::MAP_FAILED {
             return false;
         }
@@ -71,9 +83,9 @@ impl Reserve {
             return true;
         }
         // SAFETY: the mapping that was just made.
-        let done = unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } == 0;
+        let done = unsafe { libc::mprotect(at, len, libc::PROT_READ) } == 0;
         if !done {
-            self.hide(window, offset, PAGE);
+            self.hide(window, offset, len);
         }
         done
     }
@@ -139,7 +151,7 @@ mod tests {
         let at = reserve.address(1) + 0x5000;
         assert_eq!(reserve.find(at + 3), Some((1, 0x5003)));
         assert_eq!(rights(at), "---p");
-        assert!(reserve.show(1, 0x5000, from, true));
+        assert!(reserve.show(1, 0x5000, PAGE, from, true));
         assert_eq!(rights(at), "rw-s");
         // SAFETY: both are mapped so.
         let seen = unsafe {
@@ -147,11 +159,11 @@ mod tests {
             *(at as *const u64)
         };
         assert_eq!(seen, 0x1234);
-        assert!(reserve.show(1, 0x5000, from + PAGE as u64, false));
+        assert!(reserve.show(1, 0x5000, PAGE, from + PAGE as u64, false));
         assert_eq!((rights(at), rights(from)), ("r--s".into(), "rw-s".into()));
         reserve.hide(1, 0x5000, PAGE);
         assert_eq!((rights(at), rights(from)), ("---p".into(), "rw-s".into()));
-        assert!(reserve.show(1, 0, from, true));
+        assert!(reserve.show(1, 0, PAGE, from, true));
         reserve.hide(1, 0, SPAN);
         assert_eq!(rights(reserve.address(1)), "---p");
     }
@@ -170,7 +182,7 @@ mod tests {
         // What is not shared cannot be shown.
         let private = Box::new([0_u8; 3 * PAGE]);
         let at = (private.as_ptr() as u64).next_multiple_of(PAGE as u64);
-        assert!(!reserve.show(0, 0, at, true) && !reserve.show(2, 0, shared(), true));
+        assert!(!reserve.show(0, 0, PAGE, at, true) && !reserve.show(2, 0, PAGE, shared(), true));
         assert_eq!(rights(reserve.address(0)), "---p");
     }
 }
