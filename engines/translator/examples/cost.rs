@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 bytes: &block.bytes,
                 linear: block.at as u64,
                 start: (block.at % PAGE) as u16,
-                plane: 2,
+                version: 2,
                 width: Width::Wide,
                 registers: [0; 16],
                 check: None,

@@ -198,7 +198,7 @@ fn settle(state: &mut State, env: &mut Env<'_, '_>, retired: u32) {
 pub fn take(state: &mut State, env: &mut Env<'_, '_>) {
     let cpu = &mut *env.ctx.cpu;
     if let Some(gpr) = cpu.gpr.first_chunk_mut::<16>() {
-        *gpr = state.gpr;
+        *gpr = state.registers();
     }
     cpu.flags.set_bits(state.flags);
     cpu.segment_mut(SegReg::Fs).base = state.fs;
@@ -233,7 +233,7 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     // This may close windows, which decides where levels lead.
     tlb::refresh(state, &mut cpu.mmu, env.counters, env.windows);
     if let Some(gpr) = cpu.gpr.first_chunk::<16>() {
-        state.gpr = *gpr;
+        state.set_registers(gpr);
     }
     state.backward = cpu.rflags & rflags::DF;
     // No copied instruction depends on the direction flag and the like.

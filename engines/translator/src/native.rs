@@ -101,10 +101,10 @@ extern "sysv64" fn read_cpuid(rsp: *mut u8) {
         (state, env)
     };
     env.counters.cpuids += 1;
-    let (leaf, subleaf) = (state.gpr[gpr::RAX] as u32, state.gpr[gpr::RCX] as u32);
+    let (leaf, subleaf) = (state.register(gpr::RAX), state.register(gpr::RCX));
     let answer = env.ctx.cpu.leaf(leaf, subleaf);
     for (register, value) in [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX].into_iter().zip(answer) {
-        state.gpr[register] = value.into();
+        state.set_register(register, value);
     }
 }
 

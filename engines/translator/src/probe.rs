@@ -51,8 +51,8 @@ pub fn probe(
     len: usize,
     miss: impl FnOnce(&mut Asm),
 ) {
+    debug_assert!(len <= PAGE as usize + 1);
     look_up(asm, plane, write, address);
-    // `len` is 4096 at most.
     asm.lea(SC, Mem::indexed(SC, address, 0, len as i32 - 1), true);
     asm.shrx(SC, SC, RSP);
     asm.unless_rcx_zero(miss);
@@ -84,6 +84,7 @@ pub fn by_flags(
     len: usize,
     alignment: u8,
 ) -> Patch {
+    debug_assert!(len <= PAGE as usize + 1);
     let tag = if write { offset_of!(Plane, write) } else { offset_of!(Plane, read) };
     asm.pext(SB, address, field!(index_mask));
     asm.mov(SC, address, true);
@@ -109,7 +110,7 @@ pub fn window(asm: &mut Asm, window: usize, address: u8, flags: bool) -> Option<
         asm.group1_load(CMP, 4, SC, Rm::Memory(at(offset_of!(Slot, high))));
         missed = Some(asm.jcc_forward(NOT_ZERO));
     } else {
-        asm.load(SB, at(offset_of!(Slot, low)));
+        asm.load32(SB, at(offset_of!(Slot, low)));
         asm.rorx(SC, address, 32);
         asm.lea(SC, Mem::indexed(SC, SB, 0, 0), false);
         asm.unless_rcx_zero(|asm| missed = Some(asm.jmp_forward()));
@@ -131,7 +132,7 @@ pub fn other_windows(asm: &mut Asm, expected: usize, address: u8, flags: bool, b
             asm.group1_load(CMP, 4, SC, Rm::Memory(at(offset_of!(Slot, high))));
             asm.unless(NOT_ZERO, found);
         } else {
-            asm.load(SB, at(offset_of!(Slot, low)));
+            asm.load32(SB, at(offset_of!(Slot, low)));
             asm.rorx(SC, address, 32);
             asm.lea(SC, Mem::indexed(SC, SB, 0, 0), false);
             let mut next = None;

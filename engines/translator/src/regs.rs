@@ -37,8 +37,8 @@ pub const GUEST_RCX: u8 = 9;
 pub const GUEST_RSP: u8 = 15;
 pub const GUEST_RBP: u8 = 5;
 
-pub fn home(guest: u8) -> Option<u8> {
-    HOME[usize::from(guest & 15)]
+pub const fn home(guest: u8) -> Option<u8> {
+    HOME[guest as usize & 15]
 }
 
 /// Guest and host numbers of those that live in registers.

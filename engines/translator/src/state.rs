@@ -4,6 +4,7 @@ use crate::{
     asm::{Mem, RSP},
     far::{FARS, Far},
     jumps::{Jumps, TABLES},
+    regs,
     vectors::KINDS,
     windows::{Slot, WINDOWS},
 };
@@ -75,10 +76,10 @@ pub struct State {
     pub slots: [u64; SLOTS],
     /// What is pushed, and what RSP points into.
     pub pushed: [u64; 3],
-    /// The guest's general registers, while they are not in the host's.
-    pub gpr: [u64; 16],
     /// See [`crate::windows`].
     pub windows: [Slot; WINDOWS],
+    /// The guest's general registers, while they are not in the host's, as [`PLACES`] says.
+    pub placed: [u64; 16],
     /// A linear address that was in none of them, and what `poll` becomes then.
     pub window_missed: u64,
     pub window_poll: u64,
@@ -235,7 +236,8 @@ const _: () = {
     // Two words are pushed at most.
     let pushed = offset_of!(State, pushed);
     assert!(pushed <= BIAS - 16 && pushed + 24 >= BIAS);
-    assert!(offset_of!(State, gpr) + 8 * 15 < BIAS + 128);
+    assert!(offset_of!(State, windows) + size_of::<[Slot; WINDOWS]>() < BIAS + 128);
+    assert!(offset_of!(State, placed) + 8 * 3 < BIAS + 128);
 };
 
 /// Where a field is, as translated code sees it.
@@ -249,8 +251,24 @@ macro_rules! field {
 }
 pub(crate) use field;
 
+/// Where in [`State::gpr`] each register is: those first that have no host register.
+const PLACES: [usize; 16] = {
+    let (mut places, mut next) = ([0; 16], 0);
+    let (mut homeless, mut n) = (true, 0);
+    while n < 32 {
+        homeless = if n == 16 { false } else { homeless };
+        if regs::home(n as u8 % 16).is_none() == homeless {
+            places[n % 16] = next;
+            next += 1;
+        }
+        n += 1;
+    }
+    places
+};
+
 pub fn gpr(number: u8) -> Mem {
-    Mem::at(RSP, offset_of!(State, gpr) as i32 + 8 * i32::from(number & 15) - BIAS as i32)
+    let place = PLACES[usize::from(number & 15)];
+    Mem::at(RSP, offset_of!(State, placed) as i32 + 8 * place as i32 - BIAS as i32)
 }
 
 /// Of a segment register.
@@ -292,6 +310,27 @@ pub fn expected_host(plane: usize, number: u8) -> Mem {
 }
 
 impl State {
+    /// The general registers, by their numbers.
+    pub fn registers(&self) -> [u64; 16] {
+        PLACES.map(|place| self.placed[place])
+    }
+
+    /// The low half of one.
+    pub fn register(&self, number: usize) -> u32 {
+        self.placed[PLACES[number % 16]] as u32
+    }
+
+    /// The upper half becomes zero.
+    pub fn set_register(&mut self, number: usize, value: u32) {
+        self.placed[PLACES[number % 16]] = value.into();
+    }
+
+    pub fn set_registers(&mut self, registers: &[u64; 16]) {
+        for (place, value) in PLACES.into_iter().zip(registers) {
+            self.placed[place] = *value;
+        }
+    }
+
     /// Address of a word that is not zero: what polls it, leaves.
     pub fn always(&self) -> u64 {
         debug_assert_ne!(self.index_mask as u32, 0);

@@ -175,7 +175,7 @@ impl Translated {
             Width::Real | Width::Short => page == self.page && rip < 1 << 16,
             Width::Narrow => page % PAGE == 0 && rip < (1 << 32) - PAGE,
             Width::Wide => {
-                let reach = reach(self.plane) + 2 * PAGE;
+                let reach = reach(crate::spaces::plane(self.version)) + 2 * PAGE;
                 let (low, high) = (rip.wrapping_sub(reach), rip.wrapping_add(reach));
                 page % PAGE == 0 && [rip, low, high].into_iter().all(is_canonical_48)
             }
@@ -434,7 +434,7 @@ mod tests {
             insns: vec![semantics::insn::too_long()].into(),
             mnemonics: Box::default(),
             start: 0,
-            plane: 0,
+            version: 0,
             width: Width::Wide,
             page: 0,
             entry: place.at[0],

@@ -28,16 +28,16 @@ pub const WINDOWS: usize = 4;
 const USER: usize = 2;
 const RSP: usize = 4;
 /// The upper half of no canonical address.
-const NOWHERE: u64 = 0x8000_0000;
+const NOWHERE: u32 = 0x8000_0000;
 
 /// A window as translated code sees it.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Slot {
     /// The upper 32 bits of its linear addresses.
-    pub high: u64,
+    pub high: u32,
     /// Those, negated.
-    pub low: u64,
+    pub low: u32,
     /// Host address less linear address.
     pub delta: u64,
 }
@@ -64,12 +64,12 @@ pub struct Expectation {
     pub registers: [u64; 16],
     pub page: u64,
     /// The windows' upper halves.
-    pub highs: [u64; WINDOWS],
+    pub highs: [u32; WINDOWS],
 }
 
 impl Expectation {
     pub fn window(&self, address: u64) -> usize {
-        let open = self.highs.iter().position(|high| *high == address >> 32);
+        let open = self.highs.iter().position(|high| *high == upper(address));
         open.unwrap_or_else(|| expected(address, self.registers[RSP]))
     }
 }
@@ -248,7 +248,7 @@ impl Windows {
     pub fn linear(&self, state: &State, host: u64) -> Option<(usize, u64)> {
         let (window, offset) = self.pages.as_ref()?.find(host)?;
         let high = state.windows.get(window)?.high;
-        (high != NOWHERE).then_some((window, high << 32 | offset as u64))
+        (high != NOWHERE).then_some((window, u64::from(high) << 32 | offset as u64))
     }
 
     /// What the vCPU's TLB holds of the page appears in its window, and what it holds of pages
@@ -288,7 +288,7 @@ impl Windows {
         }
         let Some(pages) = self.pages.as_mut().filter(|_| self.open) else { return };
         for linear in changes.pages() {
-            let (high, at) = (linear >> 32, linear & 0xffff_f000);
+            let (high, at) = (upper(*linear), linear & 0xffff_f000);
             for window in (0..WINDOWS).filter(|n| state.windows[*n].high == high) {
                 pages.hide(window, at);
             }
@@ -326,13 +326,13 @@ impl Windows {
         self.listens = true;
         self.counters.opened += 1;
         let used = used(state, mmu);
-        let high = |linear: &u64| linear >> 32;
-        let mut highs: Vec<(usize, u64)> = used
+        let high = |linear: &u64| upper(*linear);
+        let mut highs: Vec<(usize, u32)> = used
             .chunk_by(|a, b| high(a) == high(b))
             .map(|pages| (pages.len(), high(&pages[0])))
             .collect();
         highs.sort_unstable_by(|a, b| b.cmp(a));
-        let stack = state.gpr[RSP] >> 32;
+        let stack = upper(state.registers()[RSP]);
         highs.retain(|(_, high)| *high != stack);
         highs.insert(0, (0, stack));
         let mut left = FIRST;
@@ -346,13 +346,13 @@ impl Windows {
         &mut self,
         state: &mut State,
         mmu: &Mmu,
-        high: u64,
+        high: u32,
         used: &[u64],
         mut left: usize,
     ) -> usize {
         let Some(window) = self.open_one(state, high) else { return left };
         let Some(pages) = &mut self.pages else { return left };
-        let inside = used.iter().filter(|linear| *linear >> 32 == high);
+        let inside = used.iter().filter(|linear| upper(**linear) == high);
         let held = inside.filter_map(|linear| held(mmu, *linear));
         for run in pages::runs(held, |host| goes_on(mmu, host)) {
             if left == 0 || !pages.show(window, run) {
@@ -365,15 +365,16 @@ impl Windows {
     }
 
     /// Opens a window in a free place, if there is one.
-    fn open_one(&mut self, state: &mut State, high: u64) -> Option<usize> {
-        if !is_user(high << 32) || state.windows.iter().any(|window| window.high == high) {
+    fn open_one(&mut self, state: &mut State, high: u32) -> Option<usize> {
+        let address = u64::from(high) << 32;
+        if !is_user(address) || state.windows.iter().any(|window| window.high == high) {
             return None;
         }
         let free = |n: &usize| state.windows[*n].high == NOWHERE;
-        let wanted = expected(high << 32, state.gpr[RSP]);
+        let wanted = expected(address, state.registers()[RSP]);
         let window = [wanted].into_iter().chain((1..WINDOWS).rev()).find(free)?;
         let pages = self.pages.as_ref()?;
-        let delta = pages.address(window).wrapping_sub(high << 32);
+        let delta = pages.address(window).wrapping_sub(address);
         state.windows[window] = Slot { high, low: high.wrapping_neg(), delta };
         self.counters.windows += 1;
         Some(window)
@@ -389,7 +390,7 @@ impl Windows {
             return;
         }
         let missed = std::mem::take(&mut state.window_missed);
-        let high = missed >> 32;
+        let high = upper(missed);
         let free = state.windows.iter().any(|window| window.high == NOWHERE);
         let known = state.windows.iter().any(|window| window.high == high);
         if !free || known || !is_user(missed) {
@@ -424,6 +425,11 @@ impl Windows {
             pages.empty(window);
         }
     }
+}
+
+/// The upper half of an address.
+fn upper(linear: u64) -> u32 {
+    (linear >> 32) as u32
 }
 
 /// A canonical address in the lower half.

@@ -22,6 +22,8 @@ use iced_x86::Instruction;
 
 /// What a range spans at most: the larger it is, the likelier it crosses a page.
 const SPAN: i64 = 512;
+/// The same of what is checked by a window: around that is more than this of nothing.
+const WINDOW_SPAN: i64 = 1 << 16;
 
 /// A range that was checked.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +137,14 @@ impl Reuse {
     }
 
     /// The range of an access and of those that follow; `None` if it is alone.
-    fn range(&self, index: usize, which: Which, access: &Access, write: bool) -> Option<Fact> {
+    fn range(
+        &self,
+        index: usize,
+        which: Which,
+        access: &Access,
+        write: bool,
+        most: i64,
+    ) -> Option<Fact> {
         let slot = (0..SLOTS).find(|slot| self.facts.iter().all(|fact| fact.slot != *slot))?;
         let (from, to) = (access.at, access.end());
         let mut fact =
@@ -146,7 +155,7 @@ impl Reuse {
             let skip = if n == index { which as usize + 1 } else { 0 };
             for other in pair.iter().skip(skip).flatten().filter(|other| other.key == fact.key) {
                 let (from, to) = (fact.from.min(other.at), fact.to.max(other.end()));
-                if to.checked_sub(from).is_none_or(|span| span > SPAN) {
+                if to.checked_sub(from).is_none_or(|span| span > most) {
                     continue;
                 }
                 (fact.from, fact.to, fact.last) = (from, to, n);
@@ -226,7 +235,8 @@ impl Lowerer<'_> {
             return place;
         }
         self.reuse.held = None;
-        let fact = self.reuse.range(self.index, which, &access, write);
+        let most = if self.window(place).is_some() { WINDOW_SPAN } else { SPAN };
+        let fact = self.reuse.range(self.index, which, &access, write, most);
         let first = fact.and_then(|fact| self.first(&access, &fact, place));
         if let (Some(fact), Some(place)) = (fact, first) {
             self.align(fact.slot, &access, place, alignment);
@@ -318,7 +328,7 @@ mod tests {
             accesses(&insns, &mut Forms::default(), &mut reuse.accesses, &mut Vec::new());
             reuse.begin();
             let first = reuse.access(0, Which::Operand).unwrap();
-            let fact = reuse.range(0, Which::Operand, &first, false).unwrap();
+            let fact = reuse.range(0, Which::Operand, &first, false, SPAN).unwrap();
             assert_eq!((fact.from, fact.to, fact.last, fact.write), (0, 24, 2, false));
             reuse.facts.push(fact);
             (reuse.holds, reuse.open) = (Some(fact.slot), Some(0));

@@ -18,6 +18,7 @@ use crate::{
 /// How far from the address that is compared an operand may be: less than there is nothing
 /// around a window.
 const NEAR: i32 = 1 << 16;
+const PAGE: usize = 4096;
 
 /// An access by a window, which may fault.
 #[derive(Debug)]
@@ -93,9 +94,15 @@ impl Lowerer<'_> {
         if start.base != SA || start.disp != 0 {
             self.asm.lea(SA, start.linear(), true);
         }
-        let patch = self.look_up(SA, write, len, alignment, flags);
-        self.restore_base(place, start);
-        self.asm.jmp(back);
+        // No page has a longer range.
+        let patch = if len > PAGE {
+            Some(self.asm.jmp_forward())
+        } else {
+            let patch = self.look_up(SA, write, len, alignment, flags);
+            self.restore_base(place, start);
+            self.asm.jmp(back);
+            patch
+        };
         self.asm.change_part();
         patch
     }
