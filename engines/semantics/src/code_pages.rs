@@ -114,7 +114,7 @@ mod tests {
         pages.written_at(0x1000, start + MOMENT);
         pages.written_at(0x2000, start + MOMENT * 100);
         assert!(pages.is_checked(0x1000) && !pages.is_checked(0x2000));
-        assert_eq!(pages.expired_at(start + TERM), []);
+        assert_eq!(pages.expired_at(start + TERM), Vec::<u64>::new());
         assert_eq!(pages.expired_at(start + TERM + MOMENT * 2), [0x1000]);
         assert!(!pages.is_checked(0x1000) && !pages.any());
     }

@@ -448,7 +448,7 @@ fn task_switches() {
     m.step(&[0x9a, 0, 0, 0, 0, OTHER_SEL as u8, 0]).unwrap();
     assert_eq!((m.cpu.rip, m.cpu.gpr[0], m.cpu.gpr[4]), (0x9000, 0x1111, 0x6000));
     assert_eq!(m.cpu.rflags(), rflags::NT | 2);
-    assert_eq!(m.get(OTHER) & 0xffff, TSS_SEL.into(), "linked back");
+    assert_eq!(m.get(OTHER) & 0xffff, u64::from(TSS_SEL), "linked back");
     assert_eq!(m.get(TSS + 0x20), 0x7007 | 2 << 32);
     assert_eq!(m.get(GDT + 0x38) >> 40 & 0xff, 0x8b, "busy");
     assert_eq!(m.get(GDT + u64::from(TSS_SEL)) >> 40 & 0xff, 0x8b, "still busy");
