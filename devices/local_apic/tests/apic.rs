@@ -32,7 +32,7 @@ fn power_on_values() {
     assert_eq!(board.apic(0).save().apic, vcpu_state::ApicState::reset(0));
     board.msi(1, 0x40);
     assert_eq!(apic.pending(false), None, "disabled by software");
-    assert_eq!(board.woken(), []);
+    assert_eq!(board.woken(), Vec::<u32>::new());
 }
 
 #[test]
