@@ -54,6 +54,7 @@ pub fn arm(state: &mut State, env: &Env<'_, '_>) {
     state.syscall_bad = (!syscall).into();
     state.sysret_bad = (!enabled || state.spaces[USER % PLANES] != user).into();
     let tsc = cpu.cr4 & cr4::TSD == 0;
+    state.cpuid_bad = cpu.intercepts.cpuid.into();
     (state.tsc_bad, state.tsc_aux) = ((!tsc).into(), cpu.hot.tsc_aux);
     for (to, [cs, ss]) in state.level_selectors.iter_mut().zip(sys_call::selectors(cpu)) {
         *to = [cs.into(), ss.into()];

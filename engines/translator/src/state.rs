@@ -109,6 +109,8 @@ pub struct State {
     pub sysret_odd: u64,
     /// Not zero if user mode must not read the time-stamp counter.
     pub tsc_bad: u64,
+    /// Not zero if CPUID is for the handler.
+    pub cpuid_bad: u64,
     pub tsc_aux: u64,
     /// Of ES to GS, in the order of encodings.
     pub selectors: [u64; 6],

@@ -33,6 +33,7 @@ impl Lowerer<'_> {
 
     /// Not in 16-bit code, whose registers are longer than its instructions say.
     pub(super) fn cpuid(&mut self) -> Done {
+        self.unless_zero(field!(cpuid_bad));
         self.light_call(self.thunks.cpuid);
         Ok(())
     }
