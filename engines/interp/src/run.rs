@@ -233,20 +233,33 @@ impl Interp {
                 Inside::Hot => true,
                 Inside::No => false,
             };
-            // Elsewhere a segment's limit has to be asked.
-            let near = ctx.cpu.mode.is64() && (ctx.cpu.rip ^ base) >> 12 == 0;
-            let (epoch, before) = (self.cache.epoch(), span);
-            self.behind = span;
-            (span, from) = (self.locate(ctx)?, 0);
-            if loops && let Some(Heat::Runs(runs)) = self.cache.heat(span) {
-                *runs = (*runs).max(self.hot);
-            }
-            // What ends in the next page depends on more than this one.
-            let whole = ctx.cpu.rip % PAGE_SIZE + u64::from(span.len) <= PAGE_SIZE;
-            if near && whole {
-                self.cache.chain(epoch, before, last, span);
-            }
+            (span, from) = (self.follow(ctx, base, (span, last), loops)?, 0);
         }
+    }
+
+    /// What follows a branch, which is that instruction of a block that begins at `base`;
+    /// `loops`: it leads into its own block, and has done so often.
+    fn follow(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        base: u64,
+        (before, last): (Span, u32),
+        loops: bool,
+    ) -> Result<Span, Stop> {
+        // Elsewhere a segment's limit has to be asked.
+        let near = ctx.cpu.mode.is64() && (ctx.cpu.rip ^ base) >> 12 == 0;
+        let epoch = self.cache.epoch();
+        self.behind = before;
+        let span = self.locate(ctx)?;
+        if loops && let Some(Heat::Runs(runs)) = self.cache.heat(span) {
+            *runs = (*runs).max(self.hot);
+        }
+        // What ends in the next page depends on more than this one.
+        let whole = ctx.cpu.rip % PAGE_SIZE + u64::from(span.len) <= PAGE_SIZE;
+        if near && whole {
+            self.cache.chain(epoch, before, last, span);
+        }
+        Ok(span)
     }
 
     /// Whether what follows a branch is this far inside its own block, and may be executed

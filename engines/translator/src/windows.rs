@@ -97,7 +97,9 @@ const FAULTS: u32 = 256;
 const VAIN: u32 = 3;
 const PERIOD: Duration = Duration::from_millis(50);
 const REST: Duration = Duration::from_millis(20);
-const LONGEST_REST: Duration = Duration::from_secs(2);
+const LONGEST_REST: Duration = Duration::from_millis(160);
+/// After so many times the last rest without another, the next one is short again.
+const CALM: u32 = 4;
 /// What is in no window may replace one so often.
 const REPLACES: Duration = Duration::from_millis(20);
 /// How often the time is asked on ways that are taken often.
@@ -148,12 +150,13 @@ impl Budget {
         }
         let now = Instant::now();
         if now.duration_since(self.since) >= PERIOD {
-            (self.since, self.faults, self.rest) = (now, 0, REST);
+            (self.since, self.faults) = (now, 0);
             return true;
         }
+        let calm = self.until.is_none_or(|until| now >= until + CALM * self.rest);
+        self.rest = if calm { REST } else { (2 * self.rest).min(LONGEST_REST) };
         self.until = Some(now + self.rest);
         (self.since, self.faults) = (now + self.rest, 0);
-        self.rest = (2 * self.rest).min(LONGEST_REST);
         false
     }
 }
