@@ -143,12 +143,12 @@ impl Budget {
     }
 
     /// Takes some; false if there are none left, from now on for a while.
-    fn take(&mut self, count: u32) -> bool {
+    fn take(&mut self, count: u32, now: impl FnOnce() -> Instant) -> bool {
         self.faults += count;
         if self.faults <= FAULTS {
             return true;
         }
-        let now = Instant::now();
+        let now = now();
         if now.duration_since(self.since) >= PERIOD {
             (self.since, self.faults) = (now, 0);
             return true;
@@ -313,7 +313,7 @@ impl Windows {
     }
 
     fn take(&mut self, state: &mut State, count: u32) -> bool {
-        if self.how == Windowing::Eager || self.budget.take(count) {
+        if self.how == Windowing::Eager || self.budget.take(count, Instant::now) {
             return true;
         }
         self.counters.exhausted += 1;
@@ -464,4 +464,41 @@ fn held(mmu: &Mmu, linear: u64) -> Option<Run> {
 fn goes_on(mmu: &Mmu, host: u64) -> bool {
     let end = mmu.mapped_until(host);
     end.is_some() && end == mmu.mapped_until(host.wrapping_sub(PAGE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When windows may be opened again after `count` faults from `now` on, at once.
+    fn closed(budget: &mut Budget, count: u32, now: Instant) -> Option<Duration> {
+        let left = (0..count).filter(|_| !budget.take(1, || now)).count();
+        (left > 0).then(|| budget.until.unwrap().duration_since(now))
+    }
+
+    #[test]
+    fn many_faults_close_windows_for_longer_each_time() {
+        let mut now = Instant::now();
+        let mut budget = Budget::new(now);
+        assert_eq!(closed(&mut budget, FAULTS, now), None);
+        for rest in [REST, 2 * REST, 4 * REST, LONGEST_REST, LONGEST_REST] {
+            let missing = FAULTS + 1 - budget.faults;
+            assert_eq!(closed(&mut budget, missing, now), Some(rest));
+            now += rest;
+        }
+        // After a while without, it is as at first.
+        now += CALM * LONGEST_REST;
+        assert_eq!(closed(&mut budget, FAULTS + 1, now), None);
+        assert_eq!(closed(&mut budget, FAULTS + 1, now), Some(REST));
+    }
+
+    #[test]
+    fn faults_of_long_ago_do_not_count() {
+        let mut now = Instant::now();
+        let mut budget = Budget::new(now);
+        for _ in 0..100 {
+            assert_eq!(closed(&mut budget, FAULTS / 2, now), None);
+            now += PERIOD;
+        }
+    }
 }
