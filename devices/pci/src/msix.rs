@@ -89,7 +89,7 @@ impl Table {
 
     /// Software reads the table; bytes beyond it stay as they are.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
+        for (at, byte) in places(offset).zip(data) {
             let Some(entry) = self.entry(at) else { return };
             *byte = entry[(at % ENTRY) as usize];
         }
@@ -107,7 +107,7 @@ impl Table {
     /// Software writes the table. Messages are sent from whole writes only: one of eight bytes
     /// changes the data and the mask at once.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8], msi: &dyn MsiSink) {
-        for (at, byte) in (offset..).zip(data) {
+        for (at, byte) in places(offset).zip(data) {
             let Some(mut entry) = self.entry(at) else { break };
             entry[(at % ENTRY) as usize] = *byte;
             let Some(vector) = self.vectors.get_mut((at / ENTRY) as usize) else { break };
@@ -123,7 +123,7 @@ impl Table {
 
     /// Software reads the pending bits, which it cannot write.
     pub(crate) fn read_pending(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
+        for (at, byte) in places(offset).zip(data) {
             let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
             let bit = |i: usize| self.vectors.get(first.saturating_add(i));
             *byte = (0..8)
@@ -150,6 +150,11 @@ impl Table {
             *vector = Vector { address, data, masked, pending };
         }
     }
+}
+
+/// The offsets of bytes from one on, as far as there are any.
+fn places(offset: u64) -> impl Iterator<Item = u64> {
+    (0..).map_while(move |n| offset.checked_add(n))
 }
 
 #[cfg(test)]
