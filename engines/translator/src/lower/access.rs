@@ -40,8 +40,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// The linear address, if it depends on nothing but what registers had at the beginning of
-    /// the block, which is in the page at `page`.
+    /// About where it is, if its base depends on nothing but what registers had at the beginning
+    /// of the block, which is in the page at `page`.
     pub fn address(&self, registers: &[u64; 16], page: u64) -> Option<u64> {
         let value = |number: u32| match number {
             NONE => Some(0),
@@ -49,7 +49,12 @@ impl Access {
             _ => registers.get(number as usize - 1).copied(),
         };
         let Key { segment: None, base, index, scale } = self.key else { return None };
-        let sum = value(base)?.wrapping_add(value(index)?.wrapping_mul(scale.into()));
+        // What is not known of a sum is mostly the small part.
+        let index = match value(index) {
+            None if base != NONE => Some(0),
+            index => index,
+        };
+        let sum = value(base)?.wrapping_add(index?.wrapping_mul(scale.into()));
         Some(sum.wrapping_add(self.at as u64))
     }
 
