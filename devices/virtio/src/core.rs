@@ -7,7 +7,7 @@ use crate::{
 use guest_mem::GuestMem;
 use pci::Requester;
 use std::sync::{
-    Arc, Mutex, Weak,
+    Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{
         AtomicBool, AtomicU16, AtomicU64,
         Ordering::{Relaxed, SeqCst},
@@ -53,6 +53,9 @@ pub(crate) struct Core {
     pub(crate) epoch: AtomicU64,
     pub(crate) paused: AtomicBool,
     pub(crate) ending: AtomicBool,
+    /// Threads that let go of a queue and have yet to report an error.
+    reporting: Mutex<usize>,
+    reported: Condvar,
     pub(crate) workers: Vec<Worker>,
     pub(crate) counters: Counters,
 }
@@ -83,6 +86,8 @@ impl Core {
             // Until the machine runs.
             paused: AtomicBool::new(true),
             ending: AtomicBool::new(false),
+            reporting: Mutex::default(),
+            reported: Condvar::new(),
             counters: Counters::default(),
         })
     }
@@ -121,10 +126,7 @@ impl Core {
         let Some(ring_now) = ring.as_mut() else { return };
         let mut queue = Queue::new(self, index, ring_now);
         let result = self.drain(index, &mut queue).and_then(|()| queue.signal());
-        drop(ring);
-        if let Err(error) = result {
-            self.guest_error(error, epoch);
-        }
+        self.conclude(ring, result, epoch);
     }
 
     /// On whatever thread the device chose. `None`: the queue has to rest, or the driver broke a
@@ -140,8 +142,27 @@ impl Core {
             return None;
         }
         let result = work(&mut Queue::new(self, index, ring.as_mut()?));
+        self.conclude(ring, result, epoch)
+    }
+
+    /// Lets go of a queue and then reports an error, for which a pause waits: otherwise the
+    /// saved state could lack both the request and the error.
+    fn conclude<T>(
+        &self,
+        ring: MutexGuard<'_, Option<Ring>>,
+        result: Result<T, GuestError>,
+        epoch: u64,
+    ) -> Option<T> {
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        *lock(&self.reporting) += 1;
         drop(ring);
-        result.map_err(|error| self.guest_error(error, epoch)).ok()
+        self.guest_error(error, epoch);
+        *lock(&self.reporting) -= 1;
+        self.reported.notify_all();
+        None
     }
 
     fn drain(&self, index: u16, queue: &mut Queue<'_>) -> Result<(), GuestError> {
@@ -216,16 +237,14 @@ impl Core {
         self.device.reset();
     }
 
-    /// When this returns no queue is being served.
+    /// When this returns no queue is being served, and no error is to be reported.
     pub(crate) fn pause(&self) {
         self.paused.store(true, SeqCst);
-        self.wait_for_queues();
-    }
-
-    fn wait_for_queues(&self) {
         for slot in &self.queues {
             drop(lock(&slot.ring));
         }
+        let waited = self.reported.wait_while(lock(&self.reporting), |count| *count > 0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(crate) fn resume(&self) {

@@ -252,3 +252,63 @@ impl Drop for VirtioPci {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GuestError, Queue, Served, fake::Board, feature::VERSION_1};
+    use std::{
+        sync::atomic::{AtomicBool, Ordering::SeqCst},
+        thread,
+        time::Duration,
+    };
+
+    /// Refuses every request.
+    #[derive(Default)]
+    struct Refusing(AtomicBool);
+
+    impl VirtioDevice for Refusing {
+        fn name(&self) -> &'static str {
+            "refusing"
+        }
+        fn device_type(&self) -> u16 {
+            0x3f
+        }
+        fn class(&self) -> u32 {
+            0xff_00_00
+        }
+        fn queue_sizes(&self) -> Vec<u16> {
+            vec![crate::fake::SIZE]
+        }
+        fn serve(&self, _: u16, queue: &mut Queue<'_>) -> Result<Served, GuestError> {
+            if queue.pop()?.is_none() {
+                return Ok(Served::Drained);
+            }
+            self.0.store(true, SeqCst);
+            Err(GuestError("refused"))
+        }
+    }
+
+    #[test]
+    fn a_pause_waits_until_an_error_is_reported() {
+        let device = Arc::new(Refusing::default());
+        let board = Board::new(device.clone());
+        board.start(VERSION_1, true);
+        // Reporting needs the registers.
+        let regs = lock(&board.virtio.core.regs);
+        board.submit(0, b"x", 0);
+        board.until("the request", || device.0.load(SeqCst));
+        let paused = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                board.virtio.pause();
+                paused.store(true, SeqCst);
+            });
+            thread::sleep(Duration::from_millis(50));
+            assert!(!paused.load(SeqCst));
+            drop(regs);
+        });
+        assert_eq!(board.status() & 0x40, 0x40);
+        assert_eq!(board.sink.take_messages().len(), 1);
+    }
+}
