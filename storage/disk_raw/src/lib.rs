@@ -10,7 +10,7 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, FileType, OpenOptions, TryLockError},
     io::{self, Seek, SeekFrom},
     os::unix::fs::{FileExt, FileTypeExt},
     path::Path,
@@ -38,6 +38,10 @@ pub struct RawDisk {
     shape: Shape,
 }
 
+fn is_disk(kind: FileType) -> bool {
+    kind.is_file() || kind.is_block_device()
+}
+
 fn failed(call: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { call, source }
 }
@@ -49,6 +53,10 @@ impl RawDisk {
     /// If it cannot be opened, is in use, or has a size that no disk has.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenError> {
         let failed = |call| move |source| OpenError::Io { call, source };
+        // Opening a pipe would wait for who writes to it, and opening some devices does things.
+        if std::fs::metadata(path).is_ok_and(|metadata| !is_disk(metadata.file_type())) {
+            return Err(OpenError::Kind);
+        }
         let file = OpenOptions::new().read(true).write(!read_only).open(path);
         Self::from_file(file.map_err(failed("open"))?, read_only)
     }
@@ -60,7 +68,7 @@ impl RawDisk {
     pub fn from_file(mut file: File, read_only: bool) -> Result<Self, OpenError> {
         let failed = |call| move |source| OpenError::Io { call, source };
         let kind = file.metadata().map_err(failed("stat"))?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
+        if !is_disk(kind) {
             return Err(OpenError::Kind);
         }
         let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
@@ -136,6 +144,7 @@ impl Disk for RawDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{FileType as FileKind, Mode};
     use std::{io::Write, os::unix::fs::MetadataExt};
 
     const SIZE: u64 = 1 << 20;
@@ -201,6 +210,11 @@ mod tests {
         assert_eq!(refused(Path::new("/nonexistent")), "open failed");
         assert_eq!(refused(Path::new("/dev/null")), "it is neither a file nor a block device");
         assert_eq!(refused(Path::new("/proc")), "it is neither a file nor a block device");
+        // Nobody will ever write to this one.
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileKind::Fifo, Mode::RWXU, 0).unwrap();
+        assert_eq!(refused(&pipe), "it is neither a file nor a block device");
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(refused(file.path()), "it is empty");
         file.as_file().set_len(1000).unwrap();
