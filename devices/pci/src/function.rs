@@ -8,6 +8,10 @@ pub trait Function: Send + Sync {
 
     fn write(&self, bar: usize, offset: u64, data: &[u8]);
 
+    /// The guest lets the function access memory, which it may not have been allowed to when it
+    /// was last asked for something.
+    fn became_master(&self) {}
+
     /// The guest reads a capability's window (see [`Capability`](crate::Capability)).
     /// `capability` is all of it, from its ID on; `data` are the bytes of the window, four.
     fn read_window(&self, _capability: &[u8], _data: &mut [u8; 4]) {}

@@ -234,12 +234,19 @@ impl Slot {
     fn write_config(&self, at: usize, data: &[u8]) -> bool {
         let mut space = lock(&self.space);
         let changed = space.write(at, data);
+        let was_master = self.requester.is_master();
         if changed.requester {
             self.requester.configure(&space);
         }
         let capability = space.window(at, data.len()).map(<[u8]>::to_vec);
         let start = space.window_start();
         drop(space);
+        if !was_master
+            && self.requester.is_master()
+            && let Some(function) = self.function.get()
+        {
+            function.became_master();
+        }
         // Only what begins where the window does has a width that means something.
         if let (Some(capability), Some(function)) = (capability, self.function.get())
             && at == start

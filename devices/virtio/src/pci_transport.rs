@@ -184,6 +184,10 @@ impl Function for VirtioPci {
         }
     }
 
+    fn became_master(&self) {
+        self.core.kick_all();
+    }
+
     fn read_window(&self, capability: &[u8], data: &mut [u8; 4]) {
         if let Some((offset, length)) = Self::through_window(capability) {
             Function::read(self, BAR, offset, &mut data[..length]);

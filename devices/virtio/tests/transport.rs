@@ -270,8 +270,10 @@ fn a_device_that_is_not_master_of_the_bus_rests() {
     board.pause();
     assert_eq!((board.half(device(0)), board.used(0)), (0xeeee, 0xeeee), "not even the flags");
     board.memory.write(device(0), &[0; 32]).unwrap();
-    board.write(ECAM + (1 << 15) + 4, 6, 2);
     board.resume();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    // The doorbells are not lost.
+    board.write(ECAM + (1 << 15) + 4, 6, 2);
     board.until("the request", || board.used(0) == 1);
 }
 
