@@ -25,16 +25,15 @@ impl Layout {
         // A header and a status go with the data.
         put(12, u64::from(queue_size) - 2, 4);
         put(20, shape.logical_block.into(), 4);
-        // Topology: physical blocks as a power of two of logical ones, no offset, and the least
-        // and the best I/O in logical blocks.
+        // Topology: physical blocks as a power of two of logical ones, no offset, the least I/O in
+        // logical blocks, and no best one.
         put(24, blocks.max(1).ilog2().into(), 1);
         put(26, blocks.into(), 2);
         put(34, queues.into(), 2);
-        let sectors = u64::from(shape.logical_block) / SECTOR;
         // Discard: sectors, segments, alignment. Zeroes: sectors, segments, may unmap.
         put(36, RANGE_SECTORS_MAX.into(), 4);
         put(40, RANGES_MAX.into(), 4);
-        put(44, u64::from(shape.physical_block) / SECTOR.max(sectors), 4);
+        put(44, u64::from(shape.physical_block) / SECTOR, 4);
         put(48, RANGE_SECTORS_MAX.into(), 4);
         put(52, RANGES_MAX.into(), 4);
         put(56, shape.discard.into(), 1);

@@ -117,6 +117,7 @@ fn the_configuration_tells_of_the_disk() {
     assert_eq!((config(0, 8), config(12, 4), config(20, 4)), (SECTORS, 254, 4096));
     assert_eq!((config(24, 1), config(26, 2), config(34, 2)), (2, 4, 3));
     assert_eq!((config(36, 4), config(40, 4), config(56, 1)), (1 << 21, 16, 1));
+    assert_eq!((config(44, 4), config(28, 4)), (32, 0), "discards in sectors; no best size");
     for queue in 0..3 {
         assert_eq!(board.call(queue, &header(IN, 8), 4097).unwrap().len(), 4097);
         assert_eq!(fails(&board, queue, &header(IN, 1), 4097), IO_ERROR, "half a block");
