@@ -211,6 +211,43 @@ fn whoever_calls_and_returns_for_ever_is_stopped() {
     }
 }
 
+/// A return that was expected leaves nothing that another address could be taken for.
+#[test]
+fn returns_to_what_is_not_canonical_fault() {
+    for upper in [0xaaaa_aaaa_u64, 0x5555_5555, 0x8000_0000, 0x7fff_ffff] {
+        let mut guest = Guest::of(
+            &translating(),
+            &long_mode(),
+            &assemble(64, CODE, |a| {
+                let (mut again, mut back, mut f) =
+                    (a.create_label(), a.create_label(), a.create_label());
+                a.mov(rbx, rsp)?;
+                a.mov(ebp, 20)?;
+                a.set_label(&mut again)?;
+                a.call(f)?;
+                a.set_label(&mut back)?;
+                a.dec(ebp)?;
+                a.jns(again)?;
+                a.cmp(ebp, -2)?;
+                let mut last = a.create_label();
+                a.jl(last)?;
+                // To where it has returned, but for the upper half.
+                a.lea(rcx, ptr(back))?;
+                a.mov(rax, upper << 32)?;
+                a.or(rax, rcx)?;
+                a.push(rax)?;
+                a.ret()?;
+                a.set_label(&mut last)?;
+                a.hlt()?;
+                a.set_label(&mut f)?;
+                a.ret()
+            }),
+        );
+        assert_eq!(guest.run(), Exit::Shutdown, "{upper:x}");
+        assert_eq!(guest.gpr()[5] as u32, u32::MAX);
+    }
+}
+
 #[test]
 fn nmis_are_masked_until_iret() {
     let mut guest = Guest::asm(64, &long_mode(), |a| {

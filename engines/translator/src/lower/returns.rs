@@ -17,9 +17,6 @@ use crate::{
     state::{expected_host, expected_return, field},
 };
 
-/// The upper half of what no address has all bits inverted of.
-const NOT_CANONICAL: i32 = 0x5555_5555;
-
 impl Lowerer<'_> {
     /// The return address, an offset from the page, is in [`SC`] and on the guest's stack.
     pub(super) fn expect_return(&mut self, back: i64) {
@@ -56,14 +53,15 @@ impl Lowerer<'_> {
         self.asm.lea(SC, Mem::indexed(SC, SA, 0, 1), true);
     }
 
-    /// Goes where [`Self::is_expected`] said. That is expected once only: what follows does not
-    /// look at the word of requests, and each cycle in which there is a return has a call, too.
-    /// A cycle of returns and of links that go forward alone there is not.
+    /// Goes where [`Self::is_expected`] said. That is expected once only, and looked up the next
+    /// time: what follows does not look at the word of requests, and each cycle in which there is
+    /// a return has a call, too. A cycle of returns and of links that go forward alone there is
+    /// not. The address stays: whatever stood there instead, a guest might return to.
     pub(super) fn return_as_expected(&mut self) {
-        let place = expected_return(self.plane, SB);
-        let upper = Mem { disp: place.disp + 4, ..place };
-        self.asm.store_imm(upper, NOT_CANONICAL, false);
-        self.asm.push_mem(expected_host(self.plane, SB));
+        let host = expected_host(self.plane, SB);
+        self.asm.load(SC, field!(elsewhere));
+        self.asm.push_mem(host);
+        self.asm.store(Mem { disp: host.disp + 8, ..host }, SC);
         self.asm.ret();
     }
 }
