@@ -98,6 +98,11 @@ impl Copies {
         *last = entry;
         let miss = if *times < MOST { far.miss } else { settled };
         if *times >= MOST {
+            if self.settled.len() >= 2 * FARS {
+                // Numbers whose branches were evicted, and that others have got.
+                self.settled.sort_unstable();
+                self.settled.dedup();
+            }
             self.settled.push(number);
         }
         *far = Far { key: sum.wrapping_neg(), page: jump.page, host: jump.host, miss };
@@ -213,6 +218,15 @@ mod tests {
         // Another one gets its number.
         tables.set_far(&mut state, 3);
         tables.copy(&mut state, 20);
+        assert_eq!(state.fars[3].miss, 10);
+        // What is kept of them does not grow with all that there ever were.
+        for _ in 0..3 * FARS {
+            tables.set_far(&mut state, 3);
+            (0..MOST).for_each(|_| tables.copy(&mut state, 20));
+        }
+        assert_eq!(state.fars[3].miss, 20);
+        assert!(tables.copies.settled.len() <= 2 * FARS);
+        tables.copies.unsettle(&mut state, 10);
         assert_eq!(state.fars[3].miss, 10);
     }
 }
