@@ -180,5 +180,10 @@ mod tests {
         assert_eq!(reassembly.add(key(2), &first, now), None);
         assert_eq!(reassembly.add(key(2), &overlap, now), None);
         assert_eq!(reassembly.add(key(2), &last, now), None, "the datagram is gone");
+        // As many bytes as the datagram has, but for a hole that the overlap would hide.
+        let last = Fragment { offset: 32, more: false, payload: &[2; 5] };
+        for piece in [&first, &overlap, &last] {
+            assert_eq!(reassembly.add(key(3), piece, now), None);
+        }
     }
 }

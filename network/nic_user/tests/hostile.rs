@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket},
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
     thread,
@@ -461,6 +461,59 @@ fn any_peer_is_survived() {
         }
     }
     guest.until("the end of all flows", |g| (g.net.report().tcp == 0).then_some(()));
+}
+
+/// What a peer sent before it reset is delivered, and then the reset, not an end.
+#[test]
+fn a_reset_behind_bytes_that_wait_is_a_reset() {
+    let (go, wait_for) = std::sync::mpsc::channel::<()>();
+    let wait_for = std::sync::Mutex::new(wait_for);
+    let to = server(move |mut stream| {
+        stream.write_all(b"last words").unwrap();
+        wait_for.lock().unwrap().recv().unwrap();
+        // Unread bytes make closing a reset.
+        while stream.peek(&mut [0; 2]).unwrap() < 2 {}
+    });
+    let card = plug(UserNet::start(config(), 0).unwrap(), Options::default());
+    let (seq, ack) = handshake(&card, to, 7, 0xffff);
+    let (_, at, _, words) = next_segment(&card);
+    assert_eq!((at, &words[..]), (ack, &b"last words"[..]));
+    let fields = Fields { port: 7, seq, ack, flags: 0x18, window: 0xffff };
+    send_ip(&card, to, 6, &segment(to, fields, &[], b"unread"));
+    go.send(()).unwrap();
+    // The words are not acknowledged: they still wait in the socket.
+    let (flags, at) = wait("a reset", || {
+        let (flags, at, ..) = next_segment(&card);
+        (flags & 0x05 != 0).then_some((flags, at))
+    });
+    assert_eq!((flags & 0x05, at), (0x04, ack.wrapping_add(10)));
+}
+
+/// RFC 5961 section 3: a reset of the guest counts with the exact number, and one near it is
+/// answered.
+#[test]
+fn a_reset_of_the_guest_has_the_exact_number() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let to = server(move |mut stream| {
+        let error = stream.read(&mut [0; 1]).unwrap_err();
+        tell.lock().unwrap().send(error.kind()).unwrap();
+    });
+    let net = UserNet::start(config(), 0).unwrap();
+    let card = plug(net.clone(), Options::default());
+    let (seq, ack) = handshake(&card, to, 7, 0xffff);
+    let reset = |seq| {
+        let fields = Fields { port: 7, seq, ack, flags: 0x04, window: 0 };
+        send_ip(&card, to, 6, &segment(to, fields, &[], b""));
+    };
+    reset(seq - 1);
+    reset(seq + 1);
+    let (flags, _, at, _) = next_segment(&card);
+    assert_eq!((flags, at), (0x10, seq));
+    assert_eq!(net.report().tcp, 1);
+    reset(seq);
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(ErrorKind::ConnectionReset));
+    wait("the end", || (net.report().tcp == 0).then_some(()));
 }
 
 #[test]
