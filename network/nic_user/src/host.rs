@@ -56,6 +56,8 @@ pub(crate) struct Ready {
     pub(crate) writable: bool,
     /// The peer sends no more.
     pub(crate) hung_up: bool,
+    /// There is urgent data, whose mark ends a read.
+    pub(crate) urgent: bool,
     pub(crate) error: bool,
 }
 
@@ -76,7 +78,7 @@ impl Poller {
     /// Tells changes in what `socket` is ready for; closing it ends that.
     pub(crate) fn watch(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
         use epoll::EventFlags as E;
-        let flags = E::IN | E::OUT | E::RDHUP | E::ET;
+        let flags = E::IN | E::PRI | E::OUT | E::RDHUP | E::ET;
         Ok(epoll::add(&self.epoll, socket, epoll::EventData::new_u64(token.encode()), flags)?)
     }
 
@@ -107,6 +109,7 @@ impl Poller {
                     readable: flags.intersects(E::IN | E::RDHUP | E::HUP | E::ERR),
                     writable: flags.intersects(E::OUT | E::HUP | E::ERR),
                     hung_up: flags.intersects(E::RDHUP | E::HUP | E::ERR),
+                    urgent: flags.contains(E::PRI),
                     error: flags.contains(E::ERR),
                 };
                 (Token::decode(data.u64()), ready)

@@ -516,6 +516,38 @@ fn a_reset_of_the_guest_has_the_exact_number() {
     wait("the end", || (net.report().tcp == 0).then_some(()));
 }
 
+/// The mark of urgent data ends a read of the socket, but not the stream.
+#[test]
+fn what_follows_urgent_data_arrives() {
+    let to = server(|mut stream| {
+        let mut order = [0; 1];
+        stream.read_exact(&mut order).unwrap();
+        stream.write_all(b"before").unwrap();
+        rustix::net::send(&stream, b"!", rustix::net::SendFlags::OOB).unwrap();
+        stream.write_all(b"behind").unwrap();
+        if order == *b"w" {
+            drop(stream.read(&mut order));
+        }
+    });
+    let mut guest = Guest::new(config());
+    for order in [b"w", b"e"] {
+        let handle = guest.connect(to, 1000);
+        guest.established(handle);
+        guest.socket(handle).send_slice(order).unwrap();
+        let mut all = Vec::new();
+        guest.until("everything", |g| {
+            let socket = g.socket(handle);
+            if socket.can_recv() {
+                socket.recv(|part| (part.len(), all.extend_from_slice(part))).unwrap();
+            }
+            (all.len() >= 13 || !socket.may_recv()).then_some(())
+        });
+        assert_eq!(all, b"before!behind");
+        guest.socket(handle).abort();
+        guest.poll();
+    }
+}
+
 #[test]
 fn a_restored_guest_learns_that_its_connections_are_gone() {
     let to = server(echo);

@@ -97,6 +97,8 @@ pub(crate) struct Flow {
     // The socket.
     pub(super) readable: bool,
     pub(super) hung_up: bool,
+    /// The peer has sent urgent data: a read may end at its mark, before the stream does.
+    pub(super) urgent: bool,
     /// The peer is gone, and with it the rest of what the guest sends.
     pub(super) failed: bool,
 
@@ -154,6 +156,7 @@ impl Flow {
             shut: false,
             readable: true,
             hung_up: false,
+            urgent: false,
             failed: false,
             deadline: None,
             tries: 0,
@@ -240,6 +243,7 @@ impl Flow {
     pub(crate) fn event(&mut self, ready: host::Ready, cx: &mut Context) -> Fate {
         self.readable |= ready.readable;
         self.hung_up |= ready.hung_up;
+        self.urgent |= ready.urgent;
         if self.phase != Phase::Connecting {
             self.failed |= ready.error;
             return Fate::Lives;
@@ -427,6 +431,8 @@ impl Flow {
         if self.nxt.after(ack) < 0 {
             self.nxt = ack;
         }
+        // Behind the mark more may wait, of which no event will tell.
+        self.readable |= self.urgent;
         self.tries = 0;
         self.repeats = 0;
         if self.max == self.una {

@@ -125,6 +125,11 @@ impl Flow {
                 }
                 Ok(n - offset)
             }
+            // The mark of urgent data, or the end: that is told once this is acknowledged.
+            Ok(n) if n == offset && n > 0 && self.urgent => {
+                self.readable = false;
+                Ok(0)
+            }
             Ok(n) if n == offset => {
                 if self.failed {
                     return Err(Fate::Reset);
