@@ -119,7 +119,7 @@ impl Drop for Reserve {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// The rights with which a host address is mapped.
@@ -135,11 +135,12 @@ mod tests {
         line.split(' ').nth(1).unwrap_or_default().to_owned()
     }
 
-    fn shared() -> u64 {
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    /// Memory as the guest's is.
+    pub fn shared(len: usize) -> u64 {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let rights = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping, which lives as long as the process.
-        let at = unsafe { libc::mmap(ptr::null_mut(), 2 * PAGE, rights, flags, -1, 0) };
+        let at = unsafe { libc::mmap(ptr::null_mut(), len, rights, flags, -1, 0) };
         assert_ne!(at, libc::MAP_FAILED);
         at as u64
     }
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn a_page_appears_with_its_rights_and_disappears() {
         let reserve = Reserve::new(2).unwrap();
-        let from = shared();
+        let from = shared(2 * PAGE);
         let at = reserve.address(1) + 0x5000;
         assert_eq!(reserve.find(at + 3), Some((1, 0x5003)));
         assert_eq!(rights(at), "---p");
@@ -182,7 +183,10 @@ mod tests {
         // What is not shared cannot be shown.
         let private = Box::new([0_u8; 3 * PAGE]);
         let at = (private.as_ptr() as u64).next_multiple_of(PAGE as u64);
-        assert!(!reserve.show(0, 0, PAGE, at, true) && !reserve.show(2, 0, PAGE, shared(), true));
+        assert!(
+            !reserve.show(0, 0, PAGE, at, true)
+                && !reserve.show(2, 0, PAGE, shared(2 * PAGE), true)
+        );
         assert_eq!(rights(reserve.address(0)), "---p");
     }
 }

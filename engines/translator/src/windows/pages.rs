@@ -14,6 +14,8 @@ pub const PAGE: u64 = 4096;
 /// allows a process 65,530 (vm.max_map_count).
 const MOST: usize = 8192;
 const MOST_OF_ALL: usize = 48_000;
+/// Pages that are shown at most: what is kept of each is not small.
+const MOST_PAGES: usize = 1 << 15;
 /// What showing or hiding something adds at most: the parts before and behind it.
 const EACH: usize = 2;
 /// So many pages are taken out one by one.
@@ -42,8 +44,8 @@ impl Run {
     }
 }
 
-/// Joins what may be, of pages in their order; `bounds` says whether a run may go on over this
-/// host address.
+/// Joins what may be, of pages in their order; `goes_on` says whether a run may continue with the
+/// page at this host address.
 pub fn runs(pages: impl IntoIterator<Item = Run>, goes_on: impl Fn(u64) -> bool) -> Vec<Run> {
     let mut runs = Vec::<Run>::new();
     for page in pages {
@@ -93,7 +95,8 @@ impl Pages {
 
     /// The pages appear in the window, if there may be so many mappings.
     pub fn show(&mut self, window: usize, run: Run) -> bool {
-        if self.mappings.iter().sum::<usize>() + EACH > MOST {
+        let pages = self.shown.iter().map(HashMap::len).sum::<usize>();
+        if self.mappings.iter().sum::<usize>() + EACH > MOST || pages > MOST_PAGES {
             (0..WINDOWS).for_each(|window| self.empty(window));
         }
         if window >= WINDOWS || ALL.load(Relaxed) + EACH > MOST_OF_ALL {
@@ -163,12 +166,10 @@ impl Pages {
         } else {
             shown.keys().for_each(|at| self.reserve.hide(window, *at as usize, PAGE as usize));
         }
-        for (at, host) in shown {
-            if let Some(places) = self.places.get_mut(&host) {
-                places.retain(|place| *place != (window, at));
-            }
-        }
-        self.places.retain(|_, places| !places.is_empty());
+        self.places.retain(|_, places| {
+            places.retain(|place| place.0 != window);
+            !places.is_empty()
+        });
         ALL.fetch_sub(std::mem::take(&mut self.mappings[window]), Relaxed);
     }
 }
@@ -181,10 +182,29 @@ impl Drop for Pages {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::map::tests::shared, *};
 
     fn page(at: u64, host: u64, writable: bool) -> Run {
         Run { at: at * PAGE, host: host * PAGE, len: PAGE, writable }
+    }
+
+    #[test]
+    fn what_is_shown_is_bounded_and_is_found_by_its_frame() {
+        let mut pages = Pages::new().unwrap();
+        let len = (MOST_PAGES as u64 + 1) * PAGE;
+        let host = shared(len as usize);
+        let all = Run { at: 0, host, len, writable: true };
+        assert!(pages.show(1, all));
+        assert!(pages.shows(1, 0) && pages.shows(1, len - PAGE));
+        pages.hide_frame(host + PAGE);
+        assert!(pages.shows(1, 0) && !pages.shows(1, PAGE));
+        // One more than the most is room for one.
+        assert!(pages.show(2, Run { len: PAGE, ..all }));
+        assert!(pages.shows(1, 0) && pages.shows(2, 0));
+        assert!(pages.show(3, Run { len: PAGE, ..all }));
+        assert!(!pages.shows(1, 0) && !pages.shows(2, 0) && pages.shows(3, 0));
+        pages.hide_frame(host);
+        assert!(!pages.shows(3, 0) && pages.places.is_empty());
     }
 
     #[test]
