@@ -2,6 +2,7 @@
 //! sinks that remember.
 
 use crate::*;
+use saved_state::{Error, Part, Reader, Writer};
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -162,4 +163,23 @@ pub fn wiring(time: &FakeTime, recorder: &Arc<Recorder>) -> Wiring {
         devices: Vec::new(),
         irqs: Vec::new(),
     }
+}
+
+/// What the devices of a board save, in their order.
+pub fn save(board: &Wiring) -> Vec<Part> {
+    let mut writer = Writer::default();
+    board.devices.iter().for_each(|device| device.save(&mut writer));
+    writer.finish()
+}
+
+/// The devices of a board become what [`save`] saved of others like them.
+///
+/// # Errors
+/// What a device refuses, or leaves.
+pub fn restore(board: &Wiring, parts: &[Part]) -> Result<(), Error> {
+    let mut reader = Reader::new(parts.to_vec())?;
+    for device in &board.devices {
+        device.restore(&mut reader)?;
+    }
+    reader.finish()
 }

@@ -6,11 +6,11 @@
 use crate::{VirtioDevice, VirtioPci, build};
 use device::{
     Device, LineRef, Wiring,
-    fake::{FakeTime, Recorder, wiring},
+    fake::{self, FakeTime, Recorder, wiring},
 };
 use guest_mem::{Change, GuestMem, Memfd, Slot};
 use pci::{Config, PciHost};
-use saved_state::{Error, Part, Reader, Writer};
+use saved_state::{Error, Part};
 use std::{
     sync::{Arc, Mutex},
     thread,
@@ -261,18 +261,12 @@ impl Board {
     /// Everything but memory.
     pub fn save(&self) -> Vec<Part> {
         self.pause();
-        let mut writer = Writer::default();
-        self.devices().for_each(|device| device.save(&mut writer));
-        writer.finish()
+        fake::save(&self.wiring)
     }
 
     pub fn restore(&self, parts: &[Part]) -> Result<(), Error> {
         self.pause();
-        let mut reader = Reader::new(parts.to_vec())?;
-        for device in self.devices() {
-            device.restore(&mut reader)?;
-        }
-        reader.finish()
+        fake::restore(&self.wiring, parts)
     }
 
     pub fn copy_memory_to(&self, other: &Self) {

@@ -5,9 +5,9 @@ use byte_stream::Output;
 use chipset::{Chipset, Config};
 use device::{
     Wiring,
-    fake::{FakeTime, Recorder, wiring},
+    fake::{self, FakeTime, Recorder, wiring},
 };
-use saved_state::{Error, Part, Reader, Writer};
+use saved_state::{Error, Part};
 use std::sync::{Arc, Mutex};
 
 #[derive(Default)]
@@ -64,17 +64,11 @@ impl Board {
     }
 
     pub fn save(&self) -> Vec<Part> {
-        let mut writer = Writer::default();
-        self.wiring.devices.iter().for_each(|device| device.save(&mut writer));
-        writer.finish()
+        fake::save(&self.wiring)
     }
 
     pub fn restore(&self, parts: &[Part]) -> Result<(), Error> {
-        let mut reader = Reader::new(parts.to_vec())?;
-        for device in &self.wiring.devices {
-            device.restore(&mut reader)?;
-        }
-        reader.finish()
+        fake::restore(&self.wiring, parts)
     }
 
     pub fn reset(&self) {

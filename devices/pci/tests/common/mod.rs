@@ -3,12 +3,12 @@
 
 use device::{
     Device, LineRef, Wiring,
-    fake::{FakeTime, Recorder, wiring},
+    fake::{self, FakeTime, Recorder, wiring},
 };
 use pci::{
     Bar, BarKind, Capability, Config, Function, FunctionConfig, MsixConfig, PciHost, Requester,
 };
-use saved_state::{Error, Part, Reader, Writer};
+use saved_state::{Error, Part};
 use std::{
     ops::Range,
     sync::{Arc, Mutex},
@@ -152,17 +152,11 @@ impl Board {
     }
 
     pub fn save(&self) -> Vec<Part> {
-        let mut writer = Writer::default();
-        self.wiring.devices.iter().for_each(|device| device.save(&mut writer));
-        writer.finish()
+        fake::save(&self.wiring)
     }
 
     pub fn restore(&self, parts: &[Part]) -> Result<(), Error> {
-        let mut reader = Reader::new(parts.to_vec())?;
-        for device in &self.wiring.devices {
-            device.restore(&mut reader)?;
-        }
-        reader.finish()
+        fake::restore(&self.wiring, parts)
     }
 
     pub fn reset(&self) {
