@@ -293,6 +293,43 @@ mod tests {
         }
     }
 
+    /// Panics at its first request.
+    #[derive(Default)]
+    struct Fragile(AtomicBool);
+
+    impl VirtioDevice for Fragile {
+        fn name(&self) -> &'static str {
+            "fragile"
+        }
+        fn device_type(&self) -> u16 {
+            0x3f
+        }
+        fn class(&self) -> u32 {
+            0xff_00_00
+        }
+        fn queue_sizes(&self) -> Vec<u16> {
+            vec![crate::fake::SIZE]
+        }
+        fn serve(&self, _: u16, queue: &mut Queue<'_>) -> Result<Served, GuestError> {
+            while let Some(chain) = queue.pop()? {
+                assert!(self.0.swap(true, SeqCst), "the first request");
+                queue.complete(chain, 0)?;
+            }
+            Ok(Served::Drained)
+        }
+    }
+
+    #[test]
+    fn a_device_that_panicked_needs_a_reset_and_lives() {
+        let board = Board::new(Arc::new(Fragile::default()));
+        board.start(VERSION_1, true);
+        assert_eq!(board.call(0, b"x", 0), None);
+        board.set_status(0);
+        board.clear_rings();
+        board.start(VERSION_1, true);
+        assert_eq!(board.call(0, b"x", 0), Some(Vec::new()));
+    }
+
     #[test]
     fn a_pause_waits_until_an_error_is_reported() {
         let device = Arc::new(Refusing::default());

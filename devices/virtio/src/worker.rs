@@ -1,9 +1,10 @@
 //! The threads that serve queues.
 
-use crate::{core::Core, lock};
+use crate::{chain::GuestError, core::Core, lock};
 use std::{
     io,
-    sync::{Arc, Condvar, Mutex},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, atomic::Ordering::SeqCst},
     thread::{self, JoinHandle},
 };
 
@@ -52,9 +53,17 @@ pub(crate) fn start(core: &Arc<Core>, index: usize) -> io::Result<JoinHandle<()>
     thread::Builder::new().name(name).spawn(move || {
         while let Some(mut kicked) = core.workers.get(index).and_then(Worker::next) {
             while kicked != 0 {
-                core.serve(kicked.trailing_zeros() as u16);
+                serve(&core, kicked.trailing_zeros() as u16);
                 kicked &= kicked - 1;
             }
         }
     })
+}
+
+/// A panic has been reported by the panic hook. The thread stays, and the driver hears that the
+/// device needs a reset, where it would wait for ever otherwise.
+fn serve(core: &Core, queue: u16) {
+    if catch_unwind(AssertUnwindSafe(|| core.serve(queue))).is_err() {
+        core.guest_error(GuestError("the device failed"), core.epoch.load(SeqCst));
+    }
 }
