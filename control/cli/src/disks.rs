@@ -21,7 +21,7 @@ pub fn open(disks: &[Disk]) -> Result<Vec<DiskPart>, Failure> {
 fn open_one(disk: &Disk) -> Result<DiskPart, Failure> {
     let DiskFormat::Raw = disk.format;
     let opened = RawDisk::open(&disk.path, disk.read_only).map_err(|error| {
-        let (why, remedy) = explain(&error);
+        let (why, remedy) = explain(&error, disk.read_only);
         let line = format!("--disk {}: {why}; {remedy}", disk.path.display());
         match error {
             OpenError::Io { .. } => Failure::host(line),
@@ -44,11 +44,14 @@ pub fn entropy() -> Result<Box<dyn Read + Send>, Failure> {
 }
 
 /// What is wrong, and what to do.
-fn explain(error: &OpenError) -> (String, &'static str) {
+fn explain(error: &OpenError, read_only: bool) -> (String, &'static str) {
     match error {
         OpenError::Io { source, .. } => match source.kind() {
             io::ErrorKind::NotFound => {
                 ("there is no such file".into(), "make one: truncate -s 10G FILE")
+            }
+            io::ErrorKind::PermissionDenied if read_only => {
+                ("this user may not read it".into(), "give another file, or run as its owner")
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (
                 "this user may not read and write it".into(),
@@ -79,5 +82,14 @@ mod tests {
             let failure = open(&[path.parse().unwrap()]).unwrap_err();
             assert_eq!(failure.line, format!("--disk {path}: {why}"));
         }
+    }
+
+    #[test]
+    fn who_may_not_read_is_not_told_to_read_only() {
+        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = OpenError::Io { call: "open", source };
+        assert!(explain(&error, false).1.contains(",readonly"));
+        let (why, remedy) = explain(&error, true);
+        assert!(!why.contains("write") && !remedy.contains(",readonly"), "{why}; {remedy}");
     }
 }
