@@ -111,6 +111,7 @@ extern "sysv64" fn read_cpuid(rsp: *mut u8) {
 /// Writes code where no translated code is that could run meanwhile.
 pub(crate) fn write(memory: &CodeMemory, at: usize, code: &[u8]) -> bool {
     // SAFETY: the memory belongs to one translator, whose vCPU is not in translated code: it
-    // has the translator exclusively here. The range is not yet anything that runs.
+    // has the translator exclusively here. The range is not anything that runs now: it is new
+    // code, or where a jump leads, after which the processor is serialized before it is run.
     unsafe { memory.write(at, code.len(), code) }
 }
