@@ -176,7 +176,7 @@ impl Config {
             };
             return Target::Host(SocketAddr::new(ip, to.port()));
         }
-        if to.port() == 0 || self.on_link(to.ip()) || !routed(to.ip()) {
+        if to.port() == 0 || self.on_link(to.ip()) || !routed(to.ip()) || is_metadata(to.ip()) {
             return Target::Refused;
         }
         Target::Host(to)
@@ -197,9 +197,34 @@ pub(crate) const LEASES: u8 = 16;
 /// The gateway's link-local address.
 pub(crate) const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
+/// Where clouds serve a host's credentials, besides 169.254.169.254: Amazon, Google, Alibaba, Oracle.
+const METADATA: [IpAddr; 4] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+];
+
+fn is_metadata(addr: IpAddr) -> bool {
+    METADATA.contains(&translated(addr))
+}
+
+/// The IPv4 address that a NAT64 would make of this, RFC 6052 section 2.1.
+fn translated(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V6(a) => match a.segments() {
+            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+                Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)).into()
+            }
+            _ => addr,
+        },
+        IpAddr::V4(_) => addr,
+    }
+}
+
 /// Whether routers forward packets to the address.
 pub(crate) fn routed(addr: IpAddr) -> bool {
-    match addr {
+    match translated(addr) {
         IpAddr::V4(a) => {
             let [first, ..] = a.octets();
             first != 0 && first < 224 && !a.is_loopback() && !a.is_link_local()
@@ -226,7 +251,7 @@ mod tests {
     #[test]
     fn the_outer_world_is_reached_and_the_host_is_not() {
         let config = Config::default();
-        for to in ["192.0.2.1:80", "10.0.3.2:80", "[2001:db8::1]:443"] {
+        for to in ["192.0.2.1:80", "10.0.3.2:80", "[2001:db8::1]:443", "[64:ff9b::192.0.2.1]:80"] {
             assert_eq!(target(&config, to), Target::Host(to.parse().unwrap()));
         }
         for to in [
@@ -247,6 +272,13 @@ mod tests {
             "[fe80::1]:80",
             "[ff02::1]:80",
             "[fd53:6172:616e::2]:80",
+            "[64:ff9b::127.0.0.1]:80",
+            "[64:ff9b::169.254.169.254]:80",
+            "[64:ff9b::100.100.100.200]:80",
+            "[fd00:ec2::254]:80",
+            "[fd20:ce::254]:80",
+            "100.100.100.200:80",
+            "192.0.0.192:80",
         ] {
             assert_eq!(target(&config, to), Target::Refused, "{to}");
         }
