@@ -191,7 +191,8 @@ impl Drop for UserNet {
     fn drop(&mut self) {
         self.shared.stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        // Of the card, which holds this, the thread itself may be the last owner for a round.
+        if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id()) {
             // A panic there has been reported already.
             let _ = thread.join();
         }

@@ -7,7 +7,12 @@ mod common;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket},
-    sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +21,7 @@ use common::{
     ADDRESS, CARD, Card, GATEWAY, Guest, Options, PATIENCE, config, echo, noise, plug, server,
 };
 use device::Device;
-use nic::{Checksum, Meta, Network, SegmentKind, Segmentation};
+use nic::{Checksum, Mac, Meta, Network, NoRoom, Offloads, Port, SegmentKind, Segmentation, Taken};
 use nic_user::{Config, UserNet};
 use proptest::{prelude::*, test_runner::TestRunner};
 use saved_state::{Reader, Writer};
@@ -579,6 +584,61 @@ fn a_restored_guest_learns_that_its_connections_are_gone() {
         let error = other.unwrap().restore(&mut reader).unwrap_err().to_string();
         assert!(error.contains("nic_user"), "{error}");
     }
+}
+
+/// A card that is in the network's hands when everyone else has let go of both.
+struct LastCard {
+    network: Option<Arc<UserNet>>,
+    entered: Sender<()>,
+    go: Mutex<Receiver<()>>,
+    /// Whether the network's end was a panic.
+    ended: Sender<bool>,
+}
+
+impl Port for LastCard {
+    fn mac(&self) -> Mac {
+        CARD
+    }
+
+    fn offloads(&self) -> Offloads {
+        Offloads::default()
+    }
+
+    fn take(&self, _: &mut [u8]) -> Option<Taken> {
+        self.entered.send(()).unwrap();
+        let _ = self.go.lock().unwrap().recv();
+        None
+    }
+
+    fn give(&self, _: &Meta, _: &[&[u8]]) -> Result<(), NoRoom> {
+        Ok(())
+    }
+
+    fn flush(&self) {}
+
+    fn set_link(&self, _: bool) {}
+}
+
+impl Drop for LastCard {
+    fn drop(&mut self) {
+        let network = self.network.take();
+        let outcome = panic::catch_unwind(AssertUnwindSafe(move || drop(network)));
+        self.ended.send(outcome.is_err()).unwrap();
+    }
+}
+
+#[test]
+fn a_network_may_end_on_its_own_thread() {
+    let network = UserNet::start(config(), 0).unwrap();
+    let ((entered, entry), (go, going), (ended, end)) = (channel(), channel(), channel());
+    let held = network.clone();
+    let card = LastCard { network: Some(held), entered, go: Mutex::new(going), ended };
+    let card: Arc<dyn Port> = Arc::new(card);
+    network.attach(Arc::downgrade(&card));
+    entry.recv_timeout(PATIENCE).unwrap();
+    drop((network, card));
+    go.send(()).unwrap();
+    assert_eq!(end.recv_timeout(PATIENCE), Ok(false));
 }
 
 #[test]
