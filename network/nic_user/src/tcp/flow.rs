@@ -404,6 +404,10 @@ impl Flow {
             self.window = window;
             self.window_at = (seg.seq, ack);
         }
+        if window == 0 {
+            // A guest that answers with a closed window is not dead.
+            self.tries = self.tries.min(3);
+        }
         if new == 0 {
             let waiting = self.max.after(self.una) > 0;
             if waiting && same && seg.payload.is_empty() && !seg.fin {
@@ -499,4 +503,57 @@ impl Flow {
 /// For a guest that does not say, RFC 9293 section 3.7.1.
 fn default_mss(guest: SocketAddr) -> usize {
     if guest.is_ipv4() { 536 } else { 1220 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, host::Poller};
+    use std::{
+        io::Write,
+        net::{TcpListener, TcpStream},
+        sync::Arc,
+    };
+
+    /// What becomes of a flow with bytes for a guest whose window is closed.
+    fn starved(answers: bool) -> Fate {
+        let mut cx = Context::new(Arc::new(Config::default()), Poller::new().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        peer.write_all(b"bytes").unwrap();
+        let (guest, remote) = (([10, 0, 2, 15], 1).into(), ([10, 0, 2, 2], 2).into());
+        let mut flow = Flow::new(socket.into(), Phase::Open, guest, remote, 1 << 16, &cx);
+        for _ in 0..20 {
+            let _ = flow.serve(&mut cx);
+            cx.now += RTO_MAX;
+            let fate = flow.timer(&mut cx);
+            if fate != Fate::Lives {
+                return fate;
+            }
+            let (seq, ack) = (flow.rcv, Some(flow.una));
+            let answer = Segment {
+                guest,
+                remote,
+                seq,
+                ack,
+                window: 0,
+                syn: false,
+                fin: false,
+                rst: false,
+                mss: None,
+                scale: None,
+                payload: &[],
+            };
+            if answers {
+                assert_eq!(flow.input(&answer, &mut cx), Fate::Lives);
+            }
+        }
+        Fate::Lives
+    }
+
+    #[test]
+    fn a_closed_window_is_waited_for_while_the_guest_answers() {
+        assert_eq!((starved(true), starved(false)), (Fate::Lives, Fate::Reset));
+    }
 }

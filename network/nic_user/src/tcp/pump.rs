@@ -97,7 +97,7 @@ impl Flow {
                 break;
             }
             match self.peek(cx, offset, room.min(chunk))? {
-                0 if self.fin.is_some() => {}
+                0 if self.fin == Some(self.nxt) => {}
                 0 => break,
                 n => match self.send_data(cx, offset, n) {
                     Ok(()) => turn += n,
@@ -228,8 +228,6 @@ impl Flow {
         if matches!(self.peek(cx, 0, 1), Ok(1)) {
             self.readable = true;
             let _ = self.send_data(cx, 0, 1);
-            // A guest that answers with a closed window is not dead.
-            self.tries = self.tries.min(3);
         }
     }
 }
