@@ -6,7 +6,7 @@
 //! queue is served by a thread of the card.
 //!
 //! Checksums and segmentation may be left undone in both directions, and a frame for the guest
-//! may lie in several of its buffers. A frame of the guest with a header that was not negotiated
+//! may lie in several of its buffers. A frame of the guest with a header of a kind that was not offered
 //! is dropped and counted; a receive buffer that no frame fits makes the device need a reset.
 
 mod control;
@@ -147,7 +147,8 @@ impl VirtioNet {
         self.features.load(SeqCst) & feature != 0
     }
 
-    /// The next frame that is one; those that are not are handed back.
+    /// The next frame. One that is none is handed back and counts as empty, so that a driver that
+    /// makes such without end does not keep the network here.
     fn next_frame(
         &self,
         queue: &mut Queue<'_>,
@@ -155,20 +156,19 @@ impl VirtioNet {
         buffer: &mut [u8],
     ) -> Result<Option<Taken>, GuestError> {
         loop {
-            while let Some(mut chain) = queue.pop()? {
+            if let Some(mut chain) = queue.pop()? {
                 if !side.silent {
                     side.silent = true;
                     queue.silence()?;
                 }
                 let taken = read_frame(&mut chain, buffer);
                 queue.complete(chain, 0)?;
-                match taken {
-                    Some(taken) => {
-                        self.counters.sent.fetch_add(1, Relaxed);
-                        return Ok(Some(taken));
-                    }
-                    None => self.counters.dropped.fetch_add(1, Relaxed),
+                let counter = match taken {
+                    Some(_) => &self.counters.sent,
+                    None => &self.counters.dropped,
                 };
+                counter.fetch_add(1, Relaxed);
+                return Ok(Some(taken.unwrap_or(Taken { len: 0, meta: Meta::default() })));
             }
             side.silent = false;
             if !queue.listen()? || queue.interrupted() {
