@@ -29,6 +29,8 @@ use seq::Seq;
 
 /// Connections at a time.
 pub(crate) const FLOWS: usize = 512;
+/// Callers of forwards are taken up to here: the rest of the connections is the guest's.
+const FOR_CALLERS: usize = FLOWS / 4 * 3;
 /// Bytes on the way to the guest, for each connection.
 pub(crate) const IN_FLIGHT: usize = 128 << 10;
 /// Bytes in one packet, which the guest may have to cut.
@@ -99,7 +101,7 @@ impl Table {
                 Err(Errno::CONNREFUSED)
             }
         };
-        if to.is_ok() && !self.has_room(cx) {
+        if to.is_ok() && !self.has_room(FLOWS, cx) {
             return reject(syn, cx);
         }
         match to.and_then(host::connect_tcp) {
@@ -119,7 +121,7 @@ impl Table {
         mut remote: SocketAddr,
         cx: &mut Context,
     ) {
-        if !self.has_room(cx) {
+        if !self.has_room(FOR_CALLERS, cx) {
             return host::abort(socket);
         }
         // Two peers may look the same to the guest.
@@ -146,9 +148,9 @@ impl Table {
         self.flows.insert(id, flow);
     }
 
-    /// Whether one more fits, if need be instead of one that has long been idle.
-    fn has_room(&mut self, cx: &mut Context) -> bool {
-        if self.flows.len() < FLOWS {
+    /// Whether one more fits among so many, if need be instead of one that has long been idle.
+    fn has_room(&mut self, most: usize, cx: &mut Context) -> bool {
+        if self.flows.len() < most {
             return true;
         }
         cx.link.counters.too_many += 1;
@@ -337,6 +339,25 @@ fn refuse(guest: SocketAddr, remote: SocketAddr, ack: Seq, error: Errno, cx: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn callers_leave_room_for_the_guest() {
+        let poller = crate::host::Poller::new().unwrap();
+        let mut cx = Context::new(std::sync::Arc::default(), poller);
+        let mut table = Table::default();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for port in 1..600 {
+            let copy = socket.try_clone().unwrap().into();
+            table.accepted(
+                copy,
+                ([10, 0, 2, 15], 22).into(),
+                ([192, 0, 2, 1], port).into(),
+                &mut cx,
+            );
+        }
+        assert_eq!(table.len(), FOR_CALLERS);
+        assert!(table.has_room(FLOWS, &mut cx));
+    }
 
     #[test]
     fn what_guests_may_store_is_bounded() {
