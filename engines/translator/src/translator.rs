@@ -74,8 +74,11 @@ pub struct Translator {
     autonomous: bool,
     windows: Windows,
     recover: Recover,
-    /// Jumps were linked since translated code has run, or go back to the run loop.
+    /// Code that may have been executed was replaced since translated code has run: by other
+    /// blocks, or jumps were linked, or go back to the run loop.
     changed: bool,
+    /// New blocks may lie where others have been.
+    reused: bool,
     counters: Counters,
     perf_map: Option<Arc<PerfMap>>,
     listing: Option<Listing>,
@@ -147,6 +150,7 @@ impl Translator {
             windows: Windows::new(Windowing::Off),
             recover: Recover::default(),
             changed: false,
+            reused: false,
             counters: Counters::default(),
             perf_map: None,
             listing: None,
@@ -324,6 +328,7 @@ impl Translator {
         {
             return None;
         }
+        self.changed |= self.reused;
         self.made(source, insns, lowered.callouts, parts);
         for far in place.fars.0..lowered.fars {
             self.tables.set_far(&mut self.state, far);
@@ -398,7 +403,7 @@ impl Translator {
     /// Blocks to which nothing leads any more but what calls expect.
     fn forget_blocks(&mut self, mut blocks: Vec<Translated>, since: Instant) {
         self.forget_returns();
-        emit::serialize();
+        self.reused = true;
         self.counters.evicted(blocks.len(), since);
         self.evicted.append(&mut blocks);
     }
