@@ -147,13 +147,18 @@ impl PowerSink for Recorder {
     }
 }
 
+/// Addresses for what tests map, of which none takes memory until it is used.
+const CAPACITY: u64 = 64 << 20;
+
 /// An empty board and what its sinks remember.
 ///
 /// # Panics
-/// If the host has no memory for it.
+/// If the host has no addresses for it.
 pub fn wiring(time: &FakeTime, recorder: &Arc<Recorder>) -> Wiring {
+    let memory = guest_mem::GuestMem::new(CAPACITY).expect("address space");
     Wiring {
-        memory: guest_mem::GuestMem::new(4096).expect("a page of address space"),
+        slots: memory.clone(),
+        memory,
         clock: Arc::new(time.clone()),
         timers: Arc::new(time.clone()),
         power: recorder.clone(),

@@ -12,11 +12,13 @@
 mod bus;
 pub mod fake;
 mod line;
+mod slots;
 mod time;
 mod wiring;
 
 pub use bus::{Bus, Claim, MmioBus, MmioDevice, PioBus, PioDevice};
 pub use line::{Line, LineRef, MsiSink, NoLine};
+pub use slots::{FIRST_SLOT, SlotMap};
 pub use time::{Clock, Fire, Timer, Timers};
 pub use wiring::{PowerEvent, PowerSink, Wiring};
 

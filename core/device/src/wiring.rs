@@ -26,6 +26,8 @@ pub trait PowerSink: Send + Sync {
 /// The machine under construction.
 pub struct Wiring {
     pub memory: Arc<GuestMem>,
+    /// Changes what is memory.
+    pub slots: Arc<dyn SlotMap>,
     pub clock: Arc<dyn Clock>,
     pub timers: Arc<dyn Timers>,
     pub power: Arc<dyn PowerSink>,

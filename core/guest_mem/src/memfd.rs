@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd, FromRawFd},
+    os::{
+        fd::{AsFd, BorrowedFd, FromRawFd},
+        unix::fs::FileExt,
+    },
     sync::Arc,
 };
 
@@ -23,6 +26,19 @@ impl Memfd {
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(len)?;
         Ok(Arc::new(Self(file)))
+    }
+
+    /// Copies out, wherever it is mapped and whether it is at all: for devices that show or save
+    /// memory of their own.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    /// Copies in, without telling the planes of any slot that shows it: see
+    /// [`GuestMem::write`](crate::GuestMem::write) for memory that the guest may execute or that
+    /// is logged.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
     }
 
     pub fn size(&self) -> io::Result<u64> {

@@ -37,7 +37,8 @@ impl PciHost {
                 space.write(reg::INTERRUPT_LINE, &[gsi(slot.number) as u8]);
             }
             if !space.bars().is_empty() {
-                space.write(reg::COMMAND, &command::MEMORY.to_le_bytes());
+                // The I/O bit stays 0 where there is none.
+                space.write(reg::COMMAND, &(command::IO | command::MEMORY).to_le_bytes());
             }
         }
         self.remap();

@@ -4,7 +4,7 @@
 //! what stuck (PCI, 6.2.5.1).
 
 use crate::msix;
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// Bytes of the space that every function has. The extended space is empty.
 pub(crate) const SIZE: usize = 256;
@@ -23,6 +23,7 @@ pub(crate) mod reg {
     pub const BAR: usize = 0x10;
     pub const SUBSYSTEM_VENDOR: usize = 0x2c;
     pub const SUBSYSTEM: usize = 0x2e;
+    pub const ROM: usize = 0x30;
     pub const CAPABILITIES: usize = 0x34;
     pub const INTERRUPT_LINE: usize = 0x3c;
     pub const INTERRUPT_PIN: usize = 0x3d;
@@ -32,6 +33,7 @@ pub(crate) mod reg {
 
 /// Bits of the command register (PCI, 6.2.2).
 pub(crate) mod command {
+    pub const IO: u16 = 1 << 0;
     pub const MEMORY: u16 = 1 << 1;
     pub const MASTER: u16 = 1 << 2;
     pub const PARITY: u16 = 1 << 6;
@@ -45,6 +47,11 @@ pub(crate) mod status {
     pub const INTERRUPT: u16 = 1 << 3;
     pub const CAPABILITIES: u16 = 1 << 4;
 }
+
+/// [`Bar::index`] of the expansion ROM, whose register stands apart (PCI, 6.2.5.2).
+pub(crate) const ROM_BAR: usize = BARS;
+/// The ROM answers.
+const ROM_ENABLE: u32 = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BarKind {
@@ -103,6 +110,11 @@ pub struct FunctionConfig {
     pub capabilities: Vec<Capability>,
     /// Has pin INTA#.
     pub interrupt_pin: bool,
+    /// What the expansion ROM holds, for firmware to run: at most 16 MiB.
+    pub rom: Option<Arc<[u8]>>,
+    /// Answers at ports that PCI does not place: a VGA. Software can then set the command
+    /// register's I/O bit, which changes nothing here.
+    pub legacy_ports: bool,
 }
 
 /// What a write to configuration space changed besides bytes.
@@ -140,6 +152,9 @@ impl ConfigSpace {
         for bar in &config.bars {
             space.bar(bar);
         }
+        if let Some(rom) = &config.rom {
+            space.rom(rom.len());
+        }
         let mut at = reg::FREE;
         let mut link = reg::CAPABILITIES;
         if let Some(msix) = &config.msix {
@@ -164,7 +179,8 @@ impl ConfigSpace {
         self.set(reg::SUBSYSTEM_VENDOR, &config.subsystem_vendor.to_le_bytes());
         self.set(reg::SUBSYSTEM, &config.subsystem.to_le_bytes());
         self.bytes[reg::INTERRUPT_PIN] = u8::from(config.interrupt_pin);
-        self.allow(reg::COMMAND, &command::WRITABLE.to_le_bytes());
+        let io = if config.legacy_ports { command::IO } else { 0 };
+        self.allow(reg::COMMAND, &(command::WRITABLE | io).to_le_bytes());
         // Kept for software, and means nothing on PCI Express (PCIe, 7.5.1.1.7).
         self.allow(reg::CACHE_LINE, &[0xff]);
         self.allow(reg::INTERRUPT_LINE, &[0xff]);
@@ -181,6 +197,15 @@ impl ConfigSpace {
         if registers == 2 {
             self.allow(at + 4, &[0xff; 4]);
         }
+    }
+
+    fn rom(&mut self, len: usize) {
+        assert!((1..=16 << 20).contains(&len), "a ROM of {len} bytes");
+        // Whole pages, as for other BARs.
+        let size = (len as u32).next_power_of_two().max(4096);
+        self.allow(reg::ROM, &(!(size - 1) | ROM_ENABLE).to_le_bytes());
+        let kind = BarKind::Memory32;
+        self.bars.push(Bar { index: ROM_BAR, kind, prefetchable: false, size });
     }
 
     /// Appends to the list; `link` is where the last pointer is, `at` where there is room.
@@ -247,7 +272,9 @@ impl ConfigSpace {
             if after != before {
                 let command = (reg::COMMAND..reg::COMMAND + 2).contains(&at);
                 let control = self.msix.is_some_and(|msix| (msix + 2..msix + 4).contains(&at));
-                changed.map |= command || (reg::BAR..reg::BAR + 4 * BARS).contains(&at);
+                changed.map |= command
+                    || (reg::BAR..reg::BAR + 4 * BARS).contains(&at)
+                    || (reg::ROM..reg::ROM + 4).contains(&at);
                 changed.requester |= command || control;
             }
         }
@@ -261,16 +288,22 @@ impl ConfigSpace {
     /// Where the BAR is, whether or not it is decoded. `None` if it reaches beyond the last
     /// address.
     pub(crate) fn bar_range(&self, bar: &Bar) -> Option<Range<u64>> {
-        let at = reg::BAR + 4 * bar.index;
-        let mut base = u64::from(self.dword(at) & !0xf);
+        let at = register(bar);
+        let unused = if bar.index == ROM_BAR { 0x7ff } else { 0xf };
+        let mut base = u64::from(self.dword(at) & !unused);
         if bar.kind == BarKind::Memory64 {
             base |= u64::from(self.dword(at + 4)) << 32;
         }
         Some(base..base.checked_add(bar.size.into())?)
     }
 
+    /// Whether it answers while memory decoding is on: a ROM has a bit of its own for that.
+    pub(crate) fn is_on(&self, bar: &Bar) -> bool {
+        bar.index != ROM_BAR || self.dword(reg::ROM) & ROM_ENABLE != 0
+    }
+
     pub(crate) fn set_bar(&mut self, bar: &Bar, base: u64) {
-        let at = reg::BAR + 4 * bar.index;
+        let at = register(bar);
         self.write(at, &(base as u32).to_le_bytes());
         if bar.kind == BarKind::Memory64 {
             self.write(at + 4, &((base >> 32) as u32).to_le_bytes());
@@ -292,6 +325,11 @@ impl ConfigSpace {
         }
         fits
     }
+}
+
+/// Where the BAR's register is.
+fn register(bar: &Bar) -> usize {
+    if bar.index == ROM_BAR { reg::ROM } else { reg::BAR + 4 * bar.index }
 }
 
 #[cfg(test)]

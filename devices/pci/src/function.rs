@@ -1,5 +1,8 @@
 //! What is behind a function's BARs.
 
+use guest_mem::Memfd;
+use std::sync::Arc;
+
 /// A function as the bus calls it, on vCPU threads, with no lock of the bus held.
 pub trait Function: Send + Sync {
     /// The guest reads a BAR, 1 to 8 bytes at any offset inside it, never across its end;
@@ -7,6 +10,13 @@ pub trait Function: Send + Sync {
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]);
 
     fn write(&self, bar: usize, offset: u64, data: &[u8]);
+
+    /// The memory behind a BAR that the guest accesses as it does RAM, of the BAR's whole size and
+    /// always the same. Where it cannot be made to appear, [`Self::read`] and [`Self::write`] are
+    /// called as for any other BAR.
+    fn memory(&self, _bar: usize) -> Option<Arc<Memfd>> {
+        None
+    }
 
     /// The guest lets the function access memory, which it may not have been allowed to when it
     /// was last asked for something.

@@ -2,9 +2,11 @@
 
 use crate::{
     Config, SLOTS,
-    config::{Bar, ConfigSpace, FunctionConfig, MsixConfig, command, reg, status},
+    config::{Bar, ConfigSpace, FunctionConfig, MsixConfig, ROM_BAR, command, reg, status},
     function::{Function, Nothing},
-    gsi, lock, msix,
+    gsi, lock,
+    mapped::MappedBars,
+    msix,
     requester::Requester,
     state::{FunctionState, HostState},
 };
@@ -36,6 +38,8 @@ const BRIDGE: FunctionConfig = FunctionConfig {
     msix: None,
     capabilities: Vec::new(),
     interrupt_pin: false,
+    rom: None,
+    legacy_ports: false,
 };
 
 /// A place on the bus with a function in it.
@@ -44,6 +48,7 @@ pub(crate) struct Slot {
     pub(crate) space: Mutex<ConfigSpace>,
     fresh: ConfigSpace,
     msix: Option<MsixConfig>,
+    rom: Option<Arc<[u8]>>,
     requester: Arc<Requester>,
     /// Set before the guest runs.
     function: OnceLock<Arc<dyn Function>>,
@@ -62,6 +67,7 @@ pub struct PciHost {
     slots: RwLock<Vec<Arc<Slot>>>,
     /// In the order of slots: of two that overlap the first answers.
     map: RwLock<Vec<Mapping>>,
+    ram: Mutex<MappedBars>,
     msi: Arc<dyn MsiSink>,
 }
 
@@ -82,6 +88,7 @@ impl PciHost {
             address: Mutex::new(0),
             slots: RwLock::default(),
             map: RwLock::default(),
+            ram: Mutex::new(MappedBars::new(config.window.clone(), wiring.slots.clone())),
             msi: wiring.msi.clone(),
         });
         let bridge = host.insert(0, &BRIDGE, Arc::new(NoLine));
@@ -131,6 +138,7 @@ impl PciHost {
             fresh: space.clone(),
             space: Mutex::new(space),
             msix: config.msix,
+            rom: config.rom.clone(),
             requester: Requester::new(number, vectors, line, self.msi.clone()),
             function: OnceLock::new(),
         });
@@ -166,11 +174,19 @@ impl PciHost {
                 continue;
             }
             for bar in space.bars() {
-                if let Some(range) = space.bar_range(bar) {
+                if let Some(range) = space.bar_range(bar)
+                    && space.is_on(bar)
+                {
                     map.push(Mapping { range, slot: slot.clone(), bar: *bar });
                 }
             }
         }
+        let memory = map.iter().filter_map(|mapping| {
+            let function = mapping.slot.function.get()?;
+            let memory = function.memory(mapping.bar.index)?;
+            Some((mapping.slot.number, mapping.bar.index, mapping.range.clone(), memory))
+        });
+        lock(&self.ram).show(memory.collect());
     }
 
     /// What decodes this address, with the offset into it.
@@ -266,6 +282,12 @@ impl Slot {
     }
 
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        if bar == ROM_BAR {
+            let rom = self.rom.as_deref().unwrap_or_default();
+            let rest = usize::try_from(offset).ok().and_then(|offset| rom.get(offset..));
+            rest.unwrap_or_default().iter().zip(data).for_each(|(from, to)| *to = *from);
+            return;
+        }
         match (self.table_offset(bar, offset), self.function.get()) {
             (Some((true, offset)), _) => self.requester.read_table(offset, data),
             (Some((false, offset)), _) => self.requester.read_pending(offset, data),
@@ -275,6 +297,9 @@ impl Slot {
     }
 
     fn write(&self, bar: usize, offset: u64, data: &[u8]) {
+        if bar == ROM_BAR {
+            return;
+        }
         match (self.table_offset(bar, offset), self.function.get()) {
             (Some((true, offset)), _) => self.requester.write_table(offset, data),
             (Some((false, _)), _) | (None, None) => {}

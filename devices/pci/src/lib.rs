@@ -11,6 +11,9 @@
 //! [`PciHost::add`], and is called through [`Function`] where a BAR is read or written. What it
 //! does towards the board goes through its [`Requester`].
 //!
+//! A BAR with memory behind it ([`Function::memory`]), such as a framebuffer, is memory of the
+//! guest while it is decoded; accesses to it come nowhere near this crate then.
+//!
 //! There is no I/O window: no function here has an I/O BAR.
 //!
 //! Sections cited are those of the PCI Local Bus Specification 3.0 ("PCI") and of the PCI
@@ -24,6 +27,7 @@ mod assign;
 mod config;
 mod function;
 mod host;
+mod mapped;
 mod msix;
 mod requester;
 mod state;

@@ -115,6 +115,7 @@ fn function(device: &dyn VirtioDevice) -> FunctionConfig {
             window(),
         ],
         interrupt_pin: true,
+        ..FunctionConfig::default()
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 };
 use byte_stream::{Input, Output};
 use chipset::Chipset;
-use device::{Clock, Device, Msi, MsiSink, Wiring};
+use device::{Clock, Device, Msi, MsiSink, SlotMap, Wiring};
 use disk::Disk;
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
@@ -119,6 +119,19 @@ pub(crate) struct Built {
     pub(crate) console: Arc<dyn Input>,
 }
 
+/// Devices' memory, laid out by the engine.
+struct Slots(Arc<dyn Vm>);
+
+impl SlotMap for Slots {
+    fn change(&self, changes: &[Change]) -> Result<(), guest_mem::Error> {
+        let done = self.0.set_layout(changes);
+        done.map(drop).map_err(|error| match error {
+            engine::Error::Memory(error) => error,
+            other => guest_mem::Error::Engine(other.to_string()),
+        })
+    }
+}
+
 /// Messages to an engine's own local APICs.
 struct EngineMsi(Arc<dyn Vm>);
 
@@ -154,6 +167,7 @@ pub(crate) fn build(
     };
     let mut wiring = Wiring {
         memory: vm.memory().clone(),
+        slots: Arc::new(Slots(vm.clone())),
         clock: clock.clone(),
         timers: timers.handle(),
         power: power.clone(),
