@@ -32,8 +32,9 @@ impl TranslateVcpu {
         cpu.intercepts = vm.intercepts;
         let mut interp = Interp::new(vm.features, vm.stubs.clone());
         if let Some(how) = vm.translation {
-            let translator = Translator::new(how.code_memory / 4 * 3, vm.features)
-                .map_err(|source| Error::Os { call: "mmap", source })?;
+            let translator =
+                Translator::new(how.code_memory / 4 * 3, vm.features, vm.stubs.clone())
+                    .map_err(|source| Error::Os { call: "mmap", source })?;
             let translator = translator
                 .map(|t| if vm.counted { t.counting() } else { t })
                 .map(|t| t.windows(how.windows));

@@ -5,8 +5,8 @@ use crate::{
     cache::{Heat, Span},
     fetch::linear_ip,
 };
-use semantics::{Ctx, Insn, Stop};
-use std::{sync::Arc, time::Instant};
+use semantics::{Ctx, Stop};
+use std::time::Instant;
 use translator::{Code, Left, Source, Translator, Width};
 
 impl Interp {
@@ -16,7 +16,7 @@ impl Interp {
         self.hot = hot;
         // A quarter of all.
         self.cache.resize(translator.bytes() / 3);
-        self.translator = Some(translator.autonomous());
+        self.translator = Some(translator.autonomous().intercepting(crate::trap::intercept));
     }
 
     pub fn translator(&mut self) -> Option<&mut Translator> {
@@ -115,7 +115,6 @@ impl Interp {
         let start = (linear_ip(ctx) % x86_defs::PAGE_SIZE) as u16;
         let bytes = self.cache.bytes(span).to_vec();
         let checked = self.cache.is_checked(span);
-        let insns: Arc<[Insn]> = self.cache.insns(span).into();
         let check = match checked {
             true => Some(self.check(ctx, span, &bytes)?),
             false => None,
@@ -123,8 +122,8 @@ impl Interp {
         let (linear, width) = (ctx.cpu.rip, Width::of(ctx.cpu)?);
         let registers = ctx.cpu.gpr.first_chunk::<16>().copied().unwrap_or_default();
         let bytes = &bytes;
-        let source =
-            Source { insns: &insns, bytes, linear, start, version, width, registers, check };
+        let insns = self.cache.insns(span);
+        let source = Source { insns, bytes, linear, start, version, width, registers, check };
         self.translator.as_mut()?.translate(&source)
     }
 }

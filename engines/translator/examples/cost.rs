@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let blocks = blocks(&code(&file), &stubs);
     let count: usize = blocks.iter().map(|b| b.insns.len()).sum();
     println!("{} blocks, {count} instructions", blocks.len());
-    let translator = Translator::new(512 << 20, IsaFeatures::all())?;
+    let translator = Translator::new(512 << 20, IsaFeatures::all(), stubs.clone())?;
     let mut translator = translator.ok_or("the host has not what it takes")?;
     for _ in 0..rounds {
         let (since, mut made) = (Instant::now(), 0);

@@ -12,7 +12,7 @@ use crate::{
     tlb, vectors,
     width::{Width, covers},
 };
-use semantics::{CodeSize, Cpu, Stop, event};
+use semantics::{CodeSize, Cpu, Insn, Stop, event};
 use vcpu_state::SegReg;
 use x86_defs::{
     cr::{cr0, cr4, xcr0},
@@ -39,16 +39,34 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
         state.resume = state.resume.wrapping_add(RETRY);
         return GO_ON;
     }
-    let Some(Site { start, insn, flow, index, count }) = env.table.site(state.site) else {
+    let table = env.table;
+    let Some(site) = table.site(state.site) else {
         // Cannot be: sites are made with their block. Going on would be worse.
         env.stop = Some(Stop::Shutdown);
         return LEAVE;
     };
+    let rip = state.page.wrapping_add(u64::from(site.start)).wrapping_add(site.end.into());
+    let rip = rip.wrapping_sub(site.bytes.len() as u64);
+    let decoded = env.sites.take(env.ctx, state.site, &site, rip);
     if missed {
         env.counters.tlb_misses += 1;
     } else {
-        env.counters.callout(env.table.mnemonic(state.site));
+        env.counters.callout(decoded.mnemonic);
     }
+    let how = handle(state, env, &site, &decoded.insn, missed);
+    env.sites.put(decoded);
+    how
+}
+
+/// Executes an instruction by its handler. `missed`: because it missed the TLB.
+fn handle(
+    state: &mut State,
+    env: &mut Env<'_, '_>,
+    site: &Site<'_>,
+    insn: &Insn,
+    missed: bool,
+) -> u32 {
+    let Site { start, flow, index, count, .. } = *site;
     take(state, env);
     if state.counted {
         // Of a REP the first iteration is the instruction itself.

@@ -24,6 +24,7 @@ mod recover;
 mod region;
 mod regs;
 mod segments;
+mod sites;
 mod source;
 mod spaces;
 mod state;
@@ -37,6 +38,7 @@ mod windows;
 
 pub use lower::{Check, immediate};
 pub use perf_map::PerfMap;
+pub use sites::Intercept;
 pub use source::Source;
 pub use table::{Code, Link};
 pub use translator::{Left, Translator};

@@ -5,6 +5,7 @@ use crate::{
     callout,
     counters::Counters,
     jumps::Tables,
+    sites::Sites,
     state::{BIAS, State},
     table::Table,
     windows::Windows,
@@ -17,6 +18,7 @@ use x86_defs::gpr;
 pub struct Env<'e, 'c> {
     pub ctx: &'e mut Ctx<'c>,
     pub table: &'e Table,
+    pub sites: &'e mut Sites,
     pub counters: &'e mut Counters,
     pub tables: &'e mut Tables,
     pub windows: &'e mut Windows,

@@ -3,17 +3,16 @@
 use crate::{
     lower::{BASE, Check, Lowered, SITE_BITS, Short, decode_narrow, decode_short, ends, is_flow},
     spaces::plane,
-    table::{Place, Translated},
+    table::{Place, Text, Translated},
     width::Width,
 };
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use semantics::Insn;
-use std::sync::Arc;
 
 /// What is to be translated.
 #[derive(Debug)]
 pub struct Source<'s> {
-    pub insns: &'s Arc<[Insn]>,
+    pub insns: &'s [Insn],
     /// What they were decoded from.
     pub bytes: &'s [u8],
     /// RIP; it may be elsewhere, too, but for 16-bit code whose segment begins elsewhere.
@@ -48,16 +47,19 @@ impl Source<'_> {
     }
 }
 
-/// What is kept of a block.
+/// What is kept of a block, of which several turns of so many instructions may have been made.
 pub(crate) fn translated(
     source: &Source<'_>,
     insns: &[Instruction],
+    turn: Option<usize>,
     lowered: &Lowered,
     place: Place,
 ) -> Translated {
+    let turn = turn.unwrap_or(insns.len());
+    let bytes = insns.iter().take(turn).map(|insn| insn.len() as u16).sum();
+    let count = insns.len() as u16;
     Translated {
-        insns: source.insns.clone(),
-        mnemonics: insns.iter().map(Instruction::mnemonic).collect(),
+        text: Text { bytes, turn: turn as u16, count, ..Text::default() },
         start: source.start,
         version: source.version,
         width: source.width,

@@ -4,9 +4,6 @@
 //! one after the other. When all are full, the oldest one is emptied. So what has to go is found
 //! without a search, code memory has no holes, and to make room never takes long.
 
-use iced_x86::Mnemonic;
-use semantics::{Cold, Insn};
-use std::sync::Arc;
 use x86_defs::is_canonical_48;
 
 use crate::{
@@ -49,9 +46,7 @@ pub struct Link {
 
 #[derive(Debug)]
 pub struct Translated {
-    pub insns: Arc<[Insn]>,
-    /// Of each instruction.
-    pub mnemonics: Box<[Mnemonic]>,
+    pub text: Text,
     /// Offset in its page.
     pub start: u16,
     /// See [`crate::spaces::version`].
@@ -81,21 +76,31 @@ pub struct Translated {
     pub removed: bool,
 }
 
+/// The instructions of a block.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Text {
+    /// Where their bytes begin that are kept, with the length of each behind them.
+    pub at: u32,
+    /// How many bytes, and instructions, that is: of one turn, if several were made.
+    pub bytes: u16,
+    pub turn: u16,
+    /// How many instructions the block has.
+    pub count: u16,
+}
+
 impl Translated {
     /// Of [`Self::incoming`]: none.
     pub const UNLINKED: u32 = NONE;
 
     /// What is kept of it, in bytes.
     fn bytes(&self) -> usize {
-        let cold = self.insns.iter().filter(|i| i.cold.is_some()).count();
         let cell = size_of::<Cell>();
         size_of::<Self>()
-            + size_of_val(&*self.insns)
-            + cold * (size_of::<Cold>() + ALLOCATION)
-            + size_of_val(&*self.mnemonics)
+            + usize::from(self.text.bytes)
+            + usize::from(self.text.turn)
             + self.cells.1 as usize * cell
             + self.fars as usize * (size_of::<Far>() + ALLOCATION)
-            + 3 * ALLOCATION
+            + ALLOCATION
     }
 }
 
@@ -122,6 +127,8 @@ struct Segment {
     epoch: u32,
     blocks: Vec<Translated>,
     cells: Vec<Cell>,
+    /// Of each block, its bytes and the lengths of its instructions.
+    text: Vec<u8>,
     /// How many branches to other pages it has.
     fars: u32,
     /// Of the hot and the cold parts: the beginning in code memory, where the next one goes, the
@@ -158,7 +165,11 @@ pub struct Table {
 pub struct Site<'t> {
     /// Offset in its page of the block.
     pub start: u16,
-    pub insn: &'t Insn,
+    pub width: Width,
+    /// The instruction.
+    pub bytes: &'t [u8],
+    /// Offset of the next one from the beginning of the block.
+    pub end: u16,
     /// The instruction may set RIP.
     pub flow: bool,
     /// Number of the instruction, and how many the block has.
@@ -245,10 +256,19 @@ impl Table {
         (fits || !s.blocks.is_empty()).then_some(fits)
     }
 
-    /// Puts a block at [`Self::place`].
-    pub fn add(&mut self, block: Translated, exits: &[Exit], parts: [usize; 2]) -> Option<Code> {
+    /// Puts a block at [`Self::place`], with its bytes and the lengths of its instructions.
+    pub fn add(
+        &mut self,
+        mut block: Translated,
+        exits: &[Exit],
+        parts: [usize; 2],
+        (bytes, lengths): (&[u8], impl Iterator<Item = u8>),
+    ) -> Option<Code> {
         let Place { number, .. } = self.place();
         let s = self.segments.get_mut(self.now)?;
+        block.text.at = s.text.len() as u32;
+        s.text.extend(bytes.iter().take(block.text.bytes.into()));
+        s.text.extend(lengths.take(block.text.turn.into()));
         s.next = [(s.next[0] + parts[0]).next_multiple_of(16), s.next[1] + parts[1]];
         s.next[0] = s.next[0].min(s.end[0]);
         s.kept += block.bytes();
@@ -397,19 +417,25 @@ impl Table {
     }
 
     pub fn site(&self, site: u32) -> Option<Site<'_>> {
-        let block = self.block(site >> SITE_BITS)?;
-        let index = site & ((1 << SITE_BITS) - 1);
-        let insn = block.insns.get(index as usize)?;
-        let count = block.insns.len() as u32;
-        let flow = block.flow && index + 1 == count;
-        Some(Site { start: block.start, insn, flow, index, count })
-    }
-
-    /// What the instruction of a callout is called.
-    pub fn mnemonic(&self, site: u32) -> Mnemonic {
-        let block = self.block(site >> SITE_BITS);
-        let index = (site & ((1 << SITE_BITS) - 1)) as usize;
-        block.and_then(|b| b.mnemonics.get(index).copied()).unwrap_or(Mnemonic::INVALID)
+        let number = site >> SITE_BITS;
+        let (block, index) = (self.block(number)?, site & ((1 << SITE_BITS) - 1));
+        let Text { at, bytes, turn, count } = block.text;
+        let text = self.segments.get((number >> BLOCK_BITS) as usize)?.text.get(at as usize..)?;
+        let (bytes, lengths) = text.split_at_checked(bytes.into())?;
+        let nth = (index as usize).checked_rem(turn.into())?;
+        let (before, len) = (lengths.get(..nth)?, *lengths.get(nth)?);
+        let from: usize = before.iter().copied().map(usize::from).sum();
+        let to = from + usize::from(len);
+        let flow = block.flow && index + 1 == u32::from(count);
+        Some(Site {
+            start: block.start,
+            width: block.width,
+            bytes: bytes.get(from..to)?,
+            end: to as u16,
+            flow,
+            index,
+            count: count.into(),
+        })
     }
 }
 
@@ -419,6 +445,7 @@ impl Segment {
         self.next = self.first;
         (self.kept, self.fars) = (0, 0);
         self.cells.clear();
+        self.text.clear();
         std::mem::take(&mut self.blocks)
     }
 }
@@ -431,8 +458,7 @@ mod tests {
 
     fn block(place: Place, exits: u32) -> Translated {
         Translated {
-            insns: vec![semantics::insn::too_long()].into(),
-            mnemonics: Box::default(),
+            text: Text { at: 0, bytes: 3, turn: 2, count: 6 },
             start: 0,
             version: 0,
             width: Width::Wide,
@@ -466,7 +492,8 @@ mod tests {
                 let exits = [0, 1].map(|n| exit(place.first_cell + n));
                 let far = place.fars.0 + 1;
                 assert!(far <= place.fars.1 && place.fars.1 as usize <= FARS);
-                return (table.add(block, &exits, parts).unwrap(), emptied);
+                let text = (&[7, 8, 9, 10][..], [2, 1, 1].into_iter());
+                return (table.add(block, &exits, parts, text).unwrap(), emptied);
             }
             let segment = table.advance();
             emptied = Some(segment);
@@ -555,6 +582,23 @@ mod tests {
         assert!(table.get(first).is_some());
         table.clear();
         assert!(table.get(first).is_none() && table.kept() == 0 && table.used() == 0);
+    }
+
+    #[test]
+    fn a_site_has_the_bytes_of_its_instruction() {
+        let mut table = Table::new([0, 4 << 20], [4 << 20, 10 << 20], 64 << 10);
+        for _ in 0..3 {
+            let (code, _) = add(&mut table, [16, 16]);
+            for turn in 0..3 {
+                let site = |nth: u32| {
+                    let site = table.site(code.number << SITE_BITS | (2 * turn + nth)).unwrap();
+                    (site.bytes, site.end, site.count)
+                };
+                assert_eq!(site(0), (&[7, 8][..], 2, 6));
+                assert_eq!(site(1), (&[9][..], 3, 6));
+            }
+            assert!(table.site((code.number + 1) << SITE_BITS).is_none());
+        }
     }
 
     #[test]

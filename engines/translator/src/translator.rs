@@ -11,6 +11,7 @@ use crate::{
     perf_map::PerfMap,
     recover::{self, Recover},
     region::Region,
+    sites::{Intercept, Sites},
     source::{Source, decode, returns, translated},
     spaces::{WINDOWED, plane, space, version},
     state::{BIAS, EXPECTED, PLANES},
@@ -20,7 +21,7 @@ use crate::{
     width::Width,
     windows::{Expectation, Slot, Windowing, Windows},
 };
-use emit::CodeMemory;
+use emit::{CodeMemory, StubCache};
 use engine::Stats;
 use iced_x86::Instruction;
 use semantics::{Ctx, Stop, features::IsaFeatures};
@@ -62,6 +63,7 @@ pub struct Translator {
     thunks: Thunks,
     state: Region,
     table: Table,
+    sites: Sites,
     tables: Tables,
     tools: Tools,
     features: IsaFeatures,
@@ -99,9 +101,9 @@ pub fn supported() -> bool {
 }
 
 impl Translator {
-    /// With about `bytes` for code and for what is kept of it. `Ok(None)` if the host is not
-    /// enough.
-    pub fn new(bytes: usize, features: IsaFeatures) -> io::Result<Option<Self>> {
+    /// With about `bytes` for code and for what is kept of it; handlers are those for `features`,
+    /// with these stubs. `Ok(None)` if the host is not enough.
+    pub fn new(bytes: usize, features: IsaFeatures, stubs: StubCache) -> io::Result<Option<Self>> {
         if !supported() {
             return Ok(None);
         }
@@ -140,6 +142,7 @@ impl Translator {
             thunks,
             state,
             table,
+            sites: Sites::new(features, stubs),
             tables: Tables::default(),
             tools: Tools::default(),
             features,
@@ -169,6 +172,13 @@ impl Translator {
     #[must_use]
     pub fn autonomous(mut self) -> Self {
         self.autonomous = true;
+        self
+    }
+
+    /// Some instructions are the host's.
+    #[must_use]
+    pub fn intercepting(mut self, intercept: Intercept) -> Self {
+        self.sites.intercept = intercept;
         self
     }
 
@@ -255,7 +265,7 @@ impl Translator {
         let turns = turns(insns, source.start).filter(|_| !once);
         let Some((turn, times)) = turns else { return self.make(source, insns, None) };
         *insns = repeat(insns, turn, times);
-        let known = repeat(source.insns, turn, times).into();
+        let known = repeat(source.insns, turn, times);
         self.make(&Source { insns: &known, ..*source }, insns, Some(turn))
     }
 
@@ -276,7 +286,7 @@ impl Translator {
                 self.counters.refused += 1;
                 return None;
             }
-            let block = translated(source, insns, &lowered, place);
+            let block = translated(source, insns, turn, &lowered, place);
             match self.table.fits(&block, [lowered.hot.len(), lowered.cold.len()]) {
                 Some(true) => return self.keep(source, insns, (block, lowered), place),
                 // Made once more, in another place.
@@ -336,7 +346,9 @@ impl Translator {
         for [from, to, then] in &lowered.recover {
             self.recover.add(*from, *to, *then);
         }
-        let code = self.table.add(block, &lowered.exits, parts.map(|part| part.1));
+        let lengths = source.insns.iter().map(|insn| insn.len);
+        let text = (source.bytes, lengths);
+        let code = self.table.add(block, &lowered.exits, parts.map(|part| part.1), text);
         self.table.grow(place.number, lowered.recover.len() * Recover::BYTES);
         self.tools.spare.take_code([lowered.hot, lowered.cold]);
         code
@@ -373,6 +385,7 @@ impl Translator {
     pub fn clear(&mut self) {
         let since = Instant::now();
         let evicted = self.table.clear();
+        self.sites.clear();
         self.recover = Recover::default();
         self.tables.clear(&mut self.state);
         self.forget_blocks(evicted, since);
@@ -389,6 +402,7 @@ impl Translator {
         }
         self.recover.forget(self.table.hot(segment));
         let evicted = self.table.empty(segment);
+        self.sites.clear();
         for block in &evicted {
             let entry = self.memory.address(block.entry) as u64;
             for jump in &block.jumps {
@@ -587,6 +601,7 @@ impl Translator {
         let mut env = Env {
             ctx,
             table: &self.table,
+            sites: &mut self.sites,
             counters,
             tables: &mut self.tables,
             windows: &mut self.windows,

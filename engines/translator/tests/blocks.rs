@@ -22,7 +22,7 @@ struct Pair {
 
 fn pair(user: bool) -> Option<Pair> {
     let new = || if user { Machine::long_user() } else { Machine::long() };
-    let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
+    let (translator, stubs) = common::translator()?;
     let pair = Pair { handlers: new(), native: new(), translator, stubs };
     fill(pair.machines(), DATA, DATA_LEN);
     Some(pair)

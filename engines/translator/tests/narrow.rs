@@ -116,7 +116,7 @@ fn random_state(rng: &mut Rng, state: &mut VcpuState) {
 
 impl Pair {
     fn new(kind: Kind) -> Option<Self> {
-        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
+        let (translator, stubs) = common::translator()?;
         let (handlers, native) = (machine(kind), machine(kind));
         fill([&handlers, &native], DATA, DATA_LEN);
         Some(Self { handlers, native, translator, stubs, runs: 0 })

@@ -130,7 +130,7 @@ fn set(machine: &mut Machine, state: &VcpuState) {
 
 impl Pair {
     fn new(kind: Kind) -> Option<Self> {
-        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
+        let (translator, stubs) = common::translator()?;
         let (handlers, native) = (kind.machine(), kind.machine());
         fill([&handlers, &native], DATA, DATA_LEN);
         Some(Self { kind, handlers, native, translator, stubs, runs: 0 })

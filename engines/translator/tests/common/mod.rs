@@ -118,9 +118,10 @@ pub fn all_by_handlers(machine: &mut Machine, base: u64, insns: &[Insn]) -> Resu
     Ok(())
 }
 
-/// What one block, or several, are run by.
-pub fn translator() -> Option<Translator> {
-    Translator::new(1 << 20, IsaFeatures::all()).unwrap()
+/// What one block, or several, are run by, and the stubs of their handlers.
+pub fn translator() -> Option<(Translator, StubCache)> {
+    let stubs = StubCache::new().unwrap();
+    Some((Translator::new(1 << 20, IsaFeatures::all(), stubs.clone()).unwrap()?, stubs))
 }
 
 /// The same bytes for both.

@@ -68,7 +68,7 @@ impl Pair {
             machine.cpu.mmu.flush_all();
             machine
         };
-        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
+        let (translator, stubs) = common::translator()?;
         let page = Box::new(CodePage([0; PAGE as usize]));
         let (handlers, native) = (machine(), machine());
         fill([&handlers, &native], DATA, (PAGES * PAGE) as usize);

@@ -62,7 +62,7 @@ pub struct Pair {
 
 impl Pair {
     pub fn new() -> Option<Self> {
-        let (translator, stubs) = (common::translator()?, StubCache::new().unwrap());
+        let (translator, stubs) = common::translator()?;
         let (handlers, native) = (Machine::long(), Machine::long());
         fill([&handlers, &native], DATA, DATA_LEN);
         Some(Self { handlers, native, translator, stubs, runs: [0; 2], fdp_exceptions_only: true })
