@@ -3,7 +3,11 @@
 //! Blocks, their instructions and the bytes that these were decoded from are kept in rings: when
 //! one is full, the oldest blocks go, one by one. A block has a number that is never used again;
 //! whoever keeps one asks whether the block is still there.
+//!
+//! Of a block that was translated, instructions and bytes go alone: the translator has the bytes,
+//! and the instructions are seldom needed. Such a block is *bare* (`bare.rs`).
 
+mod bare;
 mod block;
 mod ring;
 
@@ -22,8 +26,8 @@ use translator::Code;
 /// Instructions kept, unless [`Cache::resize`] says otherwise.
 const INSNS: usize = 120_000;
 /// Instructions for each block, on average, and bytes for each instruction, that there is
-/// room for, at least.
-const PER_BLOCK: usize = 4;
+/// room for, about: blocks that are bare have none.
+const PER_BLOCK: usize = 2;
 const BYTES: usize = 5;
 const JUMPS: usize = 16384;
 /// Blocks that were forgotten are looked for in the lists of pages when there are more of them
@@ -39,6 +43,8 @@ const LISTS: usize = 4 + 16;
 
 /// The number that no block has, nor asks for.
 const NOBODY: u32 = u32::MAX;
+/// Blocks that get another number when one is wanted, at most.
+const MOVES: u32 = 8;
 
 /// A block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,8 +78,9 @@ pub struct Cache {
     /// By number, modulo their capacity, which is a power of two.
     blocks: Vec<Block>,
     block_mask: u32,
-    /// Numbers of the oldest block and the next.
+    /// Numbers of the oldest block, of the oldest that may have instructions, and of the next.
     oldest: u32,
+    oldest_whole: u32,
     next: u32,
     /// Numbers of the first block with each hash.
     heads: Vec<u32>,
@@ -123,6 +130,14 @@ fn slot(linear: u64) -> usize {
     (linear.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % JUMPS
 }
 
+impl Span {
+    /// It has no instructions: they have to be decoded once more.
+    #[inline(always)]
+    pub fn is_bare(&self) -> bool {
+        self.count == 0
+    }
+}
+
 impl Cache {
     /// Room for so many instructions, and blocks, which are a power of two.
     fn with_room(insns: usize, blocks: usize) -> Self {
@@ -134,6 +149,7 @@ impl Cache {
             blocks: Vec::with_capacity(blocks),
             block_mask: blocks as u32 - 1,
             oldest: 1,
+            oldest_whole: 1,
             next: 1,
             heads: vec![0; blocks],
             by_page: HashMap::default(),
@@ -148,7 +164,9 @@ impl Cache {
     /// least is some 100 KiB.
     pub fn resize(&mut self, bytes: usize) {
         let (insn, block) = (size_of::<Insn>() + BYTES + COLD, size_of::<Block>() + LISTS);
-        let blocks = 1 << (bytes / (PER_BLOCK * insn + block)).max(256).ilog2();
+        let wanted = (bytes / (PER_BLOCK * insn + block)).max(256);
+        // The nearest power of two.
+        let blocks = 1 << (wanted * 7 / 5).ilog2();
         let insns = (bytes.saturating_sub(blocks * block) / insn).max(1024);
         let epoch = self.epoch + 1;
         *self = Self { epoch, ..Self::with_room(insns, blocks) };
@@ -204,7 +222,8 @@ impl Cache {
 
     /// What it was decoded from.
     pub fn bytes(&self, span: Span) -> &[u8] {
-        self.block(span.id).map_or(&[], |b| self.bytes.get(b.bytes, usize::from(span.len)))
+        let whole = self.block(span.id).filter(|b| !b.span.is_bare());
+        whole.map_or(&[], |b| self.bytes.get(b.bytes, usize::from(span.len)))
     }
 
     /// Where the branch's target was found before, if it is still there. Only of branches
@@ -221,7 +240,8 @@ impl Cache {
     /// Notes the target of a block's branch, if nothing was dropped since `epoch`.
     pub fn chain(&mut self, epoch: u64, from: Span, branch: u32, target: Span) {
         if epoch == self.epoch
-            && self.live(from.id).is_some()
+            // Where its instructions are now, if it has any.
+            && let Some(from) = self.live(from.id)
             && let Some(insn) =
                 self.insns.get_mut(from.start as usize, from.count.into()).get_mut(branch as usize)
         {
@@ -265,26 +285,27 @@ impl Cache {
         Some(std::mem::take(&mut self.dropped))
     }
 
-    /// Keeps a block.
-    pub fn add(&mut self, new: New<'_>) -> Span {
+    /// Keeps a block. `lives` tells which translations are still there.
+    pub fn add(&mut self, new: New<'_>, lives: &dyn Fn(Code) -> bool) -> Span {
         new.insns.truncate(self.insns.capacity());
         let (count, len) = (new.insns.len(), new.insns.last().map_or(0, |i| i.end));
         let bytes = new.bytes.get(..len.into()).unwrap_or_default();
         let colds = count_colds(new.insns);
-        if self.next == u32::MAX {
+        if self.next >= u32::MAX - MOVES {
             self.clear();
         }
+        self.make_number(lives);
         let (insns_at, bytes_at) = loop {
-            let oldest = self.block(self.oldest).map(|b| (b.span.start as usize, b.bytes));
+            self.skip_bare();
+            let oldest = self.block(self.oldest_whole).map(|b| (b.span.start as usize, b.bytes));
             let places = (
                 self.insns.place(count, oldest.map(|o| o.0)),
                 self.bytes.place(bytes.len(), oldest.map(|o| o.1)),
             );
-            let blocks = self.next - self.oldest;
-            let room = blocks <= self.block_mask && self.colds + colds <= self.most_colds;
+            let room = self.colds + colds <= self.most_colds || self.oldest_whole == self.next;
             match places {
-                (Some(insns), Some(bytes)) if room || blocks == 0 => break (insns, bytes),
-                _ => self.drop_oldest(),
+                (Some(insns), Some(bytes)) if room => break (insns, bytes),
+                _ => self.strip_oldest(),
             }
         };
         self.colds += colds;
@@ -299,7 +320,7 @@ impl Cache {
             Some(_) if checked => Trust::Checked,
             Some(_) => Trust::Live,
         };
-        let mut block = Block {
+        self.insert(Block {
             key,
             span,
             bytes: bytes_at,
@@ -311,9 +332,15 @@ impl Cache {
             changes: 0,
             turns: 0,
             next: 0,
-        };
-        if trust != Trust::Gone {
-            let bucket = self.bucket(&key);
+        });
+        span
+    }
+
+    /// Puts a block at its number.
+    fn insert(&mut self, mut block: Block) {
+        let id = block.span.id;
+        if block.trust != Trust::Gone {
+            let bucket = self.bucket(&block.key);
             block.next = std::mem::replace(&mut self.heads[bucket], id);
             for page in block.pages() {
                 self.by_page.entry(page).or_default().push(id);
@@ -329,46 +356,39 @@ impl Cache {
                 self.blocks.push(block);
             }
         }
-        span
-    }
-
-    fn drop_oldest(&mut self) {
-        let id = self.oldest;
-        self.forget(id);
-        if let Some(block) = self.block_mut(id) {
-            let Span { start, count, .. } = block.span;
-            block.span.id = NOBODY;
-            let insns = self.insns.get_mut(start as usize, count.into());
-            let dropped = insns.iter_mut().filter_map(|insn| insn.cold.take()).count();
-            self.colds = self.colds.saturating_sub(dropped);
-        }
-        self.oldest = id.wrapping_add(1).min(self.next);
     }
 
     /// The block is found no more.
     pub fn forget(&mut self, id: u32) {
-        let Some(block) = self.block_mut(id).filter(|b| b.trust != Trust::Gone) else { return };
+        if let Some(translations) = self.take_out(id) {
+            self.dropped.gone.extend(translations.into_iter().flatten());
+        }
+    }
+
+    /// The same; its translations live on.
+    fn take_out(&mut self, id: u32) -> Option<Translations> {
+        let block = self.block_mut(id).filter(|b| b.trust != Trust::Gone)?;
         block.trust = Trust::Gone;
         let translations = std::mem::take(&mut block.translations);
         let (key, after) = (block.key, block.next);
         self.forgotten += block.pages().count();
-        self.dropped.gone.extend(translations.into_iter().flatten());
         if self.forgotten > self.blocks.len() + FORGOTTEN {
             self.sweep();
         }
         let bucket = self.bucket(&key);
         if self.heads[bucket] == id {
             self.heads[bucket] = after;
-            return;
+            return Some(translations);
         }
         let mut before = self.heads[bucket];
         while let Some(block) = self.block_mut(before) {
             if block.next == id {
                 block.next = after;
-                return;
+                break;
             }
             before = block.next;
         }
+        Some(translations)
     }
 
     /// Takes what was forgotten out of the lists of the pages: not one by one, which takes a
@@ -484,7 +504,7 @@ impl Cache {
         self.colds = 0;
         self.bytes.clear();
         self.blocks.clear();
-        (self.oldest, self.next) = (1, 1);
+        (self.oldest, self.oldest_whole, self.next) = (1, 1, 1);
         self.heads.fill(0);
         self.by_page.clear();
         self.forgotten = 0;
@@ -526,7 +546,7 @@ mod tests {
         let insn = Insn { end: len, ..semantics::insn::too_long() };
         let bytes = vec![0x90; len.into()];
         let insns = &mut vec![insn];
-        cache.add(New { key: Some(key), insns, bytes: &bytes, checked: false })
+        cache.add(New { key: Some(key), insns, bytes: &bytes, checked: false }, &|_| true)
     }
 
     fn key(start: u64) -> Key {
@@ -604,7 +624,7 @@ mod tests {
                 bytes: &[n as u8; 64],
                 checked: false,
             };
-            let span = cache.add(new);
+            let span = cache.add(new, &|_| true);
             assert_eq!((cache.insns(span).len(), cache.bytes(span)), (64, &[n as u8; 64][..]));
             assert_eq!(cache.find(&at), Some((span, Trust::Live)));
             if n % 10 == 0 {
@@ -655,7 +675,7 @@ mod tests {
             let mut insns: Vec<Insn> = (0..20).map(|i| insn(i, n % 3 != 0)).collect();
             let (at, bytes) = (key(n * 64), [n as u8; 20]);
             let new = New { key: Some(at), insns: &mut insns, bytes: &bytes, checked: false };
-            let span = cache.add(new);
+            let span = cache.add(new, &|_| true);
             if n % 5 == 0 {
                 let changed = vec![(3, insn(3, n % 2 == 0)), (4, insn(4, false))];
                 cache.amend(span, changed, &bytes);

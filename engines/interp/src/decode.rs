@@ -87,16 +87,18 @@ impl Interp {
     /// The instructions of a new block, if it begins inside the one from which control has come,
     /// with the same `bytes`: that is what loops do.
     pub(crate) fn tail(&mut self, key: &Key, bytes: &[u8], checked: bool) -> Option<Vec<Insn>> {
-        let from = self.cache.key(self.behind).filter(|_| !checked)?;
-        if from.mode != key.mode || from.second.is_some() || self.cache.is_checked(self.behind) {
+        // Where its instructions are now, if it has any.
+        let behind = self.cache.current(self.behind);
+        let from = self.cache.key(behind).filter(|_| !checked)?;
+        if from.mode != key.mode || from.second.is_some() || self.cache.is_checked(behind) {
             return None;
         }
         let at = usize::try_from(key.start.checked_sub(from.start)?).ok()?;
-        let known = self.cache.bytes(self.behind).get(at..)?;
+        let known = self.cache.bytes(behind).get(at..)?;
         if known.is_empty() || !bytes.starts_with(known) {
             return None;
         }
-        let insns = self.cache.insns(self.behind);
+        let insns = self.cache.insns(behind);
         let starts = |insn: &Insn| usize::from(insn.end).checked_sub(insn.len.into()) == Some(at);
         let first = insns.iter().position(starts)?;
         let mut tail = std::mem::take(&mut self.spare);

@@ -89,7 +89,7 @@ impl Interp {
         // A block that the segment's limit cut short is not for others.
         let key = (room >= WINDOW as u64).then_some(key);
         let before = std::mem::take(&mut self.replaced);
-        let span = self.cache.add(New { key, insns: &mut insns, bytes, checked });
+        let span = self.keep(New { key, insns: &mut insns, bytes, checked });
         self.spare = insns;
         self.inherit(span, before);
         if key.is_some() && !checked {
@@ -130,7 +130,10 @@ impl Interp {
 
     /// Memory has what the block was decoded from, or is decoded anew in its place.
     fn unchanged(&mut self, ctx: &Ctx<'_>, span: Span, key: &Key, at: &Known) -> bool {
-        let bytes = self.cache.bytes(span);
+        let bytes = if span.is_bare() { self.text(span) } else { self.cache.bytes(span) };
+        if bytes.len() != usize::from(span.len) {
+            return false;
+        }
         let first = (PAGE - key.start % PAGE) as usize;
         let mut now = [0; WINDOW];
         let Some(now) = now.get_mut(..bytes.len()) else { return false };
@@ -143,7 +146,7 @@ impl Interp {
         if now == bytes {
             return true;
         }
-        if key.second.is_some() {
+        if key.second.is_some() || span.is_bare() {
             return false;
         }
         match self.cache.is_checked(span) {
@@ -194,7 +197,7 @@ impl Interp {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
         }
         let new = New { key: Some(key), insns: &mut insns, bytes: &bytes, checked };
-        let span = self.cache.add(new);
+        let span = self.keep(new);
         if !checked {
             self.cache.set_jump(linear, tag, span);
         }
@@ -232,7 +235,7 @@ impl Interp {
             return Err(ctx.cpu.fault_code(exception::GP, 0));
         }
         let new = New { key: None, insns: &mut insns, bytes: &bytes, checked: false };
-        Ok(self.cache.add(new))
+        Ok(self.keep(new))
     }
 
     /// The page holds code from now on: writes to it are noticed. Returns when no vCPU can

@@ -169,6 +169,9 @@ impl Interp {
                 span = self.locate(ctx)?;
                 continue;
             }
+            if span.is_bare() {
+                span = self.dress(ctx, span)?;
+            }
             let insns = self.cache.insns(span).get(from..).unwrap_or_default();
             if end != u64::MAX {
                 self.retired += std::mem::take(&mut ctx.cpu.rep_retired);
@@ -316,7 +319,10 @@ impl Interp {
         if hits != 0 && ctx.cpu.rflags & rflags::RF == 0 {
             return Err(debug_exception(ctx, hits));
         }
-        let span = self.locate(ctx)?;
+        let mut span = self.locate(ctx)?;
+        if span.is_bare() {
+            span = self.dress(ctx, span)?;
+        }
         let trapped = ctx.cpu.rflags & rflags::TF != 0;
         ctx.cpu.rflags &= !rflags::RF;
         if std::mem::take(&mut ctx.cpu.events.shadow) != Shadow::None {

@@ -2,7 +2,7 @@
 
 use crate::{
     Interp,
-    cache::{Heat, Span},
+    cache::{Heat, New, Span},
     fetch::linear_ip,
 };
 use semantics::{Ctx, Stop};
@@ -94,6 +94,7 @@ impl Interp {
     /// Translates the block at RIP.
     fn translate(&mut self, ctx: &mut Ctx<'_>, span: Span, version: usize) -> Option<Code> {
         let since = Instant::now();
+        let span = if span.is_bare() { self.dress(ctx, span).ok()? } else { span };
         let code = self.make(ctx, span, version);
         let ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.counters.translation_ns = self.counters.translation_ns.saturating_add(ns);
@@ -106,6 +107,40 @@ impl Interp {
         }
         *self.cache.translations(span)?.get_mut(version)? = Some(code);
         Some(code)
+    }
+
+    /// Keeps a block that was decoded.
+    pub(crate) fn keep(&mut self, new: New<'_>) -> Span {
+        let translator = self.translator.as_ref();
+        self.cache.add(new, &|code| translator.is_some_and(|t| !t.is_evicted(code)))
+    }
+
+    /// What a bare block was decoded from; nothing if none of its translations is left.
+    pub(crate) fn text(&self, span: Span) -> &[u8] {
+        let Some(translator) = &self.translator else { return &[] };
+        let code = self.cache.translation(span, &|code| !translator.is_evicted(code));
+        code.map_or(&[], |code| translator.text(code))
+    }
+
+    /// Gives the bare block at RIP instructions again.
+    #[cold]
+    pub(crate) fn dress(&mut self, ctx: &mut Ctx<'_>, span: Span) -> Result<Span, Stop> {
+        let bytes = self.text(span).to_vec();
+        if let Some(key) = self.cache.key(span)
+            && bytes.len() == usize::from(span.len)
+        {
+            let mut insns = self.decode(ctx, &bytes, false);
+            if insns.last().map(|insn| insn.end) == Some(span.len) {
+                let new = New { key: Some(key), insns: &mut insns, bytes: &bytes, checked: false };
+                let translator = self.translator.as_ref();
+                let lives = |code| translator.is_some_and(|t| !t.is_evicted(code));
+                if let Some(span) = self.cache.clothe(span, new, &lives) {
+                    return Ok(span);
+                }
+            }
+        }
+        self.cache.forget(span.id);
+        self.locate(ctx)
     }
 
     fn make(&mut self, ctx: &mut Ctx<'_>, span: Span, version: usize) -> Option<Code> {

@@ -56,7 +56,7 @@ pub(crate) fn translated(
     place: Place,
 ) -> Translated {
     let turn = turn.unwrap_or(insns.len());
-    let bytes = insns.iter().take(turn).map(|insn| insn.len() as u16).sum();
+    let bytes = u16::try_from(source.bytes.len()).unwrap_or(u16::MAX);
     let count = insns.len() as u16;
     Translated {
         text: Text { bytes, turn: turn as u16, count, ..Text::default() },

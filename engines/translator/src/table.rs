@@ -31,7 +31,7 @@ const NONE: u32 = u32::MAX;
 const ALLOCATION: usize = 24;
 
 /// A translated block. Stale ones are recognised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Code {
     epoch: u32,
     pub(crate) number: u32,
@@ -81,7 +81,7 @@ pub struct Translated {
 pub struct Text {
     /// Where their bytes begin that are kept, with the length of each behind them.
     pub at: u32,
-    /// How many bytes, and instructions, that is: of one turn, if several were made.
+    /// How many bytes that is, and how many instructions: of one turn, if several were made.
     pub bytes: u16,
     pub turn: u16,
     /// How many instructions the block has.
@@ -416,6 +416,13 @@ impl Table {
         Some(cell)
     }
 
+    /// What the block was made of, if it was not evicted.
+    pub fn text(&self, code: Code) -> Option<&[u8]> {
+        let Text { at, bytes, .. } = self.get(code)?.text;
+        let segment = self.segments.get((code.number >> BLOCK_BITS) as usize)?;
+        segment.text.get(at as usize..)?.get(..bytes.into())
+    }
+
     pub fn site(&self, site: u32) -> Option<Site<'_>> {
         let number = site >> SITE_BITS;
         let (block, index) = (self.block(number)?, site & ((1 << SITE_BITS) - 1));
@@ -598,6 +605,7 @@ mod tests {
                 assert_eq!(site(1), (&[9][..], 3, 6));
             }
             assert!(table.site((code.number + 1) << SITE_BITS).is_none());
+            assert_eq!(table.text(code), Some(&[7, 8, 9][..]));
         }
     }
 

@@ -109,7 +109,7 @@ impl Translator {
         }
         let (entries, tables) = jumps::entries(bytes);
         let bytes = bytes.saturating_sub(tables);
-        let len = (bytes / 2).clamp(*CODE.start(), *CODE.end()).next_multiple_of(4096);
+        let len = (bytes / 3 * 2).clamp(*CODE.start(), *CODE.end()).next_multiple_of(4096);
         let memory = CodeMemory::new(len)?;
         let mut asm = Asm::new(0, len);
         let thunks = thunks::build(&mut asm);
@@ -135,7 +135,7 @@ impl Translator {
         state.sysret_odd = rflags::TF | rflags::AC;
         tlb::init(&mut state);
         debug_assert_eq!((std::ptr::from_ref(&*state) as usize + BIAS) % 64, 12);
-        let (cold, most) = (split(len), bytes - bytes / 2);
+        let (cold, most) = (split(len), bytes / 3);
         let table = Table::new([first, cold], [cold, len], most);
         let mut translator = Self {
             memory,
@@ -445,6 +445,11 @@ impl Translator {
         let plane = ctx.cpu.mmu.plane()?;
         let windows = self.windows.choose(&mut self.state, ctx.cpu, false);
         Some(version(plane, Width::of(ctx.cpu)?, windows))
+    }
+
+    /// The bytes that it was made of; nothing if it had to go.
+    pub fn text(&self, code: Code) -> &[u8] {
+        self.table.text(code).unwrap_or_default()
     }
 
     /// The block, which is what it was, can be run in this version.

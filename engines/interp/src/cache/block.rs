@@ -49,7 +49,7 @@ pub enum Trust {
     Checked,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Block {
     pub key: Key,
     pub span: Span,
