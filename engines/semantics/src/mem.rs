@@ -195,6 +195,17 @@ impl Mmu {
                 .is_ok_and(|place| place.ram.is_some() && !place.code)
     }
 
+    /// As [`Self::fill`], before an access that is likely to come: a page counts as accessed then,
+    /// but not as written if it did not before (SDM volume 3, 4.8).
+    pub fn fill_early(&mut self, linear: u64, write: bool) -> bool {
+        let phys = Phys::new(&self.layout, &self.arena);
+        let written = || {
+            soft_mmu::walk(phys, &self.paging, linear, Access::Read, self.privilege)
+                .is_ok_and(|found| found.write)
+        };
+        is_canonical_48(linear) && (!write || written()) && self.fill(linear, write)
+    }
+
     /// What the TLB knows of a page with the current rights.
     #[inline]
     pub fn held(&self, linear: u64) -> Option<Held> {

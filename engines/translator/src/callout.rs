@@ -11,6 +11,7 @@ use crate::{
     thunks::{FAR, GO_ELSEWHERE, GO_ON, LEAVE, RETRY, WINDOW, WRITE},
     tlb, vectors,
     width::{Width, covers},
+    windows::Awaited,
 };
 use semantics::{CodeSize, Cpu, Insn, Stop, event};
 use vcpu_state::SegReg;
@@ -132,11 +133,28 @@ fn window_fault(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let mmu = &mut env.ctx.cpu.mmu;
     let known = mmu.held(linear).is_some_and(|held| held.read && (held.write || !write));
     if !known && !mmu.fill(linear, write) {
-        env.windows.vain(state);
+        let rip = env.table.site(state.site).map(|site| site.address(state.page));
+        env.windows.vain(state, rip.map(|rip| Awaited { rip, window, linear, write }));
         return false;
     }
     tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
     env.windows.show(window, &env.ctx.cpu.mmu, linear, write)
+}
+
+/// The guest has handled what its own access by a window was refused for, and returns to that:
+/// what it has put there appears at once, since the access would only fault again. The page
+/// counts as accessed then (SDM volume 3, 4.8), and not as written.
+fn answered(state: &mut State, env: &mut Env<'_, '_>) {
+    let Some(awaited) = env.windows.answered(env.ctx.cpu.rip) else { return };
+    let Awaited { window, linear, write, .. } = awaited;
+    let mmu = &mut env.ctx.cpu.mmu;
+    if mmu.plane() != Some(2) || !mmu.fill_early(linear, write) {
+        return;
+    }
+    tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
+    if env.windows.still(window, linear, state) {
+        env.windows.show(window, &env.ctx.cpu.mmu, linear, write);
+    }
 }
 
 /// Whether a page that missed could be entered in the TLB, so that the access will hit. All of
@@ -190,6 +208,7 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     if !env.autonomous || state.counted && cpu.rflags & rflags::RF != 0 {
         return false;
     }
+    answered(state, env);
     let windows = env.windows.choose(state, env.ctx.cpu, true);
     let space = space(env.ctx, env.tables, true, windows);
     let Some(space) = space.filter(|_| env.ctx.quiet()) else { return false };

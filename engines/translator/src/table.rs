@@ -177,6 +177,14 @@ pub struct Site<'t> {
     pub count: u32,
 }
 
+impl Site<'_> {
+    /// Of the instruction, in a page at this address.
+    pub fn address(&self, page: u64) -> u64 {
+        let start = page.wrapping_add(self.start.into());
+        start.wrapping_add(self.end.into()).wrapping_sub(self.bytes.len() as u64)
+    }
+}
+
 impl Translated {
     /// The block may be at this RIP: so far from the ends of the canonical ranges that no direct
     /// jump leaves them without a check; or, in 32-bit code, in a page that has one after it.

@@ -91,7 +91,7 @@ const PATIENCE: Duration = Duration::from_millis(3);
 /// Faults at most in each period; with more, windows are closed, and stay so for a while, which
 /// is longer each time, or until another address space comes. A fault costs some 10 us, with
 /// what follows from it.
-const FAULTS: u32 = 256;
+const FAULTS: u32 = 1024;
 /// As many as one that the guest then gets, too: where that happens often, the way there is to be
 /// short.
 const VAIN: u32 = 3;
@@ -123,7 +123,18 @@ pub struct Windows {
     listens: bool,
     replaced: Instant,
     looks: u32,
+    awaited: Option<Awaited>,
     pub counters: WindowCounters,
+}
+
+/// An access by a window that the guest had nothing for, either.
+#[derive(Clone, Copy, Debug)]
+pub struct Awaited {
+    /// The instruction, to which the guest returns if it means the access to succeed.
+    pub rip: u64,
+    pub window: usize,
+    pub linear: u64,
+    pub write: bool,
 }
 
 /// How many faults there may be.
@@ -197,6 +208,7 @@ impl Windows {
             listens: true,
             replaced: now,
             looks: 0,
+            awaited: None,
             counters: WindowCounters::default(),
         }
     }
@@ -308,8 +320,20 @@ impl Windows {
     }
 
     /// It was for nothing: the guest has nothing there, either.
-    pub fn vain(&mut self, state: &mut State) {
+    pub fn vain(&mut self, state: &mut State, awaited: Option<Awaited>) {
+        self.awaited = awaited;
         self.take(state, VAIN);
+    }
+
+    /// What was refused when the instruction at `rip` ran last, if windows are as they were.
+    pub fn answered(&mut self, rip: u64) -> Option<Awaited> {
+        self.awaited.filter(|awaited| self.open && awaited.rip == rip)?;
+        self.awaited.take()
+    }
+
+    /// The address belongs to the window.
+    pub fn still(&self, window: usize, linear: u64, state: &State) -> bool {
+        self.open && state.windows.get(window).is_some_and(|slot| slot.high == upper(linear))
     }
 
     fn take(&mut self, state: &mut State, count: u32) -> bool {

@@ -250,6 +250,72 @@ fn pages_appear_where_they_are_asked_for() {
     }
 }
 
+/// What a kernel has just put where a program wrote by a window is in the window when the program
+/// goes on: there is one fault for each page, the guest's own.
+#[test]
+fn a_page_that_was_asked_for_costs_one_fault() {
+    const PAGES: u64 = 24;
+    const ROUNDS: u64 = 5;
+    let user = |a: &mut CodeAssembler, trap: Trap| {
+        let (mut again, mut turn) = (a.create_label(), a.create_label());
+        a.mov(ebp, ROUNDS as u32)?;
+        a.set_label(&mut again)?;
+        a.mov(edx, PAGES as u32)?;
+        a.mov(r14, rbx)?;
+        a.set_label(&mut turn)?;
+        a.mov(dword_ptr(r14 + 8), ebp)?;
+        a.add(r14, PAGE as i32)?;
+        a.dec(edx)?;
+        a.jnz(turn)?;
+        trap.call(a)?;
+        a.dec(ebp)?;
+        a.jnz(again)?;
+        done(a)
+    };
+    // All pages are taken away.
+    let kernel = |a: &mut CodeAssembler| {
+        for page in 0..PAGES as i32 {
+            a.mov(qword_ptr(r9 + 8 * page), 0)?;
+            a.invlpg(byte_ptr(rbx + PAGE as i32 * page))?;
+        }
+        Ok(())
+    };
+    // The next frame becomes the page, which counts as written already.
+    let fault = |a: &mut CodeAssembler| {
+        a.add(rsp, 8)?;
+        a.mov(r10, cr2)?;
+        a.sub(r10, rbx)?;
+        a.shr(r10, 12)?;
+        a.mov(qword_ptr(r9 + r10 * 8), r13)?;
+        a.add(r13, PAGE as i32)?;
+        a.inc(r15)?;
+        a.iretq()
+    };
+    let prepare = |vm: &Arc<dyn Vm>, state: &mut VcpuState| {
+        for page in (0..PAGES).rev() {
+            state.regs.gpr[9] = map(vm, ROOT, HEAP + page * PAGE, 0);
+        }
+        state.regs.gpr[RBX] = HEAP;
+        state.regs.gpr[13] = frame(0) | ALL | paging::A | paging::D;
+    };
+    for trap in traps() {
+        let program = Program { user: &user, kernel: &kernel, fault: &fault, prepare: &prepare };
+        let left = program.run_with(trap, |machine| {
+            assert_eq!(machine.guest.run(), Exit::Idle, "{}", machine.name);
+            if machine.name == "windows, not counted" {
+                let faults = machine.guest.vcpu.stats().get("windows", "faults");
+                let Some(Value::Count(faults)) = faults else { panic!("{faults:?}") };
+                let most = (ROUNDS + 1) * PAGES;
+                assert!((PAGES..=most).contains(&faults), "{faults} faults, {trap:?}");
+            }
+        });
+        assert_eq!(left.gpr[15], ROUNDS * PAGES);
+        for frame in 0..ROUNDS * PAGES {
+            assert_eq!(u64::from(left.word(frame, 8)), ROUNDS - frame / PAGES, "frame {frame}");
+        }
+    }
+}
+
 /// As after a fork: pages that two have are copied when they are written to.
 #[test]
 fn a_write_to_a_page_that_is_shared_goes_to_a_copy() {
