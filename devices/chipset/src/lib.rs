@@ -1,4 +1,4 @@
-//! PIC, PIT, IOAPIC, RTC, ACPI PM, i8042, reset, pvpanic and debug ports.
+//! PIC, PIT, IOAPIC, RTC, ACPI PM, reset, pvpanic and debug ports.
 //!
 //! [`build`] puts all of them on the board and sets up its interrupt lines, so it comes before
 //! every other device. Locks are taken in this order: a device's own, that of a shared line,
@@ -63,7 +63,6 @@ pub fn build(config: &Config, wiring: &mut Wiring) -> Chipset {
     let rtc = Rtc::build(config, wiring);
     let pm = Pm::build(wiring);
     reset::ResetControl::build(wiring);
-    reset::I8042::build(wiring);
     misc::build(config.debug_console.clone(), wiring);
     Chipset { pic, ioapic, pm, rtc }
 }

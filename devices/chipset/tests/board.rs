@@ -114,11 +114,6 @@ fn every_way_to_reset() {
     board.out(0x92, 3);
     board.out(0x92, 3);
     assert_eq!(resets(), [PowerEvent::Reset], "its edge");
-    board.out(0x64, 0xfe);
-    assert_eq!(resets(), [PowerEvent::Reset]);
-    board.out(0x64, 0xd1);
-    board.out(0x60, 0xfe);
-    assert_eq!(resets(), [PowerEvent::Reset]);
     board.wiring.pio.write(0xcf8, &[0, 6, 0, 0x80]);
     assert_eq!(resets(), [], "PCI's address");
     let mut data = [0; 4];
@@ -139,30 +134,6 @@ fn what_a_guest_can_tell_its_host() {
         [PowerEvent::GuestPanicked, PowerEvent::GuestCrashLoaded, PowerEvent::DebugExit(0x201)];
     assert_eq!(board.sink.take_power(), events);
     assert_eq!((board.text(), board.input(0xe9)), (b"!".to_vec(), 0xe9));
-}
-
-#[test]
-fn the_keyboard_controller_answers_at_once() {
-    let board = Board::new();
-    let answer = |command| {
-        board.out(0x64, command);
-        assert_eq!(board.input(0x64) & 1, 1, "{command:#x}");
-        board.input(0x60)
-    };
-    assert_eq!(answer(0xaa), 0x55);
-    assert_eq!(answer(0xab), 0);
-    assert_ne!(answer(0xa9), 0, "no second port");
-    assert_eq!(board.input(0x64), 0x1c);
-    board.out(0x64, 0x60);
-    board.out(0x60, 0x45);
-    assert_eq!(answer(0x20), 0x45);
-    // The loopback of a second port comes back as the first's.
-    board.out(0x64, 0xd3);
-    board.out(0x60, 0x5a);
-    assert_eq!((board.input(0x64) & 0x21, board.input(0x60)), (1, 0x5a));
-    board.out(0x60, 0xf2);
-    assert_eq!((board.input(0x64) & 0x41, board.input(0x60)), (0x41, 0xfe), "no keyboard");
-    assert_eq!(board.input(0x64) & 1, 0);
 }
 
 #[test]

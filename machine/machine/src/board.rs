@@ -179,6 +179,7 @@ pub(crate) fn build(
     };
     let chipset = chipset::build(&chipset_config(spec.memory), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
+    i8042::build(false, &mut wiring);
     let pci = pci_bus(parts.disks, parts.entropy, spec.cpus, &mut wiring)?;
     add_networks(parts.networks, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console, &mut wiring);

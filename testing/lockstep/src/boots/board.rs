@@ -108,6 +108,7 @@ impl Board {
                 ioapic.eoi(vector);
             }
         }));
+        i8042::build(false, &mut wiring);
         uart::build(&uart::Config::COM1, told.clone(), &mut wiring);
         let clock = time.clone();
         let sample = move || {
