@@ -84,6 +84,17 @@ pub struct Capability {
     pub window: bool,
 }
 
+/// Registers of the function's own behind the header, which are no capability.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// Where they begin: from 0x40 on.
+    pub at: usize,
+    /// What they are after a reset.
+    pub value: Vec<u8>,
+    /// Bits that software may write; what is not given is not writable.
+    pub writable: Vec<u8>,
+}
+
 /// Where a function has its message table (PCI, 6.8.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsixConfig {
@@ -115,6 +126,8 @@ pub struct FunctionConfig {
     /// Answers at ports that PCI does not place: a VGA. Software can then set the command
     /// register's I/O bit, which changes nothing here.
     pub legacy_ports: bool,
+    /// Must not overlap each other or the capabilities, which begin at 0x40.
+    pub registers: Vec<Registers>,
 }
 
 /// What a write to configuration space changed besides bytes.
@@ -124,6 +137,8 @@ pub(crate) struct Changed {
     pub(crate) map: bool,
     /// What the requester may do.
     pub(crate) requester: bool,
+    /// Registers of the function's own.
+    pub(crate) own: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -135,6 +150,8 @@ pub(crate) struct ConfigSpace {
     msix: Option<usize>,
     /// The capability with a window, and the window, which is its end.
     window: Option<Range<usize>>,
+    /// Where registers of the function's own are.
+    own: Vec<Range<usize>>,
 }
 
 impl ConfigSpace {
@@ -147,6 +164,7 @@ impl ConfigSpace {
             bars: config.bars.clone(),
             msix: None,
             window: None,
+            own: Vec::new(),
         };
         space.header(config);
         for bar in &config.bars {
@@ -168,7 +186,25 @@ impl ConfigSpace {
                 space.window = Some(start..start + 2 + capability.body.len());
             }
         }
+        for registers in &config.registers {
+            space.registers(registers, at);
+        }
         space
+    }
+
+    /// `free` is where the capabilities end.
+    fn registers(&mut self, registers: &Registers, free: usize) {
+        let range = registers.at..registers.at + registers.value.len();
+        assert!(range.start >= free && range.end <= SIZE, "{registers:?}");
+        assert!(registers.writable.len() <= registers.value.len(), "{registers:?}");
+        self.set(range.start, &registers.value);
+        self.allow(range.start, &registers.writable);
+        self.own.push(range);
+    }
+
+    /// The function has registers of its own.
+    pub(crate) fn has_own(&self) -> bool {
+        !self.own.is_empty()
     }
 
     fn header(&mut self, config: &FunctionConfig) {
@@ -276,6 +312,7 @@ impl ConfigSpace {
                     || (reg::BAR..reg::BAR + 4 * BARS).contains(&at)
                     || (reg::ROM..reg::ROM + 4).contains(&at);
                 changed.requester |= command || control;
+                changed.own |= self.own.iter().any(|range| range.contains(&at));
             }
         }
         changed
@@ -383,14 +420,30 @@ mod tests {
     }
 
     #[test]
+    fn registers_of_the_functions_own_are_told_of() {
+        let at = 0x90;
+        let registers = Registers { at, value: vec![1, 2, 3], writable: vec![0xf0, 0x0f] };
+        let config = FunctionConfig { registers: vec![registers], ..FunctionConfig::default() };
+        let mut space = ConfigSpace::new(&config);
+        assert!(space.has_own() && !ConfigSpace::new(&function()).has_own());
+        assert_eq!(space.write(0x8f, &[0xff; 6]), Changed { own: true, ..Changed::default() });
+        let bytes: Vec<u8> = (0x8f..0x95).map(|at| space.byte(at)).collect();
+        assert_eq!(bytes, [0, 0xf1, 0x0f, 3, 0, 0]);
+        assert_eq!(space.write(0x92, &[0xff; 4]), Changed::default());
+    }
+
+    #[test]
     fn only_what_is_writable_is_written() {
         let mut space = ConfigSpace::new(&function());
         let before = space.clone();
         assert_eq!(space.write(0, &[0xff; 4]), Changed::default());
         let changed = space.write(reg::COMMAND, &[0xff; 4]);
-        assert_eq!(changed, Changed { map: true, requester: true });
+        assert_eq!(changed, Changed { map: true, requester: true, own: false });
         assert_eq!((space.command(), space.word(reg::STATUS)), (0x546, 0x10));
-        assert_eq!(space.write(0x42, &[0xff; 2]), Changed { map: false, requester: true });
+        assert_eq!(
+            space.write(0x42, &[0xff; 2]),
+            Changed { requester: true, ..Changed::default() }
+        );
         assert_eq!(space.msix_control(), Some(0xc002));
         space.write(0x4e, &[0xff; 2]);
         assert_eq!((space.byte(0x4e), space.byte(0x4f)), (0xff, 2));

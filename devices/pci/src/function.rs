@@ -22,6 +22,11 @@ pub trait Function: Send + Sync {
     /// was last asked for something.
     fn became_master(&self) {}
 
+    /// Registers of the function's own (see [`Registers`](crate::Registers)) were written, or a
+    /// reset or a restore made them what they are. `config` is the whole configuration space; the
+    /// calls come in the order of the changes.
+    fn configured(&self, _config: &[u8; 256]) {}
+
     /// The guest reads a capability's window (see [`Capability`](crate::Capability)).
     /// `capability` is all of it, from its ID on; `data` are the bytes of the window, four.
     fn read_window(&self, _capability: &[u8], _data: &mut [u8; 4]) {}
@@ -30,8 +35,9 @@ pub trait Function: Send + Sync {
     fn write_window(&self, _capability: &[u8], _data: &[u8]) {}
 }
 
-/// A function without BARs: the host bridge.
-pub(crate) struct Nothing;
+/// A function of which nothing is to be known but its configuration space.
+#[derive(Clone, Copy, Debug)]
+pub struct Nothing;
 
 impl Function for Nothing {
     fn read(&self, _: usize, _: u64, _: &mut [u8]) {}

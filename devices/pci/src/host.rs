@@ -3,7 +3,7 @@
 use crate::{
     Config, SLOTS,
     config::{Bar, ConfigSpace, FunctionConfig, MsixConfig, ROM_BAR, command, reg, status},
-    function::{Function, Nothing},
+    function::Function,
     gsi, lock,
     mapped::MappedBars,
     msix,
@@ -27,7 +27,7 @@ const ENABLE: u32 = 1 << 31;
 const ADDRESS_BITS: u32 = 0x80ff_fffc;
 
 /// QEMU's generic PCI Express host bridge, which drivers take as it comes.
-const BRIDGE: FunctionConfig = FunctionConfig {
+pub(crate) const BRIDGE: FunctionConfig = FunctionConfig {
     vendor: 0x1b36,
     device: 0x0008,
     revision: 0,
@@ -40,6 +40,7 @@ const BRIDGE: FunctionConfig = FunctionConfig {
     interrupt_pin: false,
     rom: None,
     legacy_ports: false,
+    registers: Vec::new(),
 };
 
 /// A place on the bus with a function in it.
@@ -52,6 +53,8 @@ pub(crate) struct Slot {
     requester: Arc<Requester>,
     /// Set before the guest runs.
     function: OnceLock<Arc<dyn Function>>,
+    /// Taken before all others, so that a function hears of its registers' values in their order.
+    order: Mutex<()>,
 }
 
 /// An address range that is decoded.
@@ -82,7 +85,12 @@ struct Ecam(Arc<PciHost>);
 struct Window(Arc<PciHost>);
 
 impl PciHost {
-    pub(crate) fn build(config: &Config, wiring: &mut Wiring) -> Arc<Self> {
+    pub(crate) fn build(
+        config: &Config,
+        bridge: &FunctionConfig,
+        function: Arc<dyn Function>,
+        wiring: &mut Wiring,
+    ) -> Arc<Self> {
         let host = Arc::new(Self {
             config: config.clone(),
             address: Mutex::new(0),
@@ -91,9 +99,10 @@ impl PciHost {
             ram: Mutex::new(MappedBars::new(config.window.clone(), wiring.slots.clone())),
             msi: wiring.msi.clone(),
         });
-        let bridge = host.insert(0, &BRIDGE, Arc::new(NoLine));
+        let bridge = host.insert(0, bridge, Arc::new(NoLine));
         // Just inserted, so it has none yet.
-        let _ = bridge.function.set(Arc::new(Nothing));
+        let _ = bridge.function.set(function);
+        bridge.tell();
         wiring.claim_ports("pci", ADDRESS_PORT..=ADDRESS_PORT, host.clone());
         wiring.claim_ports("pci", DATA_PORT..=DATA_PORT + 3, host.clone());
         let last = |range: &Range<u64>| range.start..=range.end.saturating_sub(1);
@@ -117,11 +126,28 @@ impl PciHost {
         let taken = self.slots();
         let free = (1..SLOTS).find(|n| taken.iter().all(|slot| slot.number != *n));
         let Some(number) = free else { panic!("no PCI slot is free") };
+        self.add_at(number, config, wiring, make)
+    }
+
+    /// The same, in this slot, where software expects it.
+    ///
+    /// # Panics
+    /// If the slot is taken or does not exist.
+    pub fn add_at<F: Function + 'static>(
+        &self,
+        number: u8,
+        config: &FunctionConfig,
+        wiring: &Wiring,
+        make: impl FnOnce(Arc<Requester>) -> Arc<F>,
+    ) -> Arc<F> {
+        let taken = self.slots().iter().any(|slot| slot.number == number);
+        assert!(number < SLOTS && !taken, "PCI slot {number} is not free");
         let line = wiring.irq(gsi(number) as usize);
         let slot = self.insert(number, config, line);
         let function = make(slot.requester.clone());
         // Just inserted, so it has none yet.
         let _ = slot.function.set(function.clone());
+        slot.tell();
         function
     }
 
@@ -141,6 +167,7 @@ impl PciHost {
             rom: config.rom.clone(),
             requester: Requester::new(number, vectors, line, self.msi.clone()),
             function: OnceLock::new(),
+            order: Mutex::new(()),
         });
         self.slots.write().unwrap_or_else(PoisonError::into_inner).push(slot.clone());
         slot
@@ -246,8 +273,24 @@ impl Slot {
         }
     }
 
+    /// Tells the function what its registers are, if it has any of its own.
+    fn tell(&self) {
+        let _order = lock(&self.order);
+        self.tell_in_order();
+    }
+
+    fn tell_in_order(&self) {
+        let space = lock(&self.space);
+        let config = space.has_own().then(|| *space.bytes());
+        drop(space);
+        if let (Some(config), Some(function)) = (config, self.function.get()) {
+            function.configured(&config);
+        }
+    }
+
     /// True if other addresses may lead here now.
     fn write_config(&self, at: usize, data: &[u8]) -> bool {
+        let _order = lock(&self.order);
         let mut space = lock(&self.space);
         let changed = space.write(at, data);
         let was_master = self.requester.is_master();
@@ -262,6 +305,9 @@ impl Slot {
             && let Some(function) = self.function.get()
         {
             function.became_master();
+        }
+        if changed.own {
+            self.tell_in_order();
         }
         // Only what begins where the window does has a width that means something.
         if let (Some(capability), Some(function)) = (capability, self.function.get())
@@ -385,6 +431,7 @@ impl Device for PciHost {
         for slot in self.slots() {
             slot.requester.reset();
             *lock(&slot.space) = slot.fresh.clone();
+            slot.tell();
         }
         self.remap();
     }
@@ -415,6 +462,8 @@ impl Device for PciHost {
             // Checked above.
             space.restore(&state.config);
             slot.requester.restore(&state, &space);
+            drop(space);
+            slot.tell();
         }
         self.remap();
         Ok(())

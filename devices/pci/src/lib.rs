@@ -19,9 +19,9 @@
 //! Sections cited are those of the PCI Local Bus Specification 3.0 ("PCI") and of the PCI
 //! Express Base Specification 5.0 ("PCIe").
 //!
-//! Locks, in the order in which they are taken: the memory map, a function's configuration
-//! space, its requester's, then what a line or a message takes. [`Function`] is called with none
-//! of them held.
+//! Locks, in the order in which they are taken: that of a function's registers, the memory map, a
+//! function's configuration space, its requester's, then what a line or a message takes.
+//! [`Function`] is called with none of them held but the first.
 
 mod assign;
 mod config;
@@ -32,8 +32,8 @@ mod msix;
 mod requester;
 mod state;
 
-pub use config::{Bar, BarKind, Capability, FunctionConfig, MsixConfig};
-pub use function::Function;
+pub use config::{Bar, BarKind, Capability, FunctionConfig, MsixConfig, Registers};
+pub use function::{Function, Nothing};
 pub use host::PciHost;
 pub use requester::Requester;
 pub use state::{FunctionState, HostState, VectorState};
@@ -62,9 +62,20 @@ pub fn gsi(slot: u8) -> u32 {
     FIRST_GSI + u32::from(slot) % GSIS
 }
 
-/// Puts the host bridge on the board, with nothing but itself on its bus.
+/// Puts a host bridge on the board that drivers take as it comes, with nothing but itself on its
+/// bus.
 pub fn build(config: &Config, wiring: &mut Wiring) -> Arc<PciHost> {
-    PciHost::build(config, wiring)
+    PciHost::build(config, &host::BRIDGE, Arc::new(Nothing), wiring)
+}
+
+/// The same with a host bridge of a kind, for software that knows bridges.
+pub fn build_as(
+    config: &Config,
+    bridge: &FunctionConfig,
+    function: Arc<dyn Function>,
+    wiring: &mut Wiring,
+) -> Arc<PciHost> {
+    PciHost::build(config, bridge, function, wiring)
 }
 
 /// A poisoned lock is taken all the same: a panic elsewhere is reported there.
