@@ -4,7 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_cpus, parse_memory, parse_timeout,
+    Firmware, Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_cpus, parse_memory,
+    parse_timeout,
 };
 
 use crate::{Failure, status};
@@ -103,6 +104,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "PACKAGE", conflicts_with = "image")]
     package: Option<String>,
 
+    /// What the guest starts with: none (a kernel is loaded), bios (SeaBIOS) or uefi (OVMF), which
+    /// boot from a disk, with [,file=PATH][,log=PATH]
+    #[arg(long, value_name = "FIRMWARE", default_value = "none")]
+    firmware: String,
+
     /// Run the guest that is part of the program, which needs no files and no network; it
     /// executes the commands after run= in --append, such as 'run=info;smp'
     #[arg(long, conflicts_with_all = ["kernel", "package", "image", "initrd"])]
@@ -187,6 +193,15 @@ impl RunOptions {
             (None, None) if self.built_in => Kernel::BuiltIn(crate::guest::BUILT_IN.into()),
             (None, None) => Kernel::Default,
         };
+        let firmware: Firmware = self.firmware.parse()?;
+        if !firmware.is_none() && (kernel != Kernel::Default || self.package.is_some()) {
+            return Err(SpecError::new(
+                "--firmware",
+                &self.firmware,
+                "firmware boots from a disk, not a kernel that is given",
+                "give --disk FILE in place of the kernel, or --firmware none",
+            ));
+        }
         if self.initrd.is_some() && kernel == Kernel::Default {
             return Err(SpecError::new(
                 "--initrd",
@@ -203,6 +218,7 @@ impl RunOptions {
             code_cache: parse_code_cache(&self.code_cache)?,
             perf_map: self.perf_map,
             windows: self.windows,
+            firmware,
             kernel,
             initrd: self.initrd.clone(),
             append: self.append.clone(),
@@ -352,6 +368,8 @@ mod tests {
             ("--cpu-model ?", "--cpu-model"),
             ("--initrd i", "--initrd"),
             ("--disk a,format=vhd", "--disk"),
+            ("--firmware openfirmware", "--firmware"),
+            ("--firmware bios --kernel k", "--firmware"),
             ("--net user,forward=22", "--net"),
         ] {
             let error = options(line).unwrap().to_spec().unwrap_err();

@@ -8,10 +8,10 @@ use std::{
 };
 
 use assets::{Cache, Fetcher};
-use machine::Image;
+use machine::{Image, Start};
 use vm_spec::{Kernel, VmSpec, format_memory};
 
-use crate::{Failure, args::RunOptions, progress::Bar, report, terminal};
+use crate::{Failure, args::RunOptions, firmware, progress::Bar, report, terminal};
 
 /// The name of the guest that is part of the program.
 pub const BUILT_IN: &str = "microguest";
@@ -29,9 +29,7 @@ const SIGNATURE_AT: usize = 0x202;
 /// What a machine boots.
 #[derive(Debug)]
 pub struct Files {
-    pub kernel: Image,
-    pub initrd: Option<Image>,
-    pub command_line: String,
+    pub start: Start,
     /// For the operator.
     pub title: String,
     /// What to call the kernel and the initrd when something is wrong with them.
@@ -41,6 +39,9 @@ pub struct Files {
 
 /// Reads, and if need be fetches, what the VM boots.
 pub fn load(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
+    if !spec.firmware.is_none() {
+        return firmware(spec);
+    }
     match &spec.kernel {
         Kernel::BuiltIn(_) => Ok(built_in(spec)),
         Kernel::File(path) => {
@@ -49,6 +50,16 @@ pub fn load(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
         }
         Kernel::Default => default_guest(options, spec),
     }
+}
+
+fn firmware(spec: &VmSpec) -> Result<Files, Failure> {
+    let part = firmware::open(&spec.firmware)?;
+    Ok(Files {
+        title: part.name.clone(),
+        kernel_name: format!("--firmware {}", spec.firmware.kind.name()),
+        initrd_name: "--initrd".into(),
+        start: Start::Firmware(part),
+    })
 }
 
 fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
@@ -71,9 +82,11 @@ fn default_guest(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> 
         Err(error) => return Err(error.into()),
     };
     Ok(Files {
-        kernel: open("cache", &guest.kernel, KERNEL_MAX)?,
-        initrd: Some(open("cache", &guest.initrd, spec.memory)?),
-        command_line: command_line(spec, &terminal_words()),
+        start: Start::Kernel {
+            kernel: open("cache", &guest.kernel, KERNEL_MAX)?,
+            initrd: Some(open("cache", &guest.initrd, spec.memory)?),
+            command_line: command_line(spec, &terminal_words()),
+        },
         title: format!("Debian kernel {}", guest.release),
         kernel_name: format!("cache {}", guest.kernel.display()),
         initrd_name: format!("cache {}", guest.initrd.display()),
@@ -94,9 +107,7 @@ fn from_files(option: &str, kernel: &Path, spec: &VmSpec) -> Result<Files, Failu
         None => None,
     };
     Ok(Files {
-        kernel: image,
-        initrd,
-        command_line: command_line(spec, ""),
+        start: Start::Kernel { kernel: image, initrd, command_line: command_line(spec, "") },
         title: kernel.display().to_string(),
         kernel_name: format!("{option} {}", kernel.display()),
         initrd_name: match &spec.initrd {
@@ -198,9 +209,11 @@ fn terminal_words() -> String {
 /// The guest that is part of the program; the operator's text is its commands.
 fn built_in(spec: &VmSpec) -> Files {
     Files {
-        kernel: microguest::GUEST.to_vec().into(),
-        initrd: None,
-        command_line: spec.append.trim().into(),
+        start: Start::Kernel {
+            kernel: microguest::GUEST.to_vec().into(),
+            initrd: None,
+            command_line: spec.append.trim().into(),
+        },
         title: "the built-in guest".into(),
         kernel_name: "--built-in".into(),
         initrd_name: "--initrd".into(),

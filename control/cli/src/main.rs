@@ -10,6 +10,7 @@ mod console;
 mod disks;
 mod engines;
 mod escape;
+mod firmware;
 mod guest;
 mod host;
 mod monitor;

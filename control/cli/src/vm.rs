@@ -38,9 +38,7 @@ impl Running {
         let names = Names::of(spec, &files);
         let engine = engines::open(engine, spec)?;
         let parts = Parts {
-            kernel: files.kernel,
-            initrd: files.initrd,
-            command_line: files.command_line,
+            start: files.start,
             console,
             disks: disks::open(&spec.disks)?,
             entropy: spec.rng.then(disks::entropy).transpose()?,
@@ -186,6 +184,7 @@ impl Names {
                 ("--append", Status::BadArguments)
             }
             machine::Error::Boot(_) => (&*self.kernel, self.status),
+            machine::Error::FirmwareSize(_) => (&*self.kernel, Status::BadArguments),
             machine::Error::CpuModel(_) => (&*self.cpu_model, Status::BadArguments),
             machine::Error::TooManyVcpus { .. } => ("--cpus", Status::BadArguments),
             _ => ("machine", Status::HostError),

@@ -34,6 +34,8 @@ pub struct Config {
     pub memory_high: u64,
     /// Where port 0xe9 leads; it is absent otherwise.
     pub debug_console: Option<Arc<dyn Output>>,
+    /// Where port 0x402 leads, at which firmware writes its log; it is absent otherwise.
+    pub firmware_log: Option<Arc<dyn Output>>,
 }
 
 impl fmt::Debug for Config {
@@ -63,7 +65,7 @@ pub fn build(config: &Config, wiring: &mut Wiring) -> Chipset {
     let rtc = Rtc::build(config, wiring);
     let pm = Pm::build(wiring);
     reset::ResetControl::build(wiring);
-    misc::build(config.debug_console.clone(), wiring);
+    misc::build(config, wiring);
     Chipset { pic, ioapic, pm, rtc }
 }
 

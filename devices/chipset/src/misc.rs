@@ -1,6 +1,9 @@
 //! Small ports of the board: POST codes, pvpanic, debug exit, debug console.
 
-use crate::bytes::{BytePorts, Bytewise};
+use crate::{
+    Config,
+    bytes::{BytePorts, Bytewise},
+};
 use byte_stream::Output;
 use device::{PioDevice, PowerEvent, PowerSink, Wiring};
 use std::sync::Arc;
@@ -45,15 +48,18 @@ impl PioDevice for DebugExit {
     }
 }
 
-struct DebugConsole(Arc<dyn Output>);
+/// SeaBIOS and OVMF write here what they do, if reads answer [`DEBUG_CONSOLE`].
+pub const FIRMWARE_LOG: u16 = 0x402;
+
+struct DebugConsole(u16, Arc<dyn Output>);
 
 impl BytePorts for DebugConsole {
     fn read_byte(&self, port: u16) -> Option<u8> {
-        (port == DEBUG_CONSOLE).then_some(DEBUG_CONSOLE as u8)
+        (port == self.0).then_some(DEBUG_CONSOLE as u8)
     }
     fn write_byte(&self, port: u16, value: u8) {
-        if port == DEBUG_CONSOLE {
-            self.0.write(&[value]);
+        if port == self.0 {
+            self.1.write(&[value]);
         }
     }
 }
@@ -68,14 +74,20 @@ impl BytePorts for Post {
     fn write_byte(&self, _: u16, _: u8) {}
 }
 
-pub(crate) fn build(console: Option<Arc<dyn Output>>, wiring: &mut Wiring) {
+pub(crate) fn build(config: &Config, wiring: &mut Wiring) {
     let power = wiring.power.clone();
     let panic = Arc::new(Bytewise(Arc::new(PvPanic(power.clone()))));
     wiring.claim_ports("pvpanic", PVPANIC..=PVPANIC, panic);
     wiring.claim_ports("debug_exit", DEBUG_EXIT..=DEBUG_EXIT, Arc::new(DebugExit(power)));
     wiring.claim_ports("post", POST..=POST, Arc::new(Bytewise(Arc::new(Post))));
-    if let Some(output) = console {
-        let console = Arc::new(Bytewise(Arc::new(DebugConsole(output))));
-        wiring.claim_ports("debug_console", DEBUG_CONSOLE..=DEBUG_CONSOLE, console);
+    let texts = [
+        ("debug_console", DEBUG_CONSOLE, &config.debug_console),
+        ("firmware_log", FIRMWARE_LOG, &config.firmware_log),
+    ];
+    for (name, port, output) in texts {
+        if let Some(output) = output {
+            let console = Arc::new(Bytewise(Arc::new(DebugConsole(port, output.clone()))));
+            wiring.claim_ports(name, port..=port, console);
+        }
     }
 }

@@ -20,7 +20,7 @@ mod lpc;
 mod mch;
 mod shadow;
 
-pub use shadow::{Rom, SEGMENTS};
+pub use shadow::{AREA, Rom};
 
 use device::Wiring;
 use guest_mem::Memfd;

@@ -14,10 +14,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// The area.
+/// The area, which is no other's to lay out.
 pub const AREA: Range<u64> = 0xc_0000..0x10_0000;
 /// How many segments it has, each with a memory slot.
-pub const SEGMENTS: usize = 13;
+const SEGMENTS: usize = 13;
 /// The slot of the first.
 const FIRST_SLOT: SlotId = 16;
 

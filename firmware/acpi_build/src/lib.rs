@@ -10,14 +10,20 @@
 //!              -> MCFG (PCI's enhanced configuration space)
 //! ```
 //!
+//! Firmware places tables itself: it gets the same ones by [`for_firmware`], with commands that say
+//! which of their numbers are addresses.
+//!
 //! The board is always in ACPI mode: there is no SMI command port, so `PM1_CNT.SCI_EN` reads
 //! as one from the start.
 
 mod board;
 mod dsdt;
 mod fadt;
+mod linker;
 mod madt;
 mod pci;
+
+pub use linker::{ForFirmware, for_firmware};
 
 pub use board::{
     Board, Cpu, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc, Serial, Trigger,
@@ -66,22 +72,34 @@ pub fn build(board: &Board) -> Result<Tables, Error> {
     check(board)?;
     let mut area = Area { next: AREA.start, segments: Vec::new() };
     let rsdp = area.reserve(Rsdp::len(), 16);
-    let facs = area.place(facs(), 64);
-    let dsdt = area.place(dsdt::table(board), 16);
-    let fadt = area.place(fadt::table(board, facs as u32, dsdt as u32), 16);
-    let madt = area.place(madt::table(board), 16);
-    let mcfg = board.pci.as_ref().map(|pci| area.place(pci::mcfg(pci), 16));
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    xsdt.add_entry(fadt);
-    xsdt.add_entry(madt);
-    mcfg.into_iter().for_each(|mcfg| xsdt.add_entry(mcfg));
-    let xsdt = area.place(bytes(&xsdt), 16);
-    area.segments.push((rsdp, bytes(&Rsdp::new(OEM_ID, xsdt))));
+    let placed = place_tables(board, &mut area);
+    area.segments.push((rsdp, bytes(&Rsdp::new(OEM_ID, placed.xsdt))));
     let (size, room) = (area.next - AREA.start, AREA.end - AREA.start);
     if size > room {
         return Err(Error::TooLarge { cpus: board.cpus.len(), size, room });
     }
     Ok(Tables { segments: area.segments, rsdp })
+}
+
+/// Where the tables with pointers are, and how many pointers the last has.
+struct Placed {
+    fadt: u64,
+    xsdt: u64,
+    entries: usize,
+}
+
+/// All but the root pointer.
+fn place_tables(board: &Board, area: &mut Area) -> Placed {
+    let facs = area.place(facs(), 64);
+    let dsdt = area.place(dsdt::table(board), 16);
+    let fadt = area.place(fadt::table(board, facs as u32, dsdt as u32), 16);
+    let madt = area.place(madt::table(board), 16);
+    let mcfg = board.pci.as_ref().map(|pci| area.place(pci::mcfg(pci), 16));
+    let entries: Vec<u64> = [fadt, madt].into_iter().chain(mcfg).collect();
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    entries.iter().for_each(|entry| xsdt.add_entry(*entry));
+    let xsdt = area.place(bytes(&xsdt), 16);
+    Placed { fadt, xsdt, entries: entries.len() }
 }
 
 fn check(board: &Board) -> Result<(), Error> {

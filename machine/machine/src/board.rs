@@ -2,16 +2,16 @@
 //! of them together.
 
 use crate::{
-    Error, Image, Tracer,
+    Error, Tracer,
     apic::{TscOffsets, VcpuApic},
     clock::GuestClock,
     cpuid,
     host::{BoardHost, Interrupts},
     info::{Info, State, VcpuInfo},
-    loader::Loader,
     map,
     owner::Request,
     power::PowerGate,
+    start::{Start, Starter},
     stats::DeviceCounters,
     timers::TimerThread,
     vcpu::{VcpuThread, Waker, with_source},
@@ -44,10 +44,7 @@ use vm_spec::VmSpec;
 
 /// What a spec names, opened.
 pub struct Parts {
-    pub kernel: Image,
-    pub initrd: Option<Image>,
-    /// The kernel's whole command line.
-    pub command_line: String,
+    pub start: Start,
     pub console: Arc<dyn Output>,
     /// Those of the spec, in its order.
     pub disks: Vec<DiskPart>,
@@ -87,7 +84,7 @@ impl fmt::Debug for DiskPart {
 
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").field("command_line", &self.command_line).finish_non_exhaustive()
+        f.debug_struct("Parts").field("start", &self.start).finish_non_exhaustive()
     }
 }
 
@@ -100,7 +97,7 @@ pub(crate) struct Board {
     chipset: Chipset,
     pci: Arc<PciHost>,
     apics: Apics,
-    loader: Loader,
+    starter: Starter,
     tracer: Tracer,
     engine: &'static str,
     cpu_model: String,
@@ -152,7 +149,7 @@ pub(crate) fn build(
     let failed = |source| Error::Engine { engine: engine.name(), source };
     let caps = engine.caps();
     let cpu = cpuid::resolve(engine, spec, tsc_khz)?;
-    let vm = create_vm(engine, spec, cpu.table, tsc_khz)?;
+    let (vm, ram) = create_vm(engine, spec, cpu.table, tsc_khz)?;
     let clock = Arc::new(GuestClock::new(tsc_khz));
     let timers = TimerThread::start(clock.clone()).map_err(Error::Thread)?;
     let power = Arc::new(PowerGate::new(owner.clone()));
@@ -177,15 +174,20 @@ pub(crate) fn build(
         devices: Vec::new(),
         irqs: Vec::new(),
     };
-    let chipset = chipset::build(&chipset_config(spec.memory), &mut wiring);
+    let chipset = chipset::build(&chipset_config(spec.memory, &parts.start), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     i8042::build(false, &mut wiring);
-    let pci = pci_bus(parts.disks, parts.entropy, spec.cpus, &mut wiring)?;
+    let rom = parts.start.rom(&*vm)?;
+    let pci = q35::build(&bridges(ram, rom), &mut wiring);
+    add_disks(parts.disks, &pci, spec.cpus, &mut wiring)?;
+    if let Some(source) = parts.entropy {
+        virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
+    }
     add_networks(parts.networks, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console, &mut wiring);
 
     let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, spec.cpus);
-    let loader = Loader::new(spec, parts.kernel, parts.initrd, parts.command_line)?;
+    let starter = Starter::new(spec, parts.start, &mut wiring)?;
     let (pio, mmio) = (Arc::new(wiring.pio), Arc::new(wiring.mmio));
     let nmi: Vec<Arc<AtomicBool>> = (0..spec.cpus).map(|_| Arc::default()).collect();
     let mut vcpus = Vec::new();
@@ -231,7 +233,7 @@ pub(crate) fn build(
         chipset,
         pci,
         apics,
-        loader,
+        starter,
         tracer: parts.tracer,
         engine: engine.name(),
         cpu_model: cpu.model,
@@ -247,14 +249,14 @@ fn create_vm(
     spec: &VmSpec,
     cpuid: cpu_model::CpuidTable,
     tsc_khz: u32,
-) -> Result<Arc<dyn Vm>, Error> {
+) -> Result<(Arc<dyn Vm>, Arc<Memfd>), Error> {
     let (max, asked) = (engine.caps().max_vcpus, spec.cpus);
     if asked > max {
         return Err(Error::TooManyVcpus { engine: engine.name(), max, asked });
     }
     let config = VmConfig {
         cpuid,
-        memory: spec.memory,
+        memory: spec.memory + map::DEVICE_MEMORY,
         tsc_khz: Some(tsc_khz),
         trace: spec.trace.any(),
         ..VmConfig::default()
@@ -262,8 +264,8 @@ fn create_vm(
     let vm = engine
         .create_vm(&config)
         .map_err(|source| Error::Engine { engine: engine.name(), source })?;
-    map_ram(&*vm, spec.memory, engine.name())?;
-    Ok(vm)
+    let ram = map_ram(&*vm, spec.memory, engine.name())?;
+    Ok((vm, ram))
 }
 
 /// The local APICs of a board that has them itself.
@@ -287,33 +289,36 @@ fn apic_bus(
     })
 }
 
-fn chipset_config(memory: u64) -> chipset::Config {
+fn chipset_config(memory: u64, start: &Start) -> chipset::Config {
     let memory_low = memory.min(map::LOW_RAM_END);
     let memory_high = memory - memory_low;
-    chipset::Config { memory_low, memory_high, ..chipset::Config::default() }
+    let firmware_log = match start {
+        Start::Firmware(part) => part.log.clone(),
+        Start::Kernel { .. } => None,
+    };
+    chipset::Config { memory_low, memory_high, firmware_log, ..chipset::Config::default() }
+}
+
+fn bridges(ram: Arc<Memfd>, rom: Option<q35::Rom>) -> q35::Config {
+    let (ecam, window) = (map::PCI_ECAM, map::PCI_WINDOW);
+    q35::Config { ecam, window, pm_base: chipset::pm::EVENT, ram, rom }
 }
 
 /// Queues that a disk has at most: each takes a thread.
 const DISK_QUEUES_MAX: u32 = 4;
 
-/// The PCI bus and all that is on it.
-fn pci_bus(
+fn add_disks(
     disks: Vec<DiskPart>,
-    entropy: Option<Box<dyn Read + Send>>,
+    pci: &PciHost,
     vcpus: u32,
     wiring: &mut Wiring,
-) -> Result<Arc<PciHost>, Error> {
-    let config = pci::Config { ecam: map::PCI_ECAM, window: map::PCI_WINDOW };
-    let pci = pci::build(&config, wiring);
+) -> Result<(), Error> {
     let queues = vcpus.min(DISK_QUEUES_MAX) as u16;
     for DiskPart { disk, serial } in disks {
         let device = VirtioBlk::new(&virtio_blk::Config { serial, queues }, disk);
-        virtio::build(device, &pci, wiring).map_err(Error::Thread)?;
+        virtio::build(device, pci, wiring).map_err(Error::Thread)?;
     }
-    if let Some(source) = entropy {
-        virtio::build(VirtioRng::new(source), &pci, wiring).map_err(Error::Thread)?;
-    }
-    Ok(pci)
+    Ok(())
 }
 
 fn add_networks(
@@ -335,18 +340,36 @@ fn sampler(clock: &Arc<GuestClock>) -> pv_kvm::ClockSource {
     Arc::new(move || clock.sample())
 }
 
-fn map_ram(vm: &dyn Vm, memory: u64, engine: &'static str) -> Result<(), Error> {
+/// Maps all RAM but what the host bridge lays out; RAM below 4 GiB begins at offset 0.
+fn map_ram(vm: &dyn Vm, memory: u64, engine: &'static str) -> Result<Arc<Memfd>, Error> {
     let ram = Memfd::new(memory).map_err(|source| Error::Memory { size: memory >> 20, source })?;
     let mut offset = 0;
     let mut changes = Vec::new();
-    for (id, range) in (0..).zip(map::ram(memory)) {
-        let len = range.end - range.start;
-        let slot = Slot { id, gpa: range.start, mem: ram.clone(), offset, len, writable: true };
-        changes.push(Change::Map(slot));
-        offset += len;
+    let mut id = 0;
+    for range in map::ram(memory) {
+        let of_bridge = q35::AREA;
+        for part in
+            [range.start..range.end.min(of_bridge.start), of_bridge.end.max(range.start)..range.end]
+        {
+            if part.is_empty() {
+                continue;
+            }
+            let (gpa, len, offset) =
+                (part.start, part.end - part.start, offset + (part.start - range.start));
+            changes.push(Change::Map(Slot {
+                id,
+                gpa,
+                mem: ram.clone(),
+                offset,
+                len,
+                writable: true,
+            }));
+            id += 1;
+        }
+        offset += range.end - range.start;
     }
     vm.set_layout(&changes).map_err(|source| Error::Engine { engine, source })?;
-    Ok(())
+    Ok(ram)
 }
 
 /// The wires between interrupt controllers and vCPUs.
@@ -387,8 +410,7 @@ impl Board {
     /// Does what firmware would: writes the boot plan to memory, places BARs, and sets every
     /// vCPU to its reset state.
     fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
-        self.pci.assign();
-        let bsp = self.loader.load(self.vm.memory())?;
+        let bsp = self.starter.start(&self.pci, self.vm.memory())?;
         let failed = |source| Error::Engine { engine: self.engine, source };
         if let Apics::Board { bus, .. } = &self.apics
             && let Some(apic) = bus.apic(0)
@@ -466,7 +488,7 @@ impl Board {
             cpu_model: self.cpu_model.clone(),
             memory: self.memory,
             uptime_ns: self.clock.now_ns(),
-            kernel: self.loader.description(),
+            kernel: self.starter.description(),
             vcpus,
         }
     }

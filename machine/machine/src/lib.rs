@@ -15,6 +15,7 @@ mod clock;
 mod cpuid;
 mod dump;
 pub mod engines;
+mod firmware;
 mod handle;
 mod host;
 mod image;
@@ -24,6 +25,7 @@ pub mod map;
 mod owner;
 mod power;
 mod saved;
+mod start;
 mod stats;
 mod timers;
 mod trace;
@@ -36,6 +38,7 @@ pub use image::Image;
 pub use info::{Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
 pub use saved::tsc_khz;
+pub use start::{FirmwarePart, Start};
 pub use stats::MachineStats;
 pub use trace::Tracer;
 
@@ -70,6 +73,10 @@ pub enum Error {
     Memory { size: u64, source: std::io::Error },
     #[error("the kernel or initrd cannot be read")]
     Image(#[source] std::io::Error),
+    #[error("the firmware's image has {0} bytes; one has whole pages, from 64 KiB to 8 MiB")]
+    FirmwareSize(usize),
+    #[error(transparent)]
+    FirmwareFile(#[from] fw_cfg::Error),
     #[error("no thread for the machine")]
     Thread(#[source] std::io::Error),
 }

@@ -28,12 +28,11 @@ impl Loader {
         initrd: Option<Image>,
         command_line: String,
     ) -> Result<Self, Error> {
-        let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
-        let mut board = acpi_build::Board::new(cpus);
-        board.pci = Some(pci_bridge());
-        let acpi = acpi_build::build(&board)?;
-        debug_assert_eq!(map::LOW_RAM_END, 3 << 30);
-        let memory = Memory::of_size(spec.memory);
+        let acpi = acpi_build::build(&acpi_board(spec))?;
+        let memory = Memory {
+            low_end: spec.memory.min(map::LOW_RAM_END),
+            high_end: map::ram(spec.memory).last().map_or(0, |range| range.end),
+        };
         Ok(Self {
             kernel,
             initrd,
@@ -77,6 +76,14 @@ impl Loader {
     pub(crate) fn description(&self) -> String {
         self.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// The board as ACPI tells of it.
+pub(crate) fn acpi_board(spec: &VmSpec) -> acpi_build::Board {
+    let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
+    let mut board = acpi_build::Board::new(cpus);
+    board.pci = Some(pci_bridge());
+    board
 }
 
 /// The host bridge as ACPI tells of it.

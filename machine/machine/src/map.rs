@@ -2,16 +2,22 @@
 
 use std::ops::Range;
 
-/// RAM below this is *low*: the hole up to 4 GiB holds PCI, the IOAPIC and the local APICs.
-pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// RAM below this is *low*: the hole up to 4 GiB holds PCI, the IOAPIC, the local APICs and the
+/// firmware's ROM.
+pub const LOW_RAM_END: u64 = PCI_ECAM.start;
 /// RAM that does not fit below continues here.
 pub const HIGH_RAM_START: u64 = 1 << 32;
 
-/// Where BARs can be.
-pub const PCI_WINDOW: Range<u64> = LOW_RAM_END..PCI_ECAM.start;
+/// Where BARs can be: where SeaBIOS and OVMF place them on the chipset that this one is like.
+pub const PCI_WINDOW: Range<u64> = 0xc000_0000..IOAPIC;
 /// PCI's enhanced configuration space, of the one bus that there is: a kernel looks at 32 places
-/// on every bus that it is told of.
-pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
+/// on every bus that it is told of. Firmware for this chipset has it here.
+pub const PCI_ECAM: Range<u64> = 0xb000_0000..0xb010_0000;
+/// Room for memory of devices in the space that an engine lays out: ROM, and what the host bridge
+/// shows twice while it changes.
+pub const DEVICE_MEMORY: u64 = 64 << 20;
+/// The firmware's ROM ends here.
+pub const ROM_END: u64 = 1 << 32;
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 pub const IOAPIC: u64 = 0xfec0_0000;
 
@@ -39,7 +45,7 @@ mod tests {
     fn what_does_not_fit_low_goes_high() {
         let ram = |memory| ram(memory).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>();
         assert_eq!(ram(512 << 20), [(0, 512 << 20)]);
-        assert_eq!(ram(4 << 30), [(0, 3 << 30), (4 << 30, 5 << 30)]);
+        assert_eq!(ram(4 << 30), [(0, 0xb000_0000), (4 << 30, 0x1_5000_0000)]);
         assert_eq!(ram(LOW_RAM_END), [(0, LOW_RAM_END)]);
     }
 }

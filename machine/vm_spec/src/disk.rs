@@ -50,7 +50,7 @@ impl Disk {
 }
 
 /// The parts between commas, where two commas are one of the text.
-fn parts(text: &str) -> Vec<String> {
+pub(crate) fn parts(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

@@ -8,6 +8,7 @@
 mod console;
 mod disk;
 mod error;
+mod firmware;
 mod gdb;
 mod limits;
 mod net;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use console::Console;
 pub use disk::{Disk, DiskFormat};
 pub use error::SpecError;
+pub use firmware::{Firmware, FirmwareKind};
 pub use gdb::GdbAddress;
 pub use limits::{
     CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
@@ -120,6 +122,9 @@ pub struct VmSpec {
     /// Let the host's MMU translate addresses of programs that run for some milliseconds, under
     /// engine `translate`.
     pub windows: bool,
+    /// With it, `kernel` says nothing.
+    #[serde(default)]
+    pub firmware: Firmware,
     pub kernel: Kernel,
     pub initrd: Option<PathBuf>,
     /// Text for the end of the kernel's command line.
@@ -153,6 +158,7 @@ impl Default for VmSpec {
             code_cache: limits::CODE_CACHE_DEFAULT,
             perf_map: false,
             windows: true,
+            firmware: Firmware::default(),
             kernel: Kernel::Default,
             initrd: None,
             append: String::new(),
@@ -276,6 +282,7 @@ mod tests {
             code_cache: 32 << 20,
             perf_map: true,
             windows: false,
+            firmware: "bios,log=/tmp/log".parse().unwrap(),
             kernel: Kernel::File("/boot/vmlinuz".into()),
             initrd: Some("/boot/initrd".into()),
             append: "panic=-1".into(),

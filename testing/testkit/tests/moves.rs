@@ -6,7 +6,7 @@ use assets::encode_command;
 use byte_stream::Output;
 use disk_raw::RawDisk;
 use machine::{
-    DiskPart, Ended, Machine, Parts, Tracer,
+    DiskPart, Ended, Machine, Parts, Start, Tracer,
     engines::{self, Kind},
 };
 use saved_state::Part;
@@ -63,9 +63,11 @@ fn build(files: &assets::Guest, disk: &Path, text: &Arc<Text>) -> Machine {
     let spec = VmSpec { memory: MEMORY, cpus: 2, ..VmSpec::default() };
     let engine = engines::open_for(Kind::Translate, &spec).unwrap();
     let parts = Parts {
-        kernel: File::open(&files.kernel).unwrap().into(),
-        initrd: Some(File::open(&files.initrd).unwrap().into()),
-        command_line: format!("console=ttyS0 quiet sarang.exec={}", encode_command(WORK)),
+        start: Start::Kernel {
+            kernel: File::open(&files.kernel).unwrap().into(),
+            initrd: Some(File::open(&files.initrd).unwrap().into()),
+            command_line: format!("console=ttyS0 quiet sarang.exec={}", encode_command(WORK)),
+        },
         console: text.clone(),
         disks: vec![DiskPart {
             disk: Arc::new(RawDisk::open(disk, false).unwrap()),

@@ -1,7 +1,7 @@
 //! A machine with a tiny guest, and a debugger that speaks the bare protocol.
 
 use machine::{
-    Machine, Parts, Tracer,
+    Machine, Parts, Start, Tracer,
     engines::{self, Kind},
 };
 use std::{
@@ -78,9 +78,11 @@ pub fn machine(kind: Kind, cpus: u32) -> Machine {
     let cpu_model = (kind == Kind::Kvm).then(|| "host".into());
     let spec = VmSpec { cpus, cpu_model, memory: 16 << 20, ..VmSpec::default() };
     let parts = Parts {
-        kernel: elf(CODE).into(),
-        initrd: None,
-        command_line: String::new(),
+        start: Start::Kernel {
+            kernel: elf(CODE).into(),
+            initrd: None,
+            command_line: String::new(),
+        },
         console: Arc::new(byte_stream::Null),
         disks: Vec::new(),
         entropy: None,

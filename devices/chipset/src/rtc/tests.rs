@@ -9,7 +9,7 @@ fn board() -> (Arc<Rtc>, FakeTime, Arc<Recorder>) {
     time.epoch_ns = EPOCH;
     let mut wiring = wiring(&time, &sink);
     wiring.irqs = vec![sink.clone(); 16];
-    let config = Config { memory_low: 3 << 30, memory_high: 5 << 30, debug_console: None };
+    let config = Config { memory_low: 3 << 30, memory_high: 5 << 30, ..Config::default() };
     (Rtc::build(&config, &mut wiring), time, sink)
 }
 

@@ -33,8 +33,11 @@ impl Board {
         time.epoch_ns = 1_700_000_000_000_000_000;
         let text = Arc::new(Text::default());
         let mut wiring = wiring(&time, &sink);
-        let config =
-            Config { memory_low: 512 << 20, memory_high: 0, debug_console: Some(text.clone()) };
+        let config = Config {
+            memory_low: 512 << 20,
+            debug_console: Some(text.clone()),
+            ..Config::default()
+        };
         let chipset = chipset::build(&config, &mut wiring);
         Self { wiring, chipset, time, sink, text }
     }

@@ -3,7 +3,7 @@
 use crate::guests::START;
 use byte_stream::Output;
 use machine::{
-    Ended, Error, Machine, Parts, Tracer,
+    Ended, Error, Machine, Parts, Start, Tracer,
     engines::{self, Kind},
 };
 use std::{
@@ -86,9 +86,7 @@ pub fn build_at(
     let spec = VmSpec { cpus, cpu_model, memory: 16 << 20, ..VmSpec::default() };
     let console = Arc::new(Console::default());
     let parts = Parts {
-        kernel: kernel.into(),
-        initrd: None,
-        command_line: String::new(),
+        start: Start::Kernel { kernel: kernel.into(), initrd: None, command_line: String::new() },
         console: console.clone(),
         disks: Vec::new(),
         entropy: None,

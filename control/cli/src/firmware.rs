@@ -1,0 +1,128 @@
+//! Firmware: where its image is on this host, and where its log goes.
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use byte_stream::Output;
+use machine::FirmwarePart;
+use vm_spec::{Firmware, FirmwareKind};
+
+use crate::{Failure, report};
+
+/// Where distributions put SeaBIOS; Debian's is the first.
+const BIOS: &[&str] = &[
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/bios-256k.bin",
+    "/usr/share/qemu-kvm/bios-256k.bin",
+];
+/// The same of OVMF.
+const UEFI: &[&str] = &[
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_CODE.fd",
+    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+];
+/// No firmware is larger; this bounds what a wrong file can take of the host's memory.
+const IMAGE_MAX: u64 = 16 << 20;
+
+/// Reads what the option names.
+pub fn open(firmware: &Firmware) -> Result<FirmwarePart, Failure> {
+    let path = match &firmware.file {
+        Some(path) => path.clone(),
+        None => installed(firmware.kind)?,
+    };
+    let fail = |why: &str| {
+        let line = format!("--firmware {}: {}: {why}", firmware.kind.name(), path.display());
+        Failure::host(format!("{line}; give an image of firmware with file=PATH"))
+    };
+    let data = fs::metadata(&path).map_err(|e| fail(&report::os_reason(&e)))?;
+    if !data.is_file() || data.len() > IMAGE_MAX {
+        return Err(fail("this is no firmware"));
+    }
+    let image = fs::read(&path).map_err(|e| fail(&report::os_reason(&e)))?;
+    let log = firmware.log.as_deref().map(log).transpose()?;
+    Ok(FirmwarePart { image, name: path.display().to_string(), log })
+}
+
+fn installed(kind: FirmwareKind) -> Result<PathBuf, Failure> {
+    let (places, package) = match kind {
+        FirmwareKind::Uefi => (UEFI, "ovmf"),
+        _ => (BIOS, "seabios"),
+    };
+    let found = places.iter().map(Path::new).find(|path| path.is_file());
+    found.map(Path::to_path_buf).ok_or_else(|| {
+        let name = kind.name();
+        Failure::host(format!(
+            "--firmware {name}: this host has none; install it (`apt-get install {package}`), or \
+             give its image with --firmware {name},file=PATH"
+        ))
+    })
+}
+
+fn log(path: &Path) -> Result<Arc<dyn Output>, Failure> {
+    let file = File::create(path).map_err(|error| {
+        let why = match error.kind() {
+            ErrorKind::NotFound => "there is no such directory".into(),
+            _ => report::os_reason(&error),
+        };
+        Failure::host(format!("--firmware log={}: {why}; give another path", path.display()))
+    })?;
+    Ok(Arc::new(Log(Mutex::new(Lines { file, line: Vec::new() }))))
+}
+
+/// A file of lines.
+struct Log(Mutex<Lines>);
+
+struct Lines {
+    file: File,
+    /// The last one, which has not ended.
+    line: Vec<u8>,
+}
+
+/// A guest may write a line without end.
+const LINE_MAX: usize = 4096;
+
+impl Lines {
+    fn write_out(&mut self) {
+        // A log that cannot be written any further ends there.
+        let _ = self.file.write_all(&self.line);
+        self.line.clear();
+    }
+}
+
+impl Output for Log {
+    fn write(&self, bytes: &[u8]) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.line.extend(bytes);
+        if bytes.contains(&b'\n') || lines.line.len() >= LINE_MAX {
+            lines.write_out();
+        }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.write_out();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_one_line() {
+        for (text, why) in [
+            ("bios,file=/nonexistent", "/nonexistent: "),
+            ("bios,file=/proc", "/proc: this is no firmware; give"),
+            ("bios,log=/nonexistent/log,file=/proc/self/exe", "no firmware"),
+        ] {
+            let failure = open(&text.parse().unwrap()).unwrap_err();
+            assert!(failure.line.contains(why) && !failure.line.contains('\n'), "{failure:?}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What firmware is told of the machine.
+
+use crate::{Error, loader::acpi_board, map};
+use fw_cfg::{Items, key};
+use vm_spec::VmSpec;
+
+/// Text output and input of the BIOS go to a serial port as well, at this address: a number in
+/// eight bytes. SeaBIOS does that if there is no display.
+const SERIAL_CONSOLE: &str = "etc/sercon-port";
+/// Ranges of memory, 20 bytes each: address, length, type (ACPI 6.5, 15.1).
+const MEMORY_MAP: &str = "etc/e820";
+const RAM: u32 = 1;
+
+pub(crate) fn items(spec: &VmSpec) -> Result<Items, Error> {
+    let mut items = Items::default();
+    let cpus = (spec.cpus as u16).to_le_bytes();
+    items.set(key::RAM_SIZE, &spec.memory.to_le_bytes());
+    items.set(key::NOGRAPHIC, &1u16.to_le_bytes());
+    items.set(key::CPUS, &cpus);
+    items.set(key::MAX_CPUS, &cpus);
+    items.set(key::BOOT_MENU, &0u16.to_le_bytes());
+    items.set(key::IRQ0_OVERRIDE, &1u32.to_le_bytes());
+    items.file(MEMORY_MAP, memory_map(spec.memory))?;
+    items.file(SERIAL_CONSOLE, u64::from(map::COM1).to_le_bytes())?;
+    for (name, bytes) in acpi_build::for_firmware(&acpi_board(spec))?.files {
+        items.file(name, bytes)?;
+    }
+    Ok(items)
+}
+
+/// RAM only: firmware knows what of it is its own.
+fn memory_map(memory: u64) -> Vec<u8> {
+    let mut map = Vec::new();
+    for range in map::ram(memory) {
+        map.extend(range.start.to_le_bytes());
+        map.extend((range.end - range.start).to_le_bytes());
+        map.extend(RAM.to_le_bytes());
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_map_is_all_ram() {
+        let map = memory_map(4 << 30);
+        assert_eq!(map.len(), 40);
+        assert_eq!(map[..20], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xb0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(map[20..40], [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x50, 0, 0, 0, 0, 1, 0, 0, 0]);
+    }
+}

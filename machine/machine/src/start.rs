@@ -1,0 +1,115 @@
+//! What a machine starts with: a kernel, loaded as firmware would, or firmware.
+
+use crate::{Error, Image, firmware, loader::Loader, map};
+use byte_stream::Output;
+use device::Wiring;
+use engine::Vm;
+use guest_mem::{Change, GuestMem, Memfd, Slot, SlotId};
+use pci::PciHost;
+use std::{fmt, sync::Arc};
+use vcpu_state::VcpuState;
+use vm_spec::VmSpec;
+
+/// What the guest finds at power-on.
+pub enum Start {
+    Kernel {
+        kernel: Image,
+        initrd: Option<Image>,
+        /// The whole of it.
+        command_line: String,
+    },
+    Firmware(FirmwarePart),
+}
+
+/// Firmware, in a ROM that ends at 4 GiB.
+pub struct FirmwarePart {
+    /// Whole pages.
+    pub image: Vec<u8>,
+    /// For the operator.
+    pub name: String,
+    /// Where the firmware's log goes.
+    pub log: Option<Arc<dyn Output>>,
+}
+
+impl fmt::Debug for FirmwarePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FirmwarePart({})", self.name)
+    }
+}
+
+impl fmt::Debug for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel { command_line, .. } => write!(f, "Kernel({command_line})"),
+            Self::Firmware(part) => part.fmt(f),
+        }
+    }
+}
+
+/// The slot of the ROM.
+const ROM_SLOT: SlotId = 8;
+/// What of a ROM is seen at the end of the first megabyte, too.
+const LOW_ROM: u64 = 128 << 10;
+const IMAGE_MIN: usize = 64 << 10;
+const IMAGE_MAX: usize = 8 << 20;
+
+impl Start {
+    /// Maps the ROM, if there is one; what of it is seen below 1 MiB.
+    pub(crate) fn rom(&self, vm: &dyn Vm) -> Result<Option<q35::Rom>, Error> {
+        let Self::Firmware(FirmwarePart { image, .. }) = self else { return Ok(None) };
+        let size = image.len();
+        if !(IMAGE_MIN..=IMAGE_MAX).contains(&size) || !size.is_multiple_of(4096) {
+            return Err(Error::FirmwareSize(size));
+        }
+        let len = size as u64;
+        let no_memory = |source| Error::Memory { size: 1, source };
+        let mem = Memfd::new(len).map_err(no_memory)?;
+        mem.write_at(0, image).map_err(no_memory)?;
+        let gpa = map::ROM_END - len;
+        let slot = Slot { id: ROM_SLOT, gpa, mem: mem.clone(), offset: 0, len, writable: false };
+        vm.set_layout(&[Change::Map(slot)])
+            .map_err(|source| Error::Engine { engine: "machine", source })?;
+        let low = len.min(LOW_ROM);
+        Ok(Some(q35::Rom { mem, offset: len - low, len: low }))
+    }
+}
+
+/// What brings the guest to its first instruction, at power-on and at each reset.
+pub(crate) enum Starter {
+    Kernel(Box<Loader>),
+    /// With its name.
+    Firmware(String),
+}
+
+impl Starter {
+    pub(crate) fn new(spec: &VmSpec, start: Start, wiring: &mut Wiring) -> Result<Self, Error> {
+        match start {
+            Start::Kernel { kernel, initrd, command_line } => {
+                Ok(Self::Kernel(Box::new(Loader::new(spec, kernel, initrd, command_line)?)))
+            }
+            Start::Firmware(part) => {
+                fw_cfg::build(firmware::items(spec)?, wiring);
+                Ok(Self::Firmware(part.name))
+            }
+        }
+    }
+
+    /// The state in which the bootstrap processor starts. Without firmware this does what it
+    /// would: writes the boot plan to memory, and places BARs.
+    pub(crate) fn start(&self, pci: &PciHost, memory: &GuestMem) -> Result<VcpuState, Error> {
+        match self {
+            Self::Kernel(loader) => {
+                pci.assign();
+                loader.load(memory)
+            }
+            Self::Firmware(_) => Ok(VcpuState::reset(0)),
+        }
+    }
+
+    pub(crate) fn description(&self) -> String {
+        match self {
+            Self::Kernel(loader) => loader.description(),
+            Self::Firmware(name) => name.clone(),
+        }
+    }
+}
