@@ -35,10 +35,13 @@ fn bridge(pci: &Pci) -> Vec<u8> {
     let numbers = ["_UID", "_SEG", "_BBN"].map(|name| Name::new(Path::new(name), &0u8));
     let buses = AddressSpace::new_bus_number(0u16, u16::from(last_bus(pci)));
     let ports = IO::new(0xcf8, 0xcf8, 1, 8);
+    // All ports but those of configuration space: which of them are free the kernel finds out.
+    let below = AddressSpace::new_io(0u16, 0xcf7, None);
+    let above = AddressSpace::new_io(0xd00u16, 0xffff, None);
     let (first, last) = pci.memory;
     let memory =
         AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
-    let template = ResourceTemplate::new(vec![&buses, &ports, &memory]);
+    let template = ResourceTemplate::new(vec![&buses, &ports, &below, &above, &memory]);
     let current = Name::new(Path::new("_CRS"), &template);
     let routes: Vec<Vec<u8>> = (1..).zip(&pci.interrupts).map(|(d, gsi)| route(d, *gsi)).collect();
     let routes: Vec<Raw> = routes.into_iter().map(Raw).collect();
@@ -86,6 +89,9 @@ mod tests {
         // Word address space: bus numbers 0 to 255 (ACPI 6.5, 6.4.3.5.3).
         let buses = [0x88, 13, 0, 2, 12, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0, 1];
         assert!(contains(&bridge, &buses), "{bridge:02x?}");
+        // Word address spaces: ports 0xd00 to 0xffff (6.4.3.5.3).
+        let ports = [0x88, 13, 0, 1, 12, 3, 0, 0, 0, 0x0d, 0xff, 0xff, 0, 0, 0, 0xf3];
+        assert!(contains(&bridge, &ports), "{bridge:02x?}");
         // Dword address space: memory, read and write, not cached (6.4.3.5.2).
         let memory = [0x87, 23, 0, 0, 12, 1, 0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0xff, 0xff, 0xdf];
         assert!(contains(&bridge, &memory), "{bridge:02x?}");

@@ -11,9 +11,9 @@ fn the_host_bridge_is_found() -> Result<(), Error> {
     guest.shell()?;
     let (text, _) = guest.command("dmesg | grep -i -e pci", COMMAND)?;
     for line in [
-        "PCI: MMCONFIG for domain 0000 [bus 00-00] at [mem 0xe0000000-0xe00fffff]",
-        "pci_bus 0000:00: root bus resource [mem 0xc0000000-0xdfffffff window]",
-        "pci 0000:00:00.0: [1b36:0008] type 00 class 0x060000",
+        "PCI: MMCONFIG for domain 0000 [bus 00-00] at [mem 0xb0000000-0xb00fffff]",
+        "pci_bus 0000:00: root bus resource [mem 0xc0000000-0xfebfffff window]",
+        "pci 0000:00:00.0: [8086:29c0] type 00 class 0x060000",
     ] {
         assert!(text.contains(line), "{line} in {text}");
     }
@@ -22,7 +22,7 @@ fn the_host_bridge_is_found() -> Result<(), Error> {
     }
     let line = "cd /sys/bus/pci/devices/0000:00:00.0 && cat vendor device class | tr '\\n' ' '";
     let (text, _) = guest.command(line, COMMAND)?;
-    assert_eq!(text.trim(), "0x1b36 0x0008 0x060000");
+    assert_eq!(text.trim(), "0x8086 0x29c0 0x060000");
     guest.send("poweroff")?;
     let end = guest.finish(COMMAND)?;
     assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);

@@ -1,0 +1,119 @@
+//! Stock firmware of Debian's packages boots GRUB from a disk, and GRUB a stock kernel.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+use testkit::{BOOT, COMMAND, Error, Guest, Options, guest_files, status};
+
+const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
+
+/// What GRUB does; `console=` is what `sarang` itself would add.
+const MENU: &str = "\
+serial --unit=0
+terminal_input serial
+terminal_output serial
+set timeout=0
+menuentry stock {
+  linux /boot/vmlinuz console=ttyS0 sarang.winsize=24x1000 sarang.term=dumb
+  initrd /boot/initrd
+}
+";
+
+/// An image that both kinds of firmware boot, as a disk and as a CD. Removed at its end.
+struct Image(PathBuf);
+
+impl Image {
+    /// `None`, with a line that says so, where its parts cannot be had.
+    fn new(name: &str) -> Option<Self> {
+        let guest = guest_files("linux-image-6.1.0-*-cloud-amd64")?;
+        let temporary = std::env::temp_dir().join(format!("sarang-{name}-{}", std::process::id()));
+        let boot = temporary.join("boot");
+        fs::create_dir_all(boot.join("grub")).unwrap();
+        fs::copy(&guest.kernel, boot.join("vmlinuz")).unwrap();
+        fs::copy(&guest.initrd, boot.join("initrd")).unwrap();
+        fs::write(boot.join("grub/grub.cfg"), MENU).unwrap();
+        let image = temporary.with_extension("iso");
+        let made = Command::new("grub-mkrescue").arg("-o").args([&image, &temporary]).output();
+        fs::remove_dir_all(&temporary).unwrap();
+        match made {
+            Ok(out) if out.status.success() => Some(Self(image)),
+            other => {
+                missing(&format!("grub-mkrescue (grub-pc-bin, xorriso, mtools): {other:?}"));
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn missing(what: &str) {
+    eprintln!("skipped: not on this host: {what}");
+}
+
+fn has(file: &str) -> bool {
+    let there = Path::new(file).is_file();
+    if !there {
+        missing(file);
+    }
+    there
+}
+
+/// What a command prints, which must succeed.
+fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
+    let (text, code) = guest.command(line, COMMAND)?;
+    assert_eq!(code, 0, "{line}: {text}");
+    Ok(text.trim().to_owned())
+}
+
+fn power_off(mut guest: Guest) -> Result<(), Error> {
+    guest.send("poweroff")?;
+    let end = guest.finish(COMMAND)?;
+    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
+    Ok(())
+}
+
+#[test]
+fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Error> {
+    if !has(SEABIOS) {
+        return Ok(());
+    }
+    let Some(image) = Image::new("bios") else { return Ok(()) };
+    let log = image.0.with_extension("log");
+    let options = Options::default()
+        .cpus(2)
+        .arg("--firmware", &format!("bios,log={}", log.display()))
+        .arg("--disk", &format!("{},readonly", image.path()));
+    let mut guest = Guest::boot(&options)?;
+    guest.expect("SeaBIOS (version", BOOT)?;
+    guest.shell()?;
+    // Tables that SeaBIOS placed, by our own description.
+    assert_eq!(
+        says(&mut guest, "cat /sys/firmware/acpi/tables/FACP | head -c 16 | tail -c 6")?,
+        "SARANG"
+    );
+    assert_eq!(says(&mut guest, "grep -c ^processor /proc/cpuinfo")?, "2");
+    let bridges =
+        "cd /sys/bus/pci/devices; cat 0000:00:00.0/device 0000:00:1f.0/device | tr '\\n' ' '";
+    assert_eq!(says(&mut guest, bridges)?, "0x29c0 0x2918");
+    let trouble = "dmesg | grep -i -e 'fw bug' -e 'firmware bug' -e conflict -e 'failed to assign'";
+    assert_eq!(guest.command(trouble, COMMAND)?.0.trim(), "");
+    guest.send("reboot -f")?;
+    guest.expect("SeaBIOS (version", BOOT)?;
+    guest.shell()?;
+    power_off(guest)?;
+    let text = fs::read_to_string(&log).unwrap();
+    fs::remove_file(&log).unwrap();
+    assert!(text.contains("found virtio-blk at") && text.contains("Found 2 cpu(s)"), "{text}");
+    Ok(())
+}
