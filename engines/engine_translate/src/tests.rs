@@ -1,5 +1,6 @@
 //! Small guests with known answers.
 
+mod bare;
 mod counted;
 mod cross;
 mod events;
