@@ -4,6 +4,7 @@
 use engine::{Engine, Exit, Flow, Pending, Vcpu, VcpuHost, VmConfig, stats::Value};
 use engine_translate::{Translate, Translation};
 use guest_mem::{Change, Memfd, Slot};
+use std::{fs::File, io::Read};
 use vcpu_state::{SegReg, Segment, VcpuState};
 use x86_defs::{
     cr::{cr0, cr4, efer},
@@ -97,7 +98,10 @@ fn function(n: u64) -> Vec<u8> {
 
 /// What the process has resident in memory but for the guest's, in bytes.
 fn resident() -> u64 {
-    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    // With room for all of it: what is allocated while it is read would change the mappings, and
+    // the kernel tells twice of one that grows.
+    let mut smaps = String::with_capacity(1 << 20);
+    File::open("/proc/self/smaps").unwrap().read_to_string(&mut smaps).unwrap();
     let (mut guest, mut sum) = (false, 0);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
