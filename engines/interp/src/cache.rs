@@ -172,6 +172,16 @@ impl Cache {
         *self = Self { epoch, ..Self::with_room(insns, blocks) };
     }
 
+    /// Bytes that blocks, their instructions and what belongs to these take now.
+    pub fn in_use(&self) -> usize {
+        let lists: usize = self.by_page.values().map(Vec::len).sum();
+        self.insns.touched() * size_of::<Insn>()
+            + self.bytes.touched()
+            + self.colds * ONE_COLD
+            + self.blocks.len() * size_of::<Block>()
+            + lists * size_of::<u32>()
+    }
+
     #[inline(always)]
     fn block(&self, id: u32) -> Option<&Block> {
         self.blocks.get((id & self.block_mask) as usize).filter(|b| b.span.id == id)
@@ -551,6 +561,22 @@ mod tests {
 
     fn key(start: u64) -> Key {
         Key { start, mode: 2, second: None }
+    }
+
+    #[test]
+    fn what_is_in_use_grows_to_its_bound() {
+        let mut cache = Cache::default();
+        cache.resize(1 << 20);
+        assert_eq!(cache.in_use(), 0);
+        add(&mut cache, key(0), 8);
+        // Numbers begin at one; a page's list has the block.
+        let one = size_of::<Insn>() + 8 + 2 * size_of::<Block>() + size_of::<u32>();
+        assert_eq!(cache.in_use(), one);
+        for n in 1..20_000 {
+            add(&mut cache, key(8 * n), 8);
+        }
+        let all = cache.in_use();
+        assert!(all > 500 << 10 && all <= 1 << 20, "{all}");
     }
 
     #[test]

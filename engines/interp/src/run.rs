@@ -79,6 +79,7 @@ impl Interp {
         }
         let inside = self.translator.as_ref().map(Translator::exceptions).unwrap_or_default();
         self.counters.report(stats, cpu.mmu.walks(), &inside);
+        stats.group("run loop").bytes("decoded code", self.cache.in_use() as u64);
     }
 
     /// Sets what a debugger watches for; data breakpoints are the MMU's.

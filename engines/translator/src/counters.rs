@@ -137,8 +137,8 @@ impl Counters {
         self.longest_eviction_ns = self.longest_eviction_ns.max(ns);
     }
 
-    /// `room` is what code and `table` may take, in bytes.
-    pub fn report(&self, stats: &mut Stats, table: &Table, room: usize) {
+    /// `room` is what code and `table` may take, in bytes, and `jumps` what tables of jumps do.
+    pub fn report(&self, stats: &mut Stats, table: &Table, room: usize, jumps: usize) {
         stats
             .group("translation")
             .count("blocks translated", self.blocks)
@@ -154,6 +154,7 @@ impl Counters {
             .bytes("size", room as u64)
             .bytes("code in use", table.used() as u64)
             .bytes("kept of blocks", table.kept() as u64)
+            .bytes("tables of jumps", jumps as u64)
             .count("blocks in use", table.alive() as u64)
             .count("blocks made stale", self.removed)
             .count("segments", table.segments() as u64)
@@ -200,7 +201,7 @@ mod tests {
             let mut counters = Counters::default();
             counters.exit(cause);
             let mut stats = Stats::default();
-            counters.report(&mut stats, &Table::new([0; 2], [0; 2], 0), 0);
+            counters.report(&mut stats, &Table::new([0; 2], [0; 2], 0), 0, 0);
             let exits = stats.group("exits by cause");
             assert_eq!(exits.counters.iter().filter(|c| !c.value.is_zero()).count(), 1);
             assert_eq!(exits.get(name), Some(Value::Count(1)));
@@ -214,7 +215,7 @@ mod tests {
         counters.callout(Mnemonic::Cpuid);
         counters.callout(Mnemonic::Vzeroupper);
         let mut stats = Stats::default();
-        counters.report(&mut stats, &Table::new([0; 2], [0; 2], 0), 0);
+        counters.report(&mut stats, &Table::new([0; 2], [0; 2], 0), 0, 0);
         assert_eq!(stats.get("callouts by instruction", "cpuid"), Some(Value::Count(2)));
         assert_eq!(stats.get("callouts by instruction", "vzeroupper"), Some(Value::Count(1)));
         assert_eq!(stats.get("translated code", "callouts"), Some(Value::Count(3)));

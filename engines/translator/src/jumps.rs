@@ -25,6 +25,9 @@ pub const NUMBERS: usize = WAYS * ENTRIES;
 /// The same places of different arrays are in different sets of the processor's cache, and
 /// tables are no multiple of a page apart.
 const PADDING: usize = 8;
+/// Places whose addresses, and whatever else belongs to them, take a page of memory.
+const PIECE: usize = 4096 / size_of::<u64>();
+const _: () = assert!(ENTRIES / PIECE <= 64);
 
 /// As many places as suit so many bytes of memory for code, and what all tables take then.
 pub fn entries(bytes: usize) -> (usize, usize) {
@@ -77,6 +80,8 @@ impl Jump {
 pub struct Tables {
     owners: [Owner; TABLES],
     time: u64,
+    /// Of each table and way, a bit for each piece that entries were set in.
+    touched: [[u64; WAYS]; TABLES],
     pub copies: Copies,
     /// Those of 16-bit code.
     pub shorts: Shorts,
@@ -161,6 +166,12 @@ impl Tables {
         self.copies.clear();
     }
 
+    /// Bytes of the tables that were written, about.
+    pub fn resident(&self) -> usize {
+        let pieces: u32 = self.touched.iter().flatten().map(|bits| bits.count_ones()).sum();
+        pieces as usize * PIECE * 3 * size_of::<u64>()
+    }
+
     fn table(&self, state: &State) -> Option<usize> {
         self.owners.iter().position(|o| o.space == Some(state.space))
     }
@@ -187,7 +198,9 @@ impl Tables {
         // What was there before is found behind, in place of what is there.
         let before = state.jump(first + entry(place, 0)).inverted;
         let mine = before == !linear || hash(!before, mask) != place;
-        let entry = entry(place, usize::from(!mine));
+        let way = usize::from(!mine);
+        self.touched[table][way] |= 1 << (place / PIECE);
+        let entry = entry(place, way);
         let set = &mut self.owners[table].set;
         if set.len() <= hash(!0, mask) {
             set.push(entry);
@@ -332,6 +345,29 @@ mod tests {
         assert_eq!(entries(96 << 20), (ENTRIES, 6 << 20));
         assert_eq!(entries(3 << 20), (1024, 384 << 10));
         assert_eq!(entries(1 << 20), (512, 192 << 10));
+    }
+
+    #[test]
+    fn what_was_written_of_the_tables_is_counted_once() {
+        let mut state = Region::new().unwrap();
+        state.jump_mask = MASK;
+        let mut tables = Tables::default();
+        tables.clear(&mut state);
+        tables.enter(&mut state, 2, 1, 0);
+        assert_eq!(tables.resident(), 0);
+        let place = |n: u64| n << NEAR;
+        let mut set = |n| {
+            tables.set(&mut state, place(n), 5).unwrap();
+            tables.resident()
+        };
+        let page = 3 * 4096;
+        // In the first piece of the first way, there again, in the last, and in the second way.
+        let last = ENTRIES as u64 - 1;
+        let sizes = [0, 100, last, ENTRIES as u64].map(&mut set);
+        assert_eq!(sizes, [page, page, 2 * page, 3 * page]);
+        // What was forgotten stays where it was.
+        tables.clear(&mut state);
+        assert_eq!(tables.resident(), 3 * page);
     }
 
     #[test]

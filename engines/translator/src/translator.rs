@@ -243,7 +243,7 @@ impl Translator {
 
     /// What was counted.
     pub fn report(&self, stats: &mut Stats) {
-        self.counters.report(stats, &self.table, self.most);
+        self.counters.report(stats, &self.table, self.most, self.tables.resident());
         self.windows.counters.report(stats);
     }
 

@@ -18,6 +18,11 @@ impl<T> Ring<T> {
         self.capacity
     }
 
+    /// Items in whose place there was one already.
+    pub fn touched(&self) -> usize {
+        self.items.len()
+    }
+
     /// Where `n` items can be put. `None`: the oldest piece in use, which begins at `oldest`,
     /// has to go first. Of a ring without pieces that is `None`, and then any `n` up to the
     /// capacity fits.
