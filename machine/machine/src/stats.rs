@@ -100,7 +100,9 @@ impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self.0 {
             Value::Count(n) => n.to_string(),
-            Value::Bytes(n) if n >= 10 << 20 => format!("{} MiB", n >> 20),
+            Value::Bytes(n) if n >= 10 << 20 => {
+                format!("{}.{} MiB", n >> 20, (n >> 10) % 1024 * 10 / 1024)
+            }
             Value::Bytes(n) if n >= 10 << 10 => format!("{} KiB", n >> 10),
             Value::Bytes(n) => format!("{n} B"),
             Value::Time(n) | Value::Longest(n) if n >= 10_000_000 => {
@@ -153,6 +155,17 @@ mod tests {
             .map(width)
             .collect();
         assert!(widths.windows(2).all(|w| w[0] == w[1]), "{text}");
+    }
+
+    #[test]
+    fn bytes_are_rounded_down() {
+        let shown = |n| Shown(Value::Bytes(n)).to_string();
+        assert_eq!(shown((12 << 20) - 1), "11.9 MiB");
+        assert_eq!(shown((12 << 20) + (512 << 10)), "12.5 MiB");
+        assert_eq!(
+            [shown(10_239), shown(10_240), shown((4 << 20) - 1)],
+            ["10239 B", "10 KiB", "4095 KiB"]
+        );
     }
 
     #[test]

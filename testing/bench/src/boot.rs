@@ -16,6 +16,17 @@ const PROMPT: &str = "\nsarang:";
 /// A boot that takes longer hangs.
 const LONGEST_BOOT: Duration = Duration::from_secs(600);
 
+/// What `stats` at the monitor prompt of a machine on standard input and output prints.
+fn counters(session: &mut Session) -> Result<String, String> {
+    const MONITOR: &str = "(sarang) ";
+    let from = session.text().len();
+    session.send(b"\x01c")?;
+    let (_, at) = session.wait_for(MONITOR, from)?;
+    session.send(b"stats\r")?;
+    let (_, end) = session.wait_for(MONITOR, at)?;
+    Ok(session.text().get(at..end).unwrap_or_default().to_owned())
+}
+
 /// One contender's boots.
 #[derive(Debug, Serialize)]
 pub struct Boot {
@@ -113,7 +124,11 @@ impl Times {
             let (time, _) = session.wait_for(PROMPT, 0)?;
             let (seconds, pid) = ((time - session.started()).as_secs_f64(), session.pid());
             let idle = rest::idle(pid);
-            Ok((seconds, memory::usage(pid), idle))
+            let mut memory = memory::usage(pid);
+            if contender == Contender::Sarang && setup.engine != "kvm" {
+                memory.kept_kib = memory::kept_of_code(&counters(&mut session)?);
+            }
+            Ok((seconds, memory, idle))
         };
         match run() {
             Ok((seconds, memory, idle)) => {

@@ -12,16 +12,39 @@ pub struct Usage {
     pub pss_kib: u64,
     /// Guest RAM that is resident.
     pub guest_kib: u64,
-    /// Of `pss_kib`, translated code. What is kept of it lies on the heap: a run with a small code
-    /// cache tells what is neither.
+    /// Of `pss_kib`, translated code.
     pub code_kib: u64,
+    /// Of `pss_kib`, what else `--code-cache` is for, by the machine's own counters: see
+    /// [`kept_of_code`]. Zero if it was not asked.
+    pub kept_kib: u64,
 }
 
 impl Usage {
-    /// All but guest RAM and code memory.
+    /// All but guest RAM, code memory and what is kept of code.
     pub fn rest_kib(&self) -> u64 {
-        self.pss_kib.saturating_sub(self.code_kib)
+        self.pss_kib.saturating_sub(self.code_kib).saturating_sub(self.kept_kib)
     }
+}
+
+/// What is kept of code, in KiB, by the table that `stats` prints at the monitor prompt: of the
+/// first column, all vCPUs together. Each counter is rounded down, and is what is in use, not
+/// what was allocated for it, so that what is left of the process's memory is not made less than
+/// it is.
+pub fn kept_of_code(stats: &str) -> u64 {
+    const COUNTERS: [&str; 3] = ["kept of blocks", "tables of jumps", "decoded code"];
+    let value = |line: &str| {
+        let line = line.trim_start();
+        let name = COUNTERS.iter().find(|name| line.starts_with(**name))?;
+        let mut words = line.get(name.len()..)?.split_whitespace();
+        let number: f64 = words.next()?.parse().ok()?;
+        let bytes = match words.next()? {
+            "MiB" => number * 1_048_576.0,
+            "KiB" => number * 1024.0,
+            _ => number,
+        };
+        Some(bytes as u64 >> 10)
+    };
+    stats.lines().filter_map(value).sum()
 }
 
 /// What a mapping is for.
@@ -58,6 +81,7 @@ pub fn usage(pid: u32) -> Usage {
         total.pss_kib += one.pss_kib;
         total.guest_kib += one.guest_kib;
         total.code_kib += one.code_kib;
+        total.kept_kib += one.kept_kib;
     }
     total
 }
@@ -123,9 +147,24 @@ mod tests {
 7f02-7f03 rw-p 00000000 00:00 0\nRss: 16 kB\nPss: 16 kB\n\
 7f04-7f05 rw-s 00000000 00:01 3 /dev/zero (deleted)\nRss: 64 kB\nPss: 32 kB\n\
 7f06-7f07 r-xs 00000000 00:01 3 /dev/zero (deleted)\nRss: 64 kB\nPss: 32 kB\n";
-        let usage = Usage { rss_kib: 148, pss_kib: 82, guest_kib: 1000, code_kib: 64 };
+        let usage = Usage { rss_kib: 148, pss_kib: 82, guest_kib: 1000, code_kib: 64, kept_kib: 0 };
         assert_eq!(sum(smaps), usage);
         assert_eq!(usage.rest_kib(), 18);
+        assert_eq!(Usage { kept_kib: 11, ..usage }.rest_kib(), 7);
+    }
+
+    #[test]
+    fn what_is_kept_of_code_is_in_three_counters() {
+        let stats = "\
+                            all       vcpu 0\ncode cache\n\
+  size                              96.0 MiB      96.0 MiB\n\
+  code in use                       12.5 MiB      12.5 MiB\n\
+  kept of blocks                    4273 KiB      4000 KiB\n\
+  tables of jumps                    3000 B         2000 B\n\
+run loop\n  blocks decoded                       51421        51421\n\
+  decoded code                      10.5 MiB      10.5 MiB\n";
+        assert_eq!(kept_of_code(stats), 4273 + 2 + 10752);
+        assert_eq!(kept_of_code("sarang: no"), 0);
     }
 
     #[test]

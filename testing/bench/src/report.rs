@@ -198,7 +198,7 @@ impl Report {
         );
         let _ = writeln!(
             out,
-            "| | to /init | to the shell | PSS | of it not code memory | RSS | at rest | timer, median | p99 |"
+            "| | to /init | to the shell | PSS | of it not for code | RSS | at rest | timer, median | p99 |"
         );
         let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|---:|---:|---:|");
         for boot in &self.boots {
@@ -211,7 +211,8 @@ impl Report {
             } else {
                 (mib(boot.memory.pss_kib), mib(boot.memory.rss_kib))
             };
-            // Others keep code in memory that cannot be told from the rest.
+            // Others keep code in memory that cannot be told from the rest. What is kept of code
+            // is known of boots to the shell.
             let other = match boot.contender {
                 Contender::Sarang => mib(boot.memory.rest_kib()),
                 _ => "-".to_owned(),

@@ -1,6 +1,6 @@
 //! One run of one contender: its console's lines with the host's time of each.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -21,7 +21,7 @@ pub struct Session {
 
 impl Session {
     /// Starts a command in a process group of its own, with its output captured. Its standard
-    /// input stays open and silent until the session ends.
+    /// input stays open until the session ends, and silent but for what is sent.
     pub fn start(command: &mut Command, timeout: Duration) -> Result<Self, String> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         command.process_group(0);
@@ -48,6 +48,12 @@ impl Session {
             arrivals: Vec::new(),
             ended: false,
         })
+    }
+
+    /// Types these bytes.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let input = self.child.stdin.as_mut().ok_or("no input pipe")?;
+        input.write_all(bytes).and_then(|()| input.flush()).map_err(|e| format!("input: {e}"))
     }
 
     /// The process that was started.
@@ -150,6 +156,13 @@ mod tests {
         let (_, end) = session.wait_for("two", at).unwrap();
         assert!(end > at);
         assert_eq!(session.finish().unwrap(), ("one\ntwo\n".to_owned(), Some(3)));
+    }
+
+    #[test]
+    fn what_is_sent_is_its_input() {
+        let mut session = shell("read line; echo \"got $line\"");
+        session.send(b"this\n").unwrap();
+        session.wait_for("got this", 0).unwrap();
     }
 
     #[test]
