@@ -53,6 +53,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("virtio_blk", "virtio", "a type of virtio device"),
     ("virtio_rng", "virtio", "a type of virtio device"),
     ("virtio_net", "virtio", "a type of virtio device"),
+    ("disk_image", "disk_raw", "the files of images are opened and locked as raw ones are"),
     ("machine", "vm_spec", "a machine is built from its spec"),
     ("cli", "assets", "the command fetches the default guest"),
     ("cli", "gdb_server", "the command starts the stub"),

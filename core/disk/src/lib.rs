@@ -76,6 +76,12 @@ pub trait Disk: Send + Sync {
     /// What was written before this is called is on stable storage when it returns.
     fn flush(&self) -> Result<(), Error>;
 
+    /// Flushes, and leaves what stores the blocks as whoever opens it next wants to find it. To be
+    /// called when the disk's user is done with it; it may still be used.
+    fn close(&self) -> Result<(), Error> {
+        self.flush()
+    }
+
     /// Nobody needs these bytes any more: they read as what they were, or as zeroes.
     fn discard(&self, offset: u64, len: u64) -> Result<(), Error> {
         self.shape().check_write(offset, len)

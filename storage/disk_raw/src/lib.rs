@@ -6,13 +6,13 @@
 
 use disk::{Disk, Error, SECTOR, Shape, write_zeroes_plainly};
 use rustix::{
-    fs::{FallocateFlags, fallocate},
+    fs::{FallocateFlags, OFlags, fallocate},
     io::Errno,
 };
 use std::{
     fs::{File, FileType, OpenOptions, TryLockError},
     io::{self, Seek, SeekFrom},
-    os::unix::fs::{FileExt, FileTypeExt},
+    os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -38,12 +38,62 @@ pub struct RawDisk {
     shape: Shape,
 }
 
-fn is_disk(kind: FileType) -> bool {
+/// Whether a disk can be in such a file.
+pub fn is_disk(kind: FileType) -> bool {
     kind.is_file() || kind.is_block_device()
 }
 
 fn failed(call: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { call, source }
+}
+
+/// Opens and locks the file of an image, without the host's page cache if it is to be `direct`.
+///
+/// # Errors
+/// If it cannot be opened, is in use, or is no file that holds a disk.
+pub fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<File, OpenError> {
+    let failed = |call| move |source| OpenError::Io { call, source };
+    // Opening a pipe would wait for who writes to it, and opening some devices does things.
+    if std::fs::metadata(path).is_ok_and(|metadata| !is_disk(metadata.file_type())) {
+        return Err(OpenError::Kind);
+    }
+    let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+    let mut options = OpenOptions::new();
+    options.read(true).write(!read_only).custom_flags(flags.bits() as i32);
+    let file = options.open(path).map_err(failed("open"))?;
+    lock(&file, read_only)?;
+    Ok(file)
+}
+
+/// One who writes, or many who read.
+fn lock(file: &File, read_only: bool) -> Result<(), OpenError> {
+    let failed = |call| move |source| OpenError::Io { call, source };
+    let kind = file.metadata().map_err(failed("stat"))?.file_type();
+    if !is_disk(kind) {
+        return Err(OpenError::Kind);
+    }
+    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse),
+        // File systems without locks, as some in user space are.
+        Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { call: "flock", source }),
+    }
+}
+
+/// Bytes of a file or block device that is a disk.
+///
+/// # Errors
+/// If no disk has such a size.
+pub fn size(mut file: &File) -> Result<u64, OpenError> {
+    // A block device's metadata say nothing of its size.
+    let bytes = file.seek(SeekFrom::End(0));
+    match bytes.map_err(|source| OpenError::Io { call: "lseek", source })? {
+        0 => Err(OpenError::Empty),
+        bytes if !bytes.is_multiple_of(SECTOR) => Err(OpenError::Size(bytes)),
+        bytes => Ok(bytes),
+    }
 }
 
 impl RawDisk {
@@ -52,42 +102,20 @@ impl RawDisk {
     /// # Errors
     /// If it cannot be opened, is in use, or has a size that no disk has.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenError> {
-        let failed = |call| move |source| OpenError::Io { call, source };
-        // Opening a pipe would wait for who writes to it, and opening some devices does things.
-        if std::fs::metadata(path).is_ok_and(|metadata| !is_disk(metadata.file_type())) {
-            return Err(OpenError::Kind);
-        }
-        let file = OpenOptions::new().read(true).write(!read_only).open(path);
-        Self::from_file(file.map_err(failed("open"))?, read_only)
+        Self::of(open_file(path, read_only, false)?, read_only)
     }
 
     /// Takes over an open file, which is readable, and writable unless it is read-only.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn from_file(mut file: File, read_only: bool) -> Result<Self, OpenError> {
-        let failed = |call| move |source| OpenError::Io { call, source };
-        let kind = file.metadata().map_err(failed("stat"))?.file_type();
-        if !is_disk(kind) {
-            return Err(OpenError::Kind);
-        }
-        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse),
-            // File systems without locks, as some in user space are.
-            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(source)) => {
-                return Err(OpenError::Io { call: "flock", source });
-            }
-        }
-        // A block device's metadata say nothing of its size.
-        let bytes = file.seek(SeekFrom::End(0)).map_err(failed("lseek"))?;
-        match bytes {
-            0 => return Err(OpenError::Empty),
-            bytes if !bytes.is_multiple_of(SECTOR) => return Err(OpenError::Size(bytes)),
-            _ => {}
-        }
+    pub fn from_file(file: File, read_only: bool) -> Result<Self, OpenError> {
+        lock(&file, read_only)?;
+        Self::of(file, read_only)
+    }
+
+    fn of(file: File, read_only: bool) -> Result<Self, OpenError> {
+        let bytes = size(&file)?;
         let shape = Shape { read_only, discard: !read_only, ..Shape::of_bytes(bytes) };
         // Files are cached by pages, whatever lies below.
         Ok(Self { file, shape: Shape { physical_block: 4096, ..shape } })
