@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Firmware, Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_cpus, parse_memory,
+    Disk, Firmware, Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_cpus, parse_memory,
     parse_timeout,
 };
 
@@ -17,6 +17,7 @@ Examples:
   sarang run                               boot the default guest to a shell
   sarang run --cpus 4 --memory 2G          the same with more of everything
   sarang run --kernel bzImage --initrd rootfs.cpio --append 'quiet'
+  sarang run --kernel vmlinuz --initrd initrd.img --append 'root=/dev/vda1' disk.qcow2
   sarang run --console unix:/tmp/vm.sock --timeout 5m
   sarang engines                           what this host can run guests with";
 
@@ -89,7 +90,7 @@ pub struct RunOptions {
     engine: String,
 
     /// Kernel to boot: a bzImage, or an ELF file with a PVH note or the 64-bit entry
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["package", "image"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "package")]
     kernel: Option<PathBuf>,
 
     /// Initial RAM file system for the kernel
@@ -135,17 +136,22 @@ pub struct RunOptions {
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
     console: String,
 
-    /// Disk of the guest: FILE[,format=raw][,readonly][,serial=TEXT]; a comma in a name is ',,'.
+    /// Disk of the guest: FILE[,format=raw|qcow2][,readonly][,ephemeral]
+    /// [,cache=writeback|none|unsafe][,backing=FILE][,serial=TEXT]; a comma in a name is ',,'.
     /// Give it once for each disk
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<String>,
+
+    /// Drop what the guest writes to its disks when it ends; the files are only read
+    #[arg(long)]
+    ephemeral: bool,
 
     /// Give the guest random bytes of the host's
     #[arg(long)]
     rng: bool,
 
     /// Network card of the guest: none, or user[,forward=tcp:127.0.0.1:2222-:22][,mac=..][,mtu=..]
-    /// [,loopback][,tftp=PATH][,boot=FILE]
+    /// [,loopback][,tftp=PATH][,boot=FILE]; a comma in a name is ',,'
     #[arg(long, value_name = "NET", default_value = "none")]
     net: String,
 
@@ -180,7 +186,7 @@ pub struct RunOptions {
     #[arg(long)]
     pub force_kvm: bool,
 
-    /// Kernel to boot, like --kernel; nothing boots from a disk yet
+    /// Kernel to boot, like --kernel; or, with --kernel, the guest's first disk
     #[arg(value_name = "IMAGE")]
     image: Option<PathBuf>,
 }
@@ -224,7 +230,7 @@ impl RunOptions {
             append: self.append.clone(),
             console: self.console.parse()?,
             rng: self.rng,
-            disks: self.disks.iter().map(|disk| disk.parse()).collect::<Result<_, _>>()?,
+            disks: self.disks()?,
             net: self.net.parse()?,
             timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,
             trace: self.trace.as_deref().map_or(Ok(Trace::default()), str::parse)?,
@@ -233,6 +239,17 @@ impl RunOptions {
         };
         spec.validate()?;
         Ok(spec)
+    }
+
+    fn disks(&self) -> Result<Vec<Disk>, SpecError> {
+        let image = self.image.as_ref().filter(|_| self.kernel.is_some());
+        let image = image.map(|path| Disk { path: path.clone(), ..Disk::default() });
+        let mut disks: Vec<Disk> = image.into_iter().collect();
+        for disk in &self.disks {
+            disks.push(disk.parse()?);
+        }
+        disks.iter_mut().for_each(|disk| disk.ephemeral |= self.ephemeral);
+        Ok(disks)
     }
 
     /// The package of the default guest's kernel.
@@ -351,6 +368,18 @@ mod tests {
     }
 
     #[test]
+    fn an_image_beside_a_kernel_is_the_first_disk() {
+        let spec = options("--kernel k --disk b,ephemeral a.qcow2").unwrap().to_spec().unwrap();
+        let disks: Vec<_> = spec.disks.iter().map(|d| (d.path.to_str(), d.ephemeral)).collect();
+        assert_eq!(disks, [(Some("a.qcow2"), false), (Some("b"), true)]);
+        assert_eq!(spec.kernel, Kernel::File("k".into()));
+        let spec = options("--kernel k --ephemeral --disk b a").unwrap().to_spec().unwrap();
+        assert!(spec.disks.iter().all(|disk| disk.ephemeral));
+        let spec = options("k").unwrap().to_spec().unwrap();
+        assert!(spec.kernel == Kernel::File("k".into()) && spec.disks.is_empty());
+    }
+
+    #[test]
     fn bad_values_name_their_option() {
         for (line, option) in [
             ("--cpus 0", "--cpus"),
@@ -385,7 +414,7 @@ mod tests {
             "--windows half",
             "--kernel a --package b",
             "a b",
-            "--kernel a b",
+            "--package a b",
         ] {
             let failure = options(line).unwrap_err();
             assert_eq!(failure.status, crate::status::Status::BadArguments);

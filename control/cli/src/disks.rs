@@ -4,31 +4,92 @@
 use std::{
     fs::File,
     io::{self, Read},
+    path::PathBuf,
     sync::Arc,
 };
 
-use disk_raw::{OpenError, RawDisk};
+use disk_image::{Format, Guess, ImageDisk, OpenError, Options};
+use disk_raw::RawDisk;
 use machine::DiskPart;
-use vm_spec::{Disk, DiskFormat};
+use vm_spec::{Disk, DiskCache, DiskFormat};
 
 use crate::{Failure, report};
+
+type FileError = disk_raw::OpenError;
 
 /// Opens all of them, in the order of the options.
 pub fn open(disks: &[Disk]) -> Result<Vec<DiskPart>, Failure> {
     disks.iter().map(open_one).collect()
 }
 
+/// Leaves the files as whoever opens them next wants to find them.
+pub fn close(disks: &[Arc<dyn disk::Disk>]) -> Result<(), Failure> {
+    let closed: Result<Vec<()>, _> = disks.iter().map(|disk| disk.close()).collect();
+    closed.map(drop).map_err(|error| {
+        let why = match &error {
+            disk::Error::Io { source, .. } => format!("{error}: {}", report::os_reason(source)),
+            other => other.to_string(),
+        };
+        Failure::host(format!("--disk: what was written last may be lost: {why}; check the image"))
+    })
+}
+
 fn open_one(disk: &Disk) -> Result<DiskPart, Failure> {
-    let DiskFormat::Raw = disk.format;
-    let opened = RawDisk::open(&disk.path, disk.read_only).map_err(|error| {
-        let (why, remedy) = explain(&error, disk.read_only);
+    let format = format(disk)?;
+    let opened = open_as(disk, format).map_err(|error| {
+        let (why, remedy) = explain(&error, disk);
         let line = format!("--disk {}: {why}; {remedy}", disk.path.display());
-        match error {
-            OpenError::Io { .. } => Failure::host(line),
+        match error.root() {
+            OpenError::File(FileError::Io { .. }) | OpenError::Overlay { .. } => {
+                Failure::host(line)
+            }
             _ => Failure::usage(line),
         }
     })?;
-    Ok(DiskPart { disk: Arc::new(opened), serial: disk.serial.clone() })
+    Ok(DiskPart { disk: opened, serial: disk.serial.clone() })
+}
+
+fn format(disk: &Disk) -> Result<Format, Failure> {
+    let guess = match disk.format {
+        Some(DiskFormat::Raw) => Guess::Is(Format::Raw),
+        Some(DiskFormat::Qcow2) => Guess::Is(Format::Qcow2),
+        None => disk_image::guess(&disk.path),
+    };
+    let path = disk.path.display();
+    match guess {
+        Guess::Is(format) => Ok(format),
+        Guess::LooksLike("qcow2") => Err(Failure::usage(format!(
+            "--disk {path}: its content is that of a qcow2 image, its name is not; add \
+             ,format=qcow2, or ,format=raw if a guest has written that"
+        ))),
+        Guess::LooksLike(other) => Err(Failure::usage(format!(
+            "--disk {path}: this is a {other} image; convert it: qemu-img convert -O qcow2 {path} \
+             NEW.qcow2, or add ,format=raw if a guest has written that"
+        ))),
+    }
+}
+
+fn open_as(disk: &Disk, format: Format) -> Result<Arc<dyn disk::Disk>, OpenError> {
+    let options = Options {
+        read_only: disk.read_only,
+        direct: disk.cache == DiskCache::None,
+        unsafe_flush: disk.cache == DiskCache::Unsafe,
+        backing: disk.backing.clone(),
+    };
+    if disk.ephemeral && !disk.read_only {
+        let opened = ImageDisk::ephemeral(&disk.path, format, &options, &overlay_folder())?;
+        return Ok(Arc::new(opened));
+    }
+    if format == Format::Raw && disk.cache == DiskCache::Writeback {
+        return Ok(Arc::new(RawDisk::open(&disk.path, disk.read_only)?));
+    }
+    Ok(Arc::new(ImageDisk::open(&disk.path, format, &options)?))
+}
+
+/// Where overlays are: by default not in /tmp, which may be memory.
+fn overlay_folder() -> PathBuf {
+    let chosen = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    chosen.map_or_else(|| "/var/tmp".into(), PathBuf::from)
 }
 
 /// Where an entropy device's bytes come from.
@@ -44,9 +105,85 @@ pub fn entropy() -> Result<Box<dyn Read + Send>, Failure> {
 }
 
 /// What is wrong, and what to do.
-fn explain(error: &OpenError, read_only: bool) -> (String, &'static str) {
+fn explain(error: &OpenError, disk: &Disk) -> (String, String) {
+    if let OpenError::Backing { file, source } = error {
+        let (why, remedy) = explain_backing(source, disk);
+        return (format!("backing file {}: {why}", file.display()), remedy);
+    }
+    let path = disk.path.display();
+    let (why, remedy) = match error {
+        OpenError::File(error) => return explain_file(error, disk.read_only || disk.ephemeral),
+        OpenError::Header(header) if header.repairable() => {
+            (error.to_string(), format!("repair it: qemu-img check -r all {path}"))
+        }
+        OpenError::Header(disk_image::HeaderError::Io(source)) => {
+            (report::os_reason(source), "give a file that can be read".into())
+        }
+        OpenError::Header(disk_image::HeaderError::Magic) => {
+            (error.to_string(), "give the right file, or add ,format=raw".into())
+        }
+        OpenError::Header(_) => (
+            error.to_string(),
+            format!("make one that is used here: qemu-img convert -O qcow2 {path} NEW.qcow2"),
+        ),
+        OpenError::Damaged(_) | OpenError::Repair(_) => {
+            (error.to_string(), format!("look at it: qemu-img check {path}"))
+        }
+        OpenError::Dirty => (error.to_string(), "open it once without ,readonly".into()),
+        OpenError::Extras => (
+            error.to_string(),
+            "add ,readonly or ,ephemeral, or convert it: qemu-img convert".into(),
+        ),
+        OpenError::Old => (
+            error.to_string(),
+            format!("bring it up to date: qemu-img amend -f qcow2 -o compat=v3 {path}"),
+        ),
+        OpenError::Overlay { source, .. } => (
+            format!("{}: {}", error, report::os_reason(source)),
+            "name another folder in TMPDIR".into(),
+        ),
+        OpenError::BackingFormat(name) => {
+            (error.to_string(), format!("say it: qemu-img rebase -u -b {name} -F qcow2|raw {path}"))
+        }
+        OpenError::BackingElsewhere(file) => {
+            (error.to_string(), format!("if you trust the image, add ,backing={}", file.display()))
+        }
+        OpenError::BackingUnknown { .. } | OpenError::BackingName(_) => {
+            (error.to_string(), "give an image over raw or qcow2 files".into())
+        }
+        OpenError::Chain(_) => (error.to_string(), "commit some: qemu-img commit".into()),
+        OpenError::Backing { .. } => (error.to_string(), String::new()),
+    };
+    (why, remedy)
+}
+
+/// The same of a backing file, which is only read.
+fn explain_backing(error: &OpenError, disk: &Disk) -> (String, String) {
     match error {
-        OpenError::Io { source, .. } => match source.kind() {
+        OpenError::File(FileError::InUse) => {
+            ("another program writes it".into(), "end that first".into())
+        }
+        OpenError::File(FileError::Io { source, .. })
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            (
+                "there is no such file".into(),
+                "put it there, or tell the image where it is: qemu-img rebase -u -b FILE -F FORMAT"
+                    .into(),
+            )
+        }
+        OpenError::File(error) => explain_file(error, true),
+        OpenError::Dirty => (
+            error.to_string(),
+            "open it once for itself, or repair it: qemu-img check -r all".into(),
+        ),
+        error => explain(error, disk),
+    }
+}
+
+fn explain_file(error: &FileError, read_only: bool) -> (String, String) {
+    let (why, remedy) = match error {
+        FileError::Io { source, .. } => match source.kind() {
             io::ErrorKind::NotFound => {
                 ("there is no such file".into(), "make one: truncate -s 10G FILE")
             }
@@ -55,23 +192,31 @@ fn explain(error: &OpenError, read_only: bool) -> (String, &'static str) {
             }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (
                 "this user may not read and write it".into(),
-                "give another file, or add ,readonly",
+                "give another file, or add ,readonly or ,ephemeral",
             ),
+            io::ErrorKind::InvalidInput => {
+                (report::os_reason(source), "leave out ,cache=none, which this file system refuses")
+            }
             _ => (report::os_reason(source), "give a file or a block device"),
         },
-        OpenError::InUse => {
-            (error.to_string(), "end that first, or let all who use it add ,readonly")
+        FileError::InUse => {
+            (error.to_string(), "end that first, or let all who use it add ,readonly or ,ephemeral")
         }
-        OpenError::Kind => (error.to_string(), "give a file or a block device"),
-        OpenError::Empty | OpenError::Size(_) => {
+        FileError::Kind => (error.to_string(), "give a file or a block device"),
+        FileError::Empty | FileError::Size(_) => {
             (error.to_string(), "give it a size: truncate -s 10G FILE")
         }
-    }
+    };
+    (why, remedy.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refused(option: &str) -> String {
+        open(&[option.parse().unwrap()]).unwrap_err().line
+    }
 
     #[test]
     fn what_is_wrong_with_a_disk_is_one_line() {
@@ -79,17 +224,55 @@ mod tests {
             ("/nonexistent", "there is no such file; make one: truncate -s 10G FILE"),
             ("/dev/null", "it is neither a file nor a block device; give a file or a block device"),
         ] {
-            let failure = open(&[path.parse().unwrap()]).unwrap_err();
-            assert_eq!(failure.line, format!("--disk {path}: {why}"));
+            assert_eq!(refused(path), format!("--disk {path}: {why}"));
         }
+        assert!(refused("/etc/passwd,format=qcow2,readonly").contains("it is no qcow2 image; "));
+    }
+
+    #[test]
+    fn a_format_is_not_guessed_from_what_a_guest_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.img");
+        std::fs::write(&path, b"QFI\xfb\0\0\0\x03 and more").unwrap();
+        let line = refused(&path.to_string_lossy());
+        assert!(line.contains(",format=qcow2, or ,format=raw"), "{line}");
+        std::fs::write(&path, b"KDMV").unwrap();
+        assert!(refused(&path.to_string_lossy()).contains("this is a vmdk image; convert it"));
+        let line = refused(&format!("{},format=raw", path.display()));
+        assert!(line.contains("its 4 bytes are no multiple"), "{line}");
     }
 
     #[test]
     fn who_may_not_read_is_not_told_to_read_only() {
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
-        let error = OpenError::Io { call: "open", source };
-        assert!(explain(&error, false).1.contains(",readonly"));
-        let (why, remedy) = explain(&error, true);
+        let error = FileError::Io { call: "open", source };
+        assert!(explain_file(&error, false).1.contains(",readonly"));
+        let (why, remedy) = explain_file(&error, true);
         assert!(!why.contains("write") && !remedy.contains(",readonly"), "{why}; {remedy}");
+    }
+
+    #[test]
+    fn every_refusal_says_what_to_do() {
+        let disk: Disk = "a.qcow2".parse().unwrap();
+        let other = || io::Error::other("x");
+        for error in [
+            OpenError::Dirty,
+            OpenError::Extras,
+            OpenError::Old,
+            OpenError::Damaged(other()),
+            OpenError::Repair(other()),
+            OpenError::Overlay { folder: "/x".into(), source: other() },
+            OpenError::BackingFormat("b".into()),
+            OpenError::BackingUnknown { name: "b".into(), format: "vmdk".into() },
+            OpenError::BackingName("nbd://x".into()),
+            OpenError::BackingElsewhere("/x".into()),
+            OpenError::Chain(64),
+        ] {
+            let (why, remedy) = explain(&error, &disk);
+            assert!(!why.is_empty() && !remedy.is_empty(), "{error}");
+            let nested = OpenError::Backing { file: "b".into(), source: Box::new(error) };
+            let (why, remedy) = explain(&nested, &disk);
+            assert!(why.starts_with("backing file b: ") && !remedy.is_empty(), "{why}");
+        }
     }
 }

@@ -62,6 +62,7 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     };
     console.drain();
     terminal::restore();
+    running.close_disks()?;
     let status = explain(ended, &spec);
     if options.stats
         && let Some(table) = running.final_stats()

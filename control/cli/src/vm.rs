@@ -4,6 +4,7 @@
 use std::{io::Write, sync::Arc, time::Instant};
 
 use byte_stream::{Input, Output};
+use disk::Disk;
 use gdb_server::Server;
 use machine::{Handle, Machine, Parts, Tracer};
 use vm_spec::{GdbAddress, VmSpec};
@@ -24,6 +25,7 @@ pub struct Running {
     machine: Machine,
     control: Arc<Handle>,
     debugger: Option<Server>,
+    disks: Vec<Arc<dyn Disk>>,
 }
 
 impl Running {
@@ -37,10 +39,12 @@ impl Running {
     ) -> Result<Self, Failure> {
         let names = Names::of(spec, &files);
         let engine = engines::open(engine, spec)?;
+        let opened = disks::open(&spec.disks)?;
+        let disks = opened.iter().map(|part| part.disk.clone()).collect();
         let parts = Parts {
             start: files.start,
             console,
-            disks: disks::open(&spec.disks)?,
+            disks: opened,
             entropy: spec.rng.then(disks::entropy).transpose()?,
             networks: nets::open(&spec.net)?,
             tracer: match trace {
@@ -55,7 +59,7 @@ impl Running {
             Some(address) => Some(serve_debugger(address, &control)?),
             None => None,
         };
-        Ok(Self { machine, control, debugger })
+        Ok(Self { machine, control, debugger, disks })
     }
 
     pub fn control(&self) -> Arc<dyn Control> {
@@ -90,6 +94,13 @@ impl Running {
             let _ = self.control.quit();
         }
         ended
+    }
+}
+
+impl Running {
+    /// To be called when it has ended.
+    pub fn close_disks(&self) -> Result<(), Failure> {
+        disks::close(&self.disks)
     }
 }
 

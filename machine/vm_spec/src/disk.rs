@@ -7,26 +7,71 @@ use serde::{Deserialize, Serialize};
 use crate::SpecError;
 
 const OPTION: &str = "--disk";
-const ADVICE: &str = "give FILE[,format=raw][,readonly][,serial=TEXT]; a comma in a name is ',,'";
+const ADVICE: &str = "give FILE[,format=raw|qcow2][,readonly][,ephemeral]\
+    [,cache=writeback|none|unsafe][,backing=FILE][,serial=TEXT]; a comma in a name is ',,'";
 /// What a virtio disk can tell the guest.
 const SERIAL_MAX: usize = 20;
 
 /// How a file holds a disk's blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
-    /// Byte for byte. A guest decides what is in the file, so that no format is ever guessed
-    /// from it.
-    #[default]
+    /// Byte for byte.
     Raw,
+    /// QEMU's images, which grow and may stand on backing files.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// The word for it on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// What becomes of data that are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskCache {
+    /// The host's page cache has them, until the guest flushes them to the storage.
+    #[default]
+    Writeback,
+    /// They go past the host's page cache (`O_DIRECT`).
+    None,
+    /// A flush leaves them in the host's page cache, too: what the host has not written when it
+    /// fails is lost.
+    Unsafe,
+}
+
+impl DiskCache {
+    /// The word for it on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Writeback => "writeback",
+            Self::None => "none",
+            Self::Unsafe => "unsafe",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
     pub path: PathBuf,
-    pub format: DiskFormat,
+    /// Without one it follows from the file's name, never from what a guest may have written.
+    pub format: Option<DiskFormat>,
     pub read_only: bool,
+    /// What the guest writes is dropped at the end.
+    #[serde(default)]
+    pub ephemeral: bool,
+    #[serde(default)]
+    pub cache: DiskCache,
+    /// Backing files that may be outside of the image's folder.
+    #[serde(default)]
+    pub backing: Vec<PathBuf>,
     /// Up to 20 characters by which the guest knows the disk; may be empty.
     pub serial: String,
 }
@@ -63,6 +108,27 @@ pub(crate) fn parts(text: &str) -> Vec<String> {
     parts
 }
 
+impl Disk {
+    /// Takes one option; false if there is none such.
+    fn set(&mut self, name: &str, value: Option<&str>) -> Result<bool, &'static str> {
+        match (name, value) {
+            ("format", Some("raw")) => self.format = Some(DiskFormat::Raw),
+            ("format", Some("qcow2")) => self.format = Some(DiskFormat::Qcow2),
+            ("format", _) => return Err("there is no such format"),
+            ("cache", Some("writeback")) => self.cache = DiskCache::Writeback,
+            ("cache", Some("none")) => self.cache = DiskCache::None,
+            ("cache", Some("unsafe")) => self.cache = DiskCache::Unsafe,
+            ("cache", _) => return Err("there is no such cache mode"),
+            ("readonly", None) => self.read_only = true,
+            ("ephemeral", None) => self.ephemeral = true,
+            ("backing", Some(file)) if !file.is_empty() => self.backing.push(file.into()),
+            ("serial", Some(serial)) => self.serial = serial.into(),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
 impl FromStr for Disk {
     type Err = SpecError;
 
@@ -71,22 +137,15 @@ impl FromStr for Disk {
         let path = parts.next().unwrap_or_default().into();
         let mut disk = Self { path, ..Self::default() };
         for part in parts {
-            match part.split_once('=').unwrap_or((&part, "")) {
-                ("format", "raw") => disk.format = DiskFormat::Raw,
-                ("format", _) => {
-                    return Err(SpecError::new(
-                        OPTION,
-                        text,
-                        "there is no such format",
-                        "give format=raw",
-                    ));
-                }
-                ("readonly", "") => disk.read_only = true,
-                ("serial", serial) => disk.serial = serial.into(),
-                _ => {
-                    let reason = format!("there is no option {part:?}");
-                    return Err(SpecError::new(OPTION, text, &reason, ADVICE));
-                }
+            let (name, value) = match part.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (&*part, None),
+            };
+            let refuse = |reason: &str| Err(SpecError::new(OPTION, text, reason, ADVICE));
+            match disk.set(name, value) {
+                Ok(true) => {}
+                Ok(false) => return refuse(&format!("there is no option {part:?}")),
+                Err(reason) => return refuse(reason),
             }
         }
         disk.validate()?;
@@ -96,13 +155,24 @@ impl FromStr for Disk {
 
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DiskFormat::Raw = self.format;
-        write!(f, "{},format=raw", self.path.display().to_string().replace(',', ",,"))?;
-        if self.read_only {
-            f.write_str(",readonly")?;
+        let escape = |text: &str| text.replace(',', ",,");
+        f.write_str(&escape(&self.path.display().to_string()))?;
+        if let Some(format) = self.format {
+            write!(f, ",format={}", format.name())?;
+        }
+        for (name, set) in [("readonly", self.read_only), ("ephemeral", self.ephemeral)] {
+            if set {
+                write!(f, ",{name}")?;
+            }
+        }
+        if self.cache != DiskCache::default() {
+            write!(f, ",cache={}", self.cache.name())?;
+        }
+        for file in &self.backing {
+            write!(f, ",backing={}", escape(&file.display().to_string()))?;
         }
         if !self.serial.is_empty() {
-            write!(f, ",serial={}", self.serial.replace(',', ",,"))?;
+            write!(f, ",serial={}", escape(&self.serial))?;
         }
         Ok(())
     }
@@ -117,8 +187,14 @@ mod tests {
         let disk: Disk = "a,,b.img,readonly,serial=x,,y".parse().unwrap();
         assert_eq!(disk.path, PathBuf::from("a,b.img"));
         assert!(disk.read_only && disk.serial == "x,y");
-        assert_eq!(disk.to_string(), "a,,b.img,format=raw,readonly,serial=x,,y");
+        assert_eq!(disk.to_string(), "a,,b.img,readonly,serial=x,,y");
         assert_eq!(disk.to_string().parse::<Disk>().unwrap(), disk);
+        let all =
+            "a.img,format=qcow2,readonly,ephemeral,cache=none,backing=b,,c,backing=d,serial=s";
+        let disk: Disk = all.parse().unwrap();
+        assert_eq!((disk.format, disk.cache), (Some(DiskFormat::Qcow2), DiskCache::None));
+        assert_eq!(disk.backing, [PathBuf::from("b,c"), PathBuf::from("d")]);
+        assert_eq!(disk.to_string(), all);
         let plain: Disk = "disk.img".parse().unwrap();
         assert_eq!(plain, Disk { path: "disk.img".into(), ..Disk::default() });
     }
@@ -135,6 +211,9 @@ mod tests {
             "a,serial=x y",
             &long,
             "a,readonly=1",
+            "a,serial",
+            "a,backing=",
+            "a,cache=writethrough",
         ] {
             assert_eq!(text.parse::<Disk>().expect_err(text).option(), OPTION);
         }

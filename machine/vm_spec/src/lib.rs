@@ -20,7 +20,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use console::Console;
-pub use disk::{Disk, DiskFormat};
+pub use disk::{Disk, DiskCache, DiskFormat};
 pub use error::SpecError;
 pub use firmware::{Firmware, FirmwareKind};
 pub use gdb::GdbAddress;
