@@ -1,6 +1,23 @@
 //! What the host must be for Sarang to run at all.
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
 use crate::Failure;
+
+/// Lets this process open as many files as it ever may; whether that is so many.
+pub fn allow_files(wanted: u64) -> bool {
+    let mut limit = getrlimit(Resource::Nofile);
+    // No limit is more than any.
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= wanted);
+    if enough(limit.current) {
+        return true;
+    }
+    limit.current = match limit.maximum {
+        Some(most) => Some(most.min(wanted)),
+        None => Some(wanted),
+    };
+    setrlimit(Resource::Nofile, limit).is_ok() && enough(limit.current)
+}
 
 /// Refuses a processor below x86-64-v2, which the engines take for granted
 /// (x86-64 psABI, 3.1.1).

@@ -5,7 +5,7 @@ use nic::Mac;
 use nic_user::{Config, Error, UserNet};
 use vm_spec::{Forward, Net, Transport};
 
-use crate::{Failure, report};
+use crate::{Failure, host, report};
 
 /// What the address of a card is derived from that was given none. A user-mode network has one
 /// guest, so that another VM's card may have the same.
@@ -28,6 +28,13 @@ pub fn open(net: &Net) -> Result<Vec<NetworkPart>, Failure> {
         let why = report::os_reason(&error);
         let line = format!("--net {net}: tftp={}: {why}; give a folder or a file", path.display());
         return Err(Failure::host(line));
+    }
+    if !host::allow_files(nic_user::FILES_MAX) {
+        report::notice(&format!(
+            "--net {net}: this user may open too few files for all connections that a guest may \
+             have; ulimit -n {} would do",
+            nic_user::FILES_MAX
+        ));
     }
     let network = UserNet::start(config, 0).map_err(|error| explain(net, &error))?;
     let mac = user.mac.unwrap_or_else(|| Mac::derived(IDENTITY, 0));
@@ -56,6 +63,10 @@ fn explain(net: &Net, error: &Error) -> Failure {
             let why = report::os_reason(source);
             Failure::host(format!("--net {net}: {error}: {why}; leave --net out"))
         }
+        Error::Guest(_) => Failure::usage(format!(
+            "--net {net}: {error}; forward to its address in 10.0.2.0/24 or fd53:6172:616e::/64, or \
+             leave it out"
+        )),
         Error::Mtu(_) => Failure::usage(format!("--net {net}: {error}; give another MTU")),
     }
 }

@@ -14,7 +14,7 @@ use crate::SpecError;
 
 const OPTION: &str = "--net";
 const ADVICE: &str = "give none, or user[,forward=tcp:127.0.0.1:2222-:22][,mac=52:54:00:12:34:56][,mtu=1500]\
-     [,loopback][,tftp=PATH][,boot=FILE]";
+     [,loopback][,tftp=PATH][,boot=FILE]; a comma in a name is ',,'";
 const FORWARD_ADVICE: &str = "give forward=tcp:ADDRESS:PORT-[GUEST]:PORT, or udp: instead of tcp:";
 /// What IPv6 needs, and what a frame holds.
 const MTU: std::ops::RangeInclusive<u16> = 1280..=65_520;
@@ -104,7 +104,8 @@ impl FromStr for Net {
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let refuse = |reason: &str| SpecError::new(OPTION, text, reason, ADVICE);
-        let mut parts = text.split(',');
+        let parts = crate::disk::parts(text);
+        let mut parts = parts.iter().map(String::as_str);
         match parts.next() {
             Some("none") if parts.next().is_none() => return Ok(Self::None),
             Some("user") => {}
@@ -149,10 +150,10 @@ impl fmt::Display for Net {
             f.write_str(",loopback")?;
         }
         if let Some(path) = &user.tftp {
-            write!(f, ",tftp={}", path.display())?;
+            write!(f, ",tftp={}", path.display().to_string().replace(',', ",,"))?;
         }
         match &user.boot {
-            Some(file) => write!(f, ",boot={file}"),
+            Some(file) => write!(f, ",boot={}", file.replace(',', ",,")),
             None => Ok(()),
         }
     }
@@ -210,6 +211,7 @@ mod tests {
             "user,mtu=1500",
             "user,forward=tcp:127.0.0.1:2222-:22,forward=udp:[::1]:53-10.0.2.15:53,\
              mac=52:54:00:12:34:56,mtu=9000,loopback,tftp=/srv/boot,boot=http://x/y",
+            "user,mtu=1500,tftp=/srv/a,,b,boot=c,,d",
         ] {
             let net: Net = text.parse().unwrap();
             assert_eq!(net.to_string(), text);

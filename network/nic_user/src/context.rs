@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{config::Config, host::Poller, link::Link};
+use crate::{
+    config::Config,
+    dns::{Resolv, Resolvers},
+    host::Poller,
+    link::Link,
+};
 
 /// Room for the longest datagram and for what a stream has in flight.
 pub(crate) const SCRATCH: usize = crate::tcp::IN_FLIGHT + crate::tcp::CHUNK;
@@ -17,13 +22,27 @@ pub(crate) struct Context {
     pub(crate) now: Instant,
     /// Numbers for flows, never used twice.
     next_id: u64,
+    resolvers: Resolvers,
 }
 
 impl Context {
     pub(crate) fn new(config: Arc<Config>, poller: Poller) -> Self {
         let link = Link::new(config.mtu);
         let scratch = vec![0; SCRATCH];
-        Self { config, link, poller, scratch, now: Instant::now(), next_id: 0 }
+        Self {
+            config,
+            link,
+            poller,
+            scratch,
+            now: Instant::now(),
+            next_id: 0,
+            resolvers: Resolvers::default(),
+        }
+    }
+
+    /// The host's resolvers.
+    pub(crate) fn resolv(&mut self) -> &Resolv {
+        self.resolvers.current(&self.config.resolv_conf, self.now)
     }
 
     pub(crate) fn id(&mut self) -> u64 {

@@ -71,10 +71,30 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() < 200 && text != "." && text.bytes().all(plain)
 }
 
+/// What the host's resolvers are, looked at again from time to time.
+#[derive(Debug, Default)]
+pub(crate) struct Resolvers {
+    resolv: Resolv,
+    /// The file's date, and when it was looked at.
+    read: Option<(Option<SystemTime>, Instant)>,
+}
+
+impl Resolvers {
+    pub(crate) fn current(&mut self, path: &Path, now: Instant) -> &Resolv {
+        if self.read.is_none_or(|(_, at)| now.saturating_duration_since(at) >= FRESH) {
+            let date = fs::metadata(path).and_then(|m| m.modified()).ok();
+            if self.read.is_none_or(|(known, _)| known != date) {
+                self.resolv = Resolv::read(path);
+            }
+            self.read = Some((date, now));
+        }
+        &self.resolv
+    }
+}
+
 /// Where DNS over TCP goes.
-pub(crate) fn first_resolver(cx: &Context) -> Option<SocketAddr> {
-    let resolv = Resolv::read(&cx.config.resolv_conf);
-    resolv.servers.first().map(|ip| SocketAddr::new(*ip, 53))
+pub(crate) fn first_resolver(cx: &mut Context) -> Option<SocketAddr> {
+    cx.resolv().servers.first().map(|ip| SocketAddr::new(*ip, 53))
 }
 
 struct Query {
@@ -92,9 +112,6 @@ struct Query {
 pub(crate) struct Relay {
     queries: HashMap<u64, Query>,
     due: Option<Instant>,
-    resolv: Resolv,
-    /// The file's date, and when it was looked at.
-    read: Option<(Option<SystemTime>, Instant)>,
     /// For tests, whose resolvers have other ports.
     port: Option<u16>,
 }
@@ -102,25 +119,6 @@ pub(crate) struct Relay {
 impl Relay {
     pub(crate) fn new(port: Option<u16>) -> Self {
         Self { port, ..Self::default() }
-    }
-
-    /// What the guest is told of names at start.
-    pub(crate) fn domain(&mut self, cx: &Context) -> Option<&str> {
-        self.refresh(cx);
-        self.resolv.domain.as_deref()
-    }
-
-    fn refresh(&mut self, cx: &Context) {
-        if let Some((_, at)) = self.read
-            && cx.now.saturating_duration_since(at) < FRESH
-        {
-            return;
-        }
-        let date = fs::metadata(&cx.config.resolv_conf).and_then(|m| m.modified()).ok();
-        if self.read.is_none_or(|(known, _)| known != date) {
-            self.resolv = Resolv::read(&cx.config.resolv_conf);
-        }
-        self.read = Some((date, cx.now));
     }
 
     /// A datagram of the guest to its name server.
@@ -142,7 +140,6 @@ impl Relay {
             return;
         }
         cx.link.counters.dns_queries += 1;
-        self.refresh(cx);
         self.ask(guest, server, message.to_vec(), 0, cx);
     }
 
@@ -156,8 +153,9 @@ impl Relay {
         cx: &mut Context,
     ) {
         let port = self.port.unwrap_or(53);
-        for (resolver, ip) in self.resolv.servers.iter().enumerate().skip(from) {
-            let Ok(socket) = host::connect_udp(SocketAddr::new(*ip, port)) else { continue };
+        let servers = cx.resolv().servers.clone();
+        for (resolver, ip) in servers.into_iter().enumerate().skip(from) {
+            let Ok(socket) = host::connect_udp(SocketAddr::new(ip, port)) else { continue };
             if host::send(&socket, &message).is_err() {
                 continue;
             }
@@ -181,7 +179,7 @@ impl Relay {
             Ok(len) => {
                 let answer = cx.scratch.get(..len).unwrap_or_default();
                 // What is no answer to this query is waited out.
-                if len < HEADER || answer.get(..2) != query.message.get(..2) {
+                if !answers(answer, &query.message) {
                     return;
                 }
                 let (guest, server) = (query.guest, query.server);
@@ -220,6 +218,38 @@ impl Relay {
     }
 }
 
+/// Whether a message answers the query: by its number and its question. Who cannot read the
+/// question says so without repeating it.
+fn answers(answer: &[u8], query: &[u8]) -> bool {
+    let Some((head, asked)) = query.split_at_checked(HEADER) else { return false };
+    let Some((ours, rest)) = answer.split_at_checked(HEADER) else { return false };
+    let is_answer = ours[2] & 0x80 != 0;
+    if ours[..2] != head[..2] || !is_answer {
+        return false;
+    }
+    let failed = ours[3] & 0x0f != 0;
+    if failed && ours[4..6] == [0, 0] {
+        return true;
+    }
+    let Some(end) = question(asked) else { return true };
+    let same = rest.get(..end).is_some_and(|rest| rest.eq_ignore_ascii_case(&asked[..end]));
+    ours[4..6] == head[4..6] && same
+}
+
+/// Where the first question ends: a name, a type and a class, RFC 1035 section 4.1.2. `None` if
+/// there is none that can be read.
+fn question(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match usize::from(*bytes.get(at)?) {
+            0 => break,
+            label @ 1..64 => at += 1 + label,
+            _ => return None,
+        }
+    }
+    (at + 5 <= bytes.len()).then_some(at + 5)
+}
+
 /// Nobody answers: SERVFAIL, so that the guest need not wait.
 fn fail(guest: SocketAddr, server: SocketAddr, query: &[u8], cx: &mut Context) {
     let mut answer = query.to_vec();
@@ -247,5 +277,42 @@ mod tests {
         assert_eq!(found.domain.as_deref(), Some("example.org"));
         assert_eq!(Resolv::parse("").servers, [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
         assert_eq!(Resolv::parse("search a\u{1b}b").domain, None);
+    }
+
+    /// A message with this head, one question, and something behind it.
+    fn message(id: u8, flags: [u8; 2], name: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, id, flags[0], flags[1], 0, 1, 0, 0, 0, 0, 0, 0];
+        bytes.extend(name);
+        bytes.extend([0, 0, 1, 0, 1, 0xc0, 0x0c]);
+        bytes
+    }
+
+    #[test]
+    fn an_answer_repeats_the_question() {
+        let query = message(7, [1, 0], b"\x03www\x02ex");
+        assert!(answers(&message(7, [0x81, 0x80], b"\x03www\x02ex"), &query));
+        assert!(answers(&message(7, [0x81, 0x80], b"\x03WWW\x02eX"), &query));
+        assert!(!answers(&message(7, [0x81, 0x80], b"\x03ftp\x02ex"), &query), "another name");
+        assert!(!answers(&message(8, [0x81, 0x80], b"\x03www\x02ex"), &query), "another number");
+        assert!(!answers(&query, &query), "a query");
+        let head = [0, 7, 0x81, 0x81, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(answers(&head, &query), "a server that could not read it");
+        let empty = [0, 7, 0x81, 0x80, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(!answers(&empty, &query) && !answers(&head[..11], &query));
+        for end in 0..query.len() {
+            let _ = (question(&query[..end]), answers(&query[..end], &query));
+        }
+    }
+
+    #[test]
+    fn resolvers_are_not_read_for_each_query() {
+        let path = std::env::temp_dir().join(format!("sarang-resolv-{}", std::process::id()));
+        fs::write(&path, "nameserver 192.0.2.1").unwrap();
+        let (mut resolvers, now) = (Resolvers::default(), Instant::now());
+        let first = resolvers.current(&path, now).servers.clone();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(resolvers.current(&path, now + FRESH / 2).servers, first);
+        let later = resolvers.current(&path, now + 2 * FRESH).servers.clone();
+        assert_eq!(later, [IpAddr::V4(Ipv4Addr::LOCALHOST)]);
     }
 }

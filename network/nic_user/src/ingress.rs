@@ -185,7 +185,7 @@ impl Stack {
         let for_all =
             payload.dst == IpAddr::from([255; 4]) || payload.dst == cx.config.broadcast4();
         if remote.port() == dhcp::SERVER_PORT && (for_all || payload.dst == cx.config.gateway4()) {
-            let domain = self.dns.domain(cx).map(str::to_owned);
+            let domain = cx.resolv().domain.clone();
             dhcp::input(&mut self.leases, domain.as_deref(), payload.from, body, cx);
         } else if payload.src.is_unspecified() || for_all || payload.dst.is_multicast() {
             return Err(Ignored);

@@ -36,7 +36,7 @@ mod udp;
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError, Weak},
     thread::JoinHandle,
 };
@@ -54,11 +54,16 @@ use stack::Stack;
 use state::UserNetState;
 use thread::Shared;
 
+/// Files that a network of one guest may have open, and what else the process has.
+pub const FILES_MAX: u64 = 2048;
+
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot listen at {at}")]
     Listen { at: SocketAddr, source: io::Error },
+    #[error("{0} is no address that the guest may have")]
+    Guest(IpAddr),
     #[error("an MTU of {0} is not between {MTU_MIN} and {MTU_MAX}")]
     Mtu(u16),
     #[error("no thread or socket for the network")]
@@ -94,6 +99,10 @@ impl UserNet {
     ) -> Result<Arc<Self>, Error> {
         if !(MTU_MIN..=MTU_MAX).contains(&config.mtu) {
             return Err(Error::Mtu(config.mtu));
+        }
+        let mut guests = config.forwards.iter().filter_map(|forward| forward.guest);
+        if let Some(outside) = guests.find(|guest| !config.is_guest(*guest)) {
+            return Err(Error::Guest(outside));
         }
         let forwards =
             forward::open(&config).map_err(|(at, source)| Error::Listen { at, source })?;

@@ -26,6 +26,8 @@ pub(crate) struct Link {
     /// The latest last.
     neighbours: Vec<(IpAddr, Mac)>,
     ident: u32,
+    /// In this batch the guest has had no room for something.
+    full: bool,
     pub(crate) counters: Counters,
 }
 
@@ -37,6 +39,7 @@ impl Link {
             mtu: mtu.into(),
             neighbours: Vec::new(),
             ident: 0,
+            full: false,
             counters: Counters::default(),
         }
     }
@@ -45,6 +48,12 @@ impl Link {
     pub(crate) fn begin(&mut self, port: Option<Arc<dyn Port>>) {
         self.offloads = port.as_ref().map(|p| p.offloads()).unwrap_or_default();
         self.port = port;
+        self.full = false;
+    }
+
+    /// Whether more is not worth a try before the next batch.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
     }
 
     pub(crate) fn end(&mut self) {
@@ -92,7 +101,10 @@ impl Link {
                 self.counters.frames_to_guest += 1;
                 self.counters.bytes_to_guest += parts.iter().map(|p| p.len() as u64).sum::<u64>();
             }
-            Err(NoRoom) => self.counters.no_room += 1,
+            Err(NoRoom) => {
+                self.counters.no_room += 1;
+                self.full = true;
+            }
         }
         given
     }

@@ -67,17 +67,18 @@ impl Stack {
     }
 
     /// One round: what sockets have become ready for, what the guest has sent, what is due.
-    /// Whether there is more to do at once.
+    /// `woken`: by the card, which may have room again. Whether there is more to do at once.
     pub(crate) fn round(
         &mut self,
         port: Option<Arc<dyn Port>>,
+        woken: bool,
         events: &[(Token, Ready)],
         cx: &mut Context,
     ) -> bool {
         cx.now = Instant::now();
         let connected = port.is_some();
         cx.link.begin(port);
-        if connected {
+        if connected && woken {
             self.tcp.unblock(cx);
         }
         for (token, ready) in events {

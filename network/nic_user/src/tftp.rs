@@ -278,7 +278,9 @@ fn open(root: &Path, name: &str) -> Result<File, Refusal> {
         if own != name.rsplit('/').next() {
             return Err(Refusal::NotFound);
         }
-        File::open(root).map_err(|_| Refusal::NotFound)?
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = rustix::fs::open(root, flags, Mode::empty());
+        File::from(file.map_err(|_| Refusal::NotFound)?)
     };
     match found.metadata() {
         Ok(data) if data.is_file() => Ok(found),

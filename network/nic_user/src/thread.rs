@@ -169,12 +169,13 @@ pub(crate) fn run(shared: &Arc<Shared>, mut stack: Stack, mut cx: Context) {
         let rung = shared.rung.swap(false, SeqCst);
         let events = cx.poller.wait(if rung { Some(Duration::ZERO) } else { time });
         shared.waits.store(false, SeqCst);
-        if events.iter().any(|(token, _)| *token == Token::Wake) {
+        let belled = events.iter().any(|(token, _)| *token == Token::Wake);
+        if belled {
             let mut count = [0; 8];
             let _ = rustix::io::read(&shared.bell, &mut count);
         }
         let Some(port) = obey(shared, &mut stack, &mut cx) else { return };
-        more = stack.round(port, &events, &mut cx);
+        more = stack.round(port, rung || belled, &events, &mut cx);
     }
 }
 

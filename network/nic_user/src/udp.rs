@@ -20,6 +20,8 @@ use crate::{
 
 /// Flows at a time; more replace the one that has been silent longest.
 pub(crate) const FLOWS: usize = 256;
+/// Peers of forwards among them: these replace one another, not the guest's own flows.
+const FOR_CALLERS: usize = FLOWS / 4;
 /// Two minutes at least, RFC 4787 REQ-5.
 const IDLE: Duration = Duration::from_secs(120);
 /// Datagrams that are handed on before others have their turn.
@@ -88,7 +90,7 @@ impl Table {
             cx.link.counters.refused += 1;
             return Err(Errno::ACCESS);
         };
-        self.make_room(cx);
+        self.make_room(false, cx);
         let socket = host::connect_udp(to)?;
         let id = cx.id();
         cx.poller.watch_level(&socket, Token::Udp(id)).map_err(|_| Errno::NOBUFS)?;
@@ -107,12 +109,20 @@ impl Table {
         self.flows.insert(id, flow);
     }
 
-    fn make_room(&mut self, cx: &mut Context) {
-        if self.flows.len() < FLOWS {
+    /// For one more of a forward, or of the guest.
+    fn make_room(&mut self, called: bool, cx: &mut Context) {
+        let calling = self.peers.len();
+        let (have, most) = match called {
+            true => (calling, FOR_CALLERS),
+            false => (self.flows.len() - calling, FLOWS - FOR_CALLERS),
+        };
+        if have < most {
             return;
         }
         cx.link.counters.too_many += 1;
-        let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.active).map(|(id, _)| *id);
+        let same = |flow: &Flow| matches!(flow.way, Way::Forward(..)) == called;
+        let oldest = self.flows.iter().filter(|(_, flow)| same(flow));
+        let oldest = oldest.min_by_key(|(_, flow)| flow.active).map(|(id, _)| *id);
         self.remove(oldest.unwrap_or_default());
     }
 
@@ -181,7 +191,7 @@ impl Table {
                 if self.ids.contains_key(&(guest, remote)) {
                     return;
                 }
-                self.make_room(cx);
+                self.make_room(true, cx);
                 let id = cx.id();
                 let way = Way::Forward(socket.clone(), peer);
                 self.add(id, Flow { key: (guest, remote), way, active: cx.now }, cx);
@@ -213,5 +223,34 @@ impl Table {
 
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_do_not_push_out_what_the_guest_has_asked() {
+        let poller = crate::host::Poller::new().unwrap();
+        let mut cx = Context::new(Arc::default(), poller);
+        let mut table = Table::default();
+        let guest = SocketAddr::from(([10, 0, 2, 15], 5000));
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let key = (guest, SocketAddr::from(([192, 0, 2, 7], 53)));
+        let own = Way::Connected(server.try_clone().unwrap().into());
+        table.add(cx.id(), Flow { key, way: own, active: cx.now }, &mut cx);
+        let forward = Arc::new(OwnedFd::from(server));
+        for port in 1..=2 * FLOWS as u16 {
+            cx.now += Duration::from_millis(1);
+            let peer = SocketAddr::from(([192, 0, 2, 1], port));
+            table.forwarded((0, &forward), peer, guest, 0, &mut cx);
+        }
+        assert!(table.ids.contains_key(&key), "the oldest of all is still there");
+        assert_eq!((table.peers.len(), table.len()), (FOR_CALLERS, FOR_CALLERS + 1));
+        let last = SocketAddr::from(([192, 0, 2, 1], 2 * FLOWS as u16));
+        assert!(table.peers.contains_key(&(0, last)));
+        (0..FLOWS).for_each(|_| table.make_room(false, &mut cx));
+        assert_eq!(table.peers.len(), FOR_CALLERS, "nor the other way round");
     }
 }

@@ -13,6 +13,7 @@ use std::{
 
 use common::{ADDRESS, GATEWAY, Guest, Options, config, noise};
 use nic_user::{Config, Forward, Transport, UserNet};
+use rustix::fs::{FileType, Mode};
 use smoltcp::{
     phy::ChecksumCapabilities,
     socket::{dhcpv4, icmp},
@@ -323,6 +324,32 @@ fn files_are_read_by_tftp() {
     let mut guest = Guest::new(Config { tftp: Some(served.join("kernel")), ..config() });
     assert!(tftp(&mut guest, "/boot/kernel", &[]).unwrap() == bytes);
     assert_eq!(tftp(&mut guest, "even", &[]), Err("file not found".into()));
+    // Nobody will ever write to this one, and the network goes on.
+    let pipe = served.join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let mut guest = Guest::new(Config { tftp: Some(pipe), ..config() });
+    assert_eq!(tftp(&mut guest, "pipe", &[]), Err("access violation".into()));
+}
+
+#[test]
+fn forwards_lead_into_the_guests_network() {
+    for (guest, fits) in [
+        ("10.0.2.15", true),
+        ("fd53:6172:616e::99", true),
+        ("10.0.2.2", false),
+        ("10.0.3.15", false),
+        ("127.0.0.1", false),
+        ("2001:db8::1", false),
+    ] {
+        let forward = Forward {
+            transport: Transport::Udp,
+            listen: "127.0.0.1:0".parse().unwrap(),
+            guest: Some(guest.parse().unwrap()),
+            port: 22,
+        };
+        let started = UserNet::start(Config { forwards: vec![forward], ..config() }, 0);
+        assert_eq!(started.is_ok(), fits, "{guest}");
+    }
 }
 
 #[test]

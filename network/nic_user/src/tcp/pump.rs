@@ -96,6 +96,10 @@ impl Flow {
             if room < self.mss && offset > 0 {
                 break;
             }
+            // What would be read now has nowhere to go.
+            if cx.link.is_full() {
+                return Ok(Left::Blocked);
+            }
             match self.peek(cx, offset, room.min(chunk))? {
                 0 if self.fin == Some(self.nxt) => {}
                 0 => break,
