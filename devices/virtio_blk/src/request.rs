@@ -21,6 +21,8 @@ mod kind {
     pub const WRITE_ZEROES: u32 = 13;
 }
 
+/// Bytes that are discarded or zeroed at once, from a multiple of it on.
+pub(crate) const RANGE_PIECE: u64 = 16 << 20;
 /// Flag of a segment of WRITE_ZEROES.
 const UNMAP: u32 = 1;
 /// Header, and each segment of a discard.
@@ -225,13 +227,22 @@ impl VirtioBlk {
             }
             request.sector = long(&segment, 0);
             let len = u64::from(sectors) * SECTOR;
-            let offset = self.place(request, len)?;
-            if zeroes {
-                self.disk.write_zeroes(offset, len, flags & UNMAP != 0)?;
-            } else {
-                self.disk.discard(offset, len)?;
+            let mut offset = self.place(request, len)?;
+            let end = offset + len;
+            while offset < end {
+                // What stores the blocks may have to write them all.
+                if interrupted() {
+                    return Err(Fault::Interrupted);
+                }
+                let here = (RANGE_PIECE - offset % RANGE_PIECE).min(end - offset);
+                if zeroes {
+                    self.disk.write_zeroes(offset, here, flags & UNMAP != 0)?;
+                } else {
+                    self.disk.discard(offset, here)?;
+                }
+                self.counters.discarded.fetch_add(here, Relaxed);
+                offset += here;
             }
-            self.counters.discarded.fetch_add(len, Relaxed);
         }
         if self.writes_through() { self.flush() } else { Ok(()) }
     }
