@@ -147,8 +147,8 @@ impl GuestMem {
         Ok(())
     }
 
-    /// Copies memory in and tells both planes. Nothing is written unless all of the range is
-    /// memory.
+    /// Copies memory in as a loader or a debugger does, also where the guest may not write, and
+    /// tells both planes. Nothing is written unless all of the range is memory.
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), Error> {
         let layout = self.layout();
         let (mut at, mut rest) = (gpa, data);
@@ -168,11 +168,12 @@ impl GuestMem {
         Ok(())
     }
 
-    /// A buffer for device DMA, if `len` bytes at `gpa` are memory of one slot.
+    /// A buffer for device DMA, if `len` bytes at `gpa` are memory of one slot that may be
+    /// written.
     pub fn dma(&self, gpa: u64, len: usize) -> Option<DmaBuf<'_>> {
         let layout = self.layout();
         let (region, at) = layout.find(gpa)?;
-        let fits = len as u64 <= region.slot.len - at;
+        let fits = len as u64 <= region.slot.len - at && region.slot.writable;
         fits.then(|| DmaBuf { mem: self, region: region.clone(), at, len })
     }
 

@@ -27,12 +27,14 @@ pub struct RingRegion {
 }
 
 impl GuestMem {
-    /// Memory as it is laid out now.
+    /// Memory that may be written, as it is laid out now: rings are written, and where they
+    /// are is the guest's choice.
     pub fn rings(self: &Arc<Self>) -> RingMemory {
         let layout = self.layout();
         let region =
             |region: &Arc<Region>| RingRegion { mem: self.clone(), region: region.clone() };
-        RingMemory { regions: layout.regions().iter().map(region).collect() }
+        let writable = layout.regions().iter().filter(|region| region.slot.writable);
+        RingMemory { regions: writable.map(region).collect() }
     }
 }
 
@@ -177,6 +179,18 @@ mod tests {
         }
         assert!(rings.load::<u16>(GuestAddress(0x2fff), Ordering::Relaxed).is_err());
         assert!(rings.load::<u16>(GuestAddress(0x1001), Ordering::Relaxed).is_err(), "unaligned");
+    }
+
+    #[test]
+    fn what_is_not_writable_has_no_rings() {
+        let mem = space();
+        let rom = Memfd::new(0x1000).unwrap();
+        let slot = Slot { id: 2, gpa: 0x4000, mem: rom, offset: 0, len: 0x1000, writable: false };
+        mem.update(&[Change::Map(slot)], |_, _| Ok(())).unwrap();
+        let rings = mem.rings();
+        assert!(rings.write_obj(1u32, GuestAddress(0x4000)).is_err());
+        assert!(rings.store(1u16, GuestAddress(0x4000), Ordering::Release).is_err());
+        assert!(rings.write_obj(1u32, GuestAddress(0x1000)).is_ok());
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub trait Function: Send + Sync {
     /// calls come in the order of the changes.
     fn configured(&self, _config: &[u8; 256]) {}
 
+    /// The guest forbids the function to access memory: when this returns, it does so no more.
+    fn lost_master(&self) {}
+
     /// The guest reads a capability's window (see [`Capability`](crate::Capability)).
     /// `capability` is all of it, from its ID on; `data` are the bytes of the window, four.
     fn read_window(&self, _capability: &[u8], _data: &mut [u8; 4]) {}

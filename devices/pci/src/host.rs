@@ -300,11 +300,12 @@ impl Slot {
         let capability = space.window(at, data.len()).map(<[u8]>::to_vec);
         let start = space.window_start();
         drop(space);
-        if !was_master
-            && self.requester.is_master()
-            && let Some(function) = self.function.get()
-        {
-            function.became_master();
+        if let Some(function) = self.function.get() {
+            match (was_master, self.requester.is_master()) {
+                (false, true) => function.became_master(),
+                (true, false) => function.lost_master(),
+                _ => {}
+            }
         }
         if changed.own {
             self.tell_in_order();

@@ -240,11 +240,16 @@ impl Core {
     /// When this returns no queue is being served, and no error is to be reported.
     pub(crate) fn pause(&self) {
         self.paused.store(true, SeqCst);
+        self.rest();
+        let waited = self.reported.wait_while(lock(&self.reporting), |count| *count > 0);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits until no queue is being served, by those who began before they had to rest.
+    pub(crate) fn rest(&self) {
         for slot in &self.queues {
             drop(lock(&slot.ring));
         }
-        let waited = self.reported.wait_while(lock(&self.reporting), |count| *count > 0);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(crate) fn resume(&self) {

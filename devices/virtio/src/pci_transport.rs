@@ -189,6 +189,10 @@ impl Function for VirtioPci {
         self.core.kick_all();
     }
 
+    fn lost_master(&self) {
+        self.core.rest();
+    }
+
     fn read_window(&self, capability: &[u8], data: &mut [u8; 4]) {
         if let Some((offset, length)) = Self::through_window(capability) {
             Function::read(self, BAR, offset, &mut data[..length]);

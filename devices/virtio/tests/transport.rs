@@ -278,6 +278,24 @@ fn a_device_that_is_not_master_of_the_bus_rests() {
 }
 
 #[test]
+fn nothing_is_completed_once_the_bus_is_lost() {
+    let board = Board::new();
+    board.start(VERSION_1, true);
+    let (begun, begins) = std::sync::mpsc::channel();
+    *board.echo.slow.lock().unwrap() = Some(begun);
+    board.request(b"slow");
+    board.ring(0);
+    begins.recv().unwrap();
+    // Memory, without the bus.
+    board.write(ECAM + (1 << 15) + 4, 2, 2);
+    let used = board.used(0);
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    assert_eq!(board.used(0), used, "what was in work was done before, or not at all");
+    board.write(ECAM + (1 << 15) + 4, 6, 2);
+    board.until("the request comes back", || board.used(0) == 1);
+}
+
+#[test]
 fn a_reset_ends_everything() {
     let board = Board::new();
     board.start(VERSION_1, false);

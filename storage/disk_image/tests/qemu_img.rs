@@ -66,8 +66,11 @@ impl Place {
     fn reopen(&self, name: &str) -> ImageDisk {
         loop {
             match self.open(name) {
-                Err(OpenError::File(disk_raw::OpenError::InUse)) => std::thread::yield_now(),
-                opened => return opened.unwrap(),
+                Ok(disk) => return disk,
+                Err(error) => match error.root() {
+                    OpenError::File(disk_raw::OpenError::InUse) => std::thread::yield_now(),
+                    other => panic!("{other}"),
+                },
             }
         }
     }

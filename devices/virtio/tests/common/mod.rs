@@ -6,7 +6,9 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        mpsc::Sender,
     },
+    time::Duration,
 };
 pub use virtio::fake::*;
 use virtio::{GuestError, Handle, Queue, Served, VirtioDevice, fake};
@@ -20,6 +22,8 @@ pub struct Echo {
     pub resets: AtomicUsize,
     pub config: Mutex<[u8; 8]>,
     waiting: Mutex<Vec<u8>>,
+    /// Requests of queue 0 take long: who waits is told of each that has begun.
+    pub slow: Mutex<Option<Sender<()>>>,
 }
 
 impl Echo {
@@ -86,6 +90,10 @@ impl VirtioDevice for Echo {
         while let Some(mut chain) = queue.pop()? {
             let mut bytes = vec![0; chain.readable.len().min(1 << 16) as usize];
             let len = chain.readable.read(&mut bytes);
+            if let Some(begun) = &*self.slow.lock().unwrap() {
+                begun.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+            }
             let written = chain.writable.write(&bytes[..len]) as u32;
             queue.complete(chain, written)?;
         }
