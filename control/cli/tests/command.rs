@@ -69,7 +69,7 @@ fn bad_values_are_bad_arguments() {
         (&["run", "--initrd", "x"], "--initrd x: the default guest has an initrd of its own"),
         (&["run", "--append", "a\tb"], "--append a\\tb: "),
         (&["run", "--frobnicate"], "--frobnicate"),
-        (&["run", "--kernel", "a", "b"], "cannot be used with"),
+        (&["run", "--package", "a", "b"], "cannot be used with"),
         (&["run", "--kernel"], "--kernel <FILE>"),
         (&["fly"], "fly"),
         (&[], "a command is missing"),

@@ -8,12 +8,14 @@
 //! Timeouts are for hangs only. No test asserts a time.
 
 mod command;
+mod debian;
 mod error;
 mod files;
 mod guest;
 mod options;
 
 pub use command::{program, run};
+pub use debian::{Debian, PASSWORD, debian};
 pub use error::Error;
 pub use files::{KERNEL_6_12, guest_files};
 pub use guest::{Finished, Guest};

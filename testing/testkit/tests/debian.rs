@@ -1,0 +1,197 @@
+//! Debian 12 with systemd from a qcow2 disk: what its user does on the first day.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+use testkit::{BOOT, COMMAND, Debian, Error, Guest, Options, PASSWORD, debian, status};
+
+/// A folder of this test's own, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("sarang-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(line: &[&str]) -> Output {
+    Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a program of the host prints, which must succeed.
+fn host(line: &[&str]) -> String {
+    let out = run(line);
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{line:?}: {errors}");
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+fn options(debian: &Debian) -> Options {
+    Options::default()
+        .kernel(&debian.kernel)
+        .initrd(&debian.initrd)
+        .append("root=/dev/vda1 net.ifnames=0")
+        .arg("--memory", "1G")
+        .timeout("2h")
+}
+
+/// From the login prompt to a shell.
+fn log_in(guest: &mut Guest) -> Result<(), Error> {
+    guest.expect("sarang login: ", BOOT)?;
+    guest.send("root")?;
+    guest.expect("Password: ", COMMAND)?;
+    guest.send(PASSWORD)?;
+    guest.expect("# ", COMMAND)?;
+    guest.send("export TERM=dumb; bind 'set enable-bracketed-paste off'; dmesg -n 1")?;
+    guest.expect("dmesg -n 1", COMMAND)?;
+    guest.expect("# ", COMMAND).map(drop)
+}
+
+/// What a command prints, which must succeed.
+fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
+    let (text, code) = guest.command(line, BOOT)?;
+    assert_eq!(code, 0, "{line}: {text}");
+    Ok(text.trim().to_owned())
+}
+
+fn power_off(mut guest: Guest) -> Result<(), Error> {
+    guest.send("shutdown -h now")?;
+    let end = guest.finish(BOOT)?;
+    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
+    Ok(())
+}
+
+/// Lets whoever has the key in; the arguments of `ssh` up to the command.
+fn key(guest: &mut Guest, folder: &Folder, port: u16) -> Result<Vec<String>, Error> {
+    let key = folder.text("key");
+    host(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key]);
+    let public = fs::read_to_string(folder.0.join("key.pub")).unwrap();
+    says(guest, "mkdir -m 700 -p /root/.ssh")?;
+    says(guest, &format!("echo {} > /root/.ssh/authorized_keys", public.trim()))?;
+    let line = format!(
+        "ssh -F /dev/null -i {key} -p {port} -o StrictHostKeyChecking=no -o BatchMode=yes \
+         -o UserKnownHostsFile=/dev/null -o ConnectTimeout=120 root@127.0.0.1"
+    );
+    Ok(line.split(' ').map(str::to_owned).collect())
+}
+
+#[test]
+fn the_first_day() -> Result<(), Error> {
+    let Some(debian) = debian() else { return Ok(()) };
+    let folder = Folder::new("debian");
+    let (disk, base) = (folder.text("disk.qcow2"), debian.disk.to_string_lossy().into_owned());
+    host(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &disk]);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let options = options(&debian)
+        .cpus(2)
+        .arg("--disk", &format!("{disk},backing={base}"))
+        .arg("--net", &format!("user,forward=tcp:127.0.0.1:{port}-:22"));
+    let mut guest = Guest::boot(&options)?;
+    log_in(&mut guest)?;
+    assert_eq!(says(&mut guest, "cat /proc/1/comm")?, "systemd");
+    assert_eq!(says(&mut guest, "findmnt -n -o SOURCE,FSTYPE /")?, "/dev/vda1 ext4");
+    assert_eq!(says(&mut guest, "nproc")?, "2");
+    says(&mut guest, "until ip -4 addr show eth0 | grep -q 10.0.2.15; do sleep 1; done")?;
+    if mirror_is_reached() {
+        says(&mut guest, "apt-get -q update")?;
+        says(&mut guest, "apt-get -q install -y --no-install-recommends hello")?;
+        assert_eq!(says(&mut guest, "hello")?, "Hello, world!");
+    } else {
+        eprintln!("skipped: apt: this host does not reach deb.debian.org");
+    }
+
+    let ssh = key(&mut guest, &folder, port)?;
+    let ssh: Vec<&str> = ssh.iter().map(String::as_str).collect();
+    let remote = |command: &str| host(&[&ssh[..], &[command]].concat());
+    assert_eq!(remote("uname -n").trim(), "sarang");
+    assert_eq!(remote("seq 200000"), (1..=200_000).map(|n| format!("{n}\n")).collect::<String>());
+
+    // What was written is there after a reboot, and after the next start.
+    says(&mut guest, "dd if=/dev/urandom of=/root/noise bs=1M count=20 2> /dev/null")?;
+    let sum = says(&mut guest, "sha256sum < /root/noise")?;
+    guest.send("reboot")?;
+    log_in(&mut guest)?;
+    assert_eq!(says(&mut guest, "sha256sum < /root/noise")?, sum);
+    assert_eq!(says(&mut guest, "systemctl --failed --no-legend | wc -l")?, "0");
+    power_off(guest)?;
+    check(&disk);
+    let mut guest = Guest::boot(&options)?;
+    log_in(&mut guest)?;
+    assert_eq!(says(&mut guest, "sha256sum < /root/noise")?, sum);
+    power_off(guest)?;
+    check(&disk);
+    check(&base);
+    Ok(())
+}
+
+#[test]
+fn a_day_that_leaves_no_trace() -> Result<(), Error> {
+    let Some(debian) = debian() else { return Ok(()) };
+    let sum = || host(&["sha256sum", &debian.disk.to_string_lossy()]);
+    let before = sum();
+    let options = options(&debian).flag("--ephemeral").flag(&debian.disk.to_string_lossy());
+    let mut guest = Guest::boot(&options)?;
+    log_in(&mut guest)?;
+    says(&mut guest, "echo trace > /root/trace; sync; fstrim /")?;
+    assert_eq!(says(&mut guest, "echo 3 > /proc/sys/vm/drop_caches; cat /root/trace")?, "trace");
+    power_off(guest)?;
+    assert_eq!(sum(), before);
+    Ok(())
+}
+
+fn check(image: &str) {
+    host(&["qemu-img", "check", "-q", image]);
+}
+
+fn mirror_is_reached() -> bool {
+    use std::net::{TcpStream, ToSocketAddrs};
+    let addresses = "deb.debian.org:80".to_socket_addrs();
+    addresses.is_ok_and(|mut found| found.any(|to| TcpStream::connect(to).is_ok()))
+}
+
+#[test]
+fn an_image_whose_user_was_killed_boots_again() -> Result<(), Error> {
+    let Some(debian) = debian() else { return Ok(()) };
+    let folder = Folder::new("killed");
+    let (disk, base) = (folder.text("disk.qcow2"), debian.disk.to_string_lossy().into_owned());
+    host(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &disk]);
+    let options = options(&debian).arg("--disk", &format!("{disk},backing={base}"));
+    let mut guest = Guest::boot(&options)?;
+    log_in(&mut guest)?;
+    says(&mut guest, "echo kept > /root/kept; sync")?;
+    guest.send("while true; do dd if=/dev/urandom of=/root/n bs=64k count=100 conv=fsync; done")?;
+    guest.expect("copied", COMMAND)?;
+    // Dropping kills the program.
+    drop(guest);
+    assert!(is_marked(Path::new(&disk)));
+    let mut guest = Guest::boot(&options)?;
+    log_in(&mut guest)?;
+    assert_eq!(says(&mut guest, "cat /root/kept")?, "kept");
+    power_off(guest)?;
+    assert!(!is_marked(Path::new(&disk)));
+    check(&disk);
+    Ok(())
+}
+
+/// The "dirty" bit of an image.
+fn is_marked(image: &Path) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut byte = [0];
+    fs::File::open(image).unwrap().read_exact_at(&mut byte, 79).unwrap();
+    byte[0] & 1 != 0
+}
