@@ -15,14 +15,19 @@ pub const WANTED: &[&str] = &[
     "evdev",
     "pvpanic_mmio",
     "pvpanic_pci",
+    "sd_mod",
+    "sr_mod",
     "virtio_balloon",
     "virtio_blk",
     "virtio_console",
+    "virtio_input",
+    "virtio_mem",
     "virtio_mmio",
     "virtio_net",
     "virtio_pci",
     "virtio_rng",
     "virtio_scsi",
+    "vmw_vsock_virtio_transport",
 ];
 
 /// All modules of a kernel package, by name.

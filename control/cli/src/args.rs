@@ -4,8 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Disk, Firmware, Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_cpus, parse_memory,
-    parse_timeout,
+    Disk, Firmware, Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_console, parse_cpus,
+    parse_memory, parse_timeout,
 };
 
 use crate::{Failure, status};
@@ -132,7 +132,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "NAME")]
     cpu_model: Option<String>,
 
-    /// Guest console: stdio, none, pty, unix:PATH or file:PATH
+    /// Guest console: stdio, none, pty, unix:PATH or file:PATH, on a serial port; with virtio: in
+    /// front, such as virtio:stdio, or virtio alone, on a virtio console
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
     console: String,
 
@@ -145,6 +146,16 @@ pub struct RunOptions {
     /// Drop what the guest writes to its disks when it ends; the files are only read
     #[arg(long)]
     ephemeral: bool,
+
+    /// Port of a virtio console with a name, /dev/virtio-ports/NAME in Linux, and what is at its
+    /// other end: NAME=unix:PATH, NAME=pty or NAME=file:PATH. Give it once for each
+    #[arg(long = "channel", value_name = "CHANNEL")]
+    channels: Vec<String>,
+
+    /// Give the guest a balloon, by which the monitor takes its memory and gives it back, and free
+    /// memory returns to the host by itself
+    #[arg(long)]
+    balloon: bool,
 
     /// Give the guest random bytes of the host's
     #[arg(long)]
@@ -216,6 +227,7 @@ impl RunOptions {
                 "give --kernel FILE with it",
             ));
         }
+        let (console_device, console) = parse_console(&self.console)?;
         let spec = VmSpec {
             engine: self.engine.parse()?,
             cpus: parse_cpus(&self.cpus)?,
@@ -228,7 +240,10 @@ impl RunOptions {
             kernel,
             initrd: self.initrd.clone(),
             append: self.append.clone(),
-            console: self.console.parse()?,
+            console,
+            console_device,
+            channels: self.channels.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+            balloon: self.balloon,
             rng: self.rng,
             disks: self.disks()?,
             net: self.net.parse()?,
@@ -348,7 +363,7 @@ mod tests {
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
              --trace exits:t --perf-map --windows off --stats --disk a,readonly --disk b \
-             --rng --net user,mtu=9000",
+             --rng --net user,mtu=9000 --channel a=pty --balloon",
         )
         .unwrap()
         .to_spec()
@@ -365,6 +380,9 @@ mod tests {
             spec.trace.exits && spec.gdb.is_some() && spec.perf_map && !spec.windows && spec.rng
         );
         assert_eq!(spec.net.to_string(), "user,mtu=9000");
+        assert!(spec.balloon && spec.channels[0].name == "a");
+        let spec = options("--console virtio").unwrap().to_spec().unwrap();
+        assert_eq!(spec.console_device, vm_spec::ConsoleDevice::Virtio);
     }
 
     #[test]
@@ -400,6 +418,7 @@ mod tests {
             ("--firmware openfirmware", "--firmware"),
             ("--firmware bios --kernel k", "--firmware"),
             ("--net user,forward=22", "--net"),
+            ("--channel pty", "--channel"),
         ] {
             let error = options(line).unwrap().to_spec().unwrap_err();
             assert_eq!(error.option(), option, "{line}");

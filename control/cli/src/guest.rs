@@ -9,7 +9,7 @@ use std::{
 
 use assets::{Cache, Fetcher};
 use machine::{Image, Start};
-use vm_spec::{Kernel, VmSpec, format_memory};
+use vm_spec::{ConsoleDevice, Kernel, VmSpec, format_memory};
 
 use crate::{Failure, args::RunOptions, firmware, progress::Bar, report, terminal};
 
@@ -182,10 +182,14 @@ fn reason(error: &io::Error) -> &'static str {
     }
 }
 
-/// The serial line is the only console there is, so every kernel is told of it; the
-/// operator's words come last and so win.
+/// Every kernel is told of the console: the serial line, or the virtio console, before whose
+/// driver is there the serial line shows what is said; the operator's words come last and so win.
 fn command_line(spec: &VmSpec, words: &str) -> String {
-    let parts = ["console=ttyS0", words, spec.append.trim()];
+    let console = match spec.console_device {
+        ConsoleDevice::Serial => "console=ttyS0",
+        ConsoleDevice::Virtio => "earlyprintk=ttyS0 console=hvc0",
+    };
+    let parts = [console, words, spec.append.trim()];
     let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
     parts.join(" ")
 }

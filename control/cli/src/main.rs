@@ -6,6 +6,7 @@
 
 mod args;
 mod cache_command;
+mod channels;
 mod console;
 mod disks;
 mod engines;

@@ -23,6 +23,11 @@ pub trait Control: Send + Sync {
     fn nmi(&self) -> Result<(), Gone>;
     fn quit(&self) -> Result<(), Gone>;
     fn activity(&self) -> Result<Activity, Gone>;
+    /// Leaves the guest with so many bytes of its memory; what came of it.
+    fn balloon(&self, bytes: u64) -> Result<String, Gone>;
+    fn balloon_info(&self) -> Result<String, Gone>;
+    /// The operator's terminal has another size.
+    fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone>;
 }
 
 pub const PROMPT: &str = "(sarang) ";
@@ -38,6 +43,8 @@ Ctrl-A Ctrl-A  send Ctrl-A to the guest
 const HELP: &str = "\
 info       what the machine is and does
 stats      what was counted so far, for each CPU
+balloon N  leave the guest with N MiB of its memory, or with 1G; it gives the rest back
+info balloon  how much it has given, and what it says of its memory
 pause      stop all CPUs
 resume     let them run again
 reset      press the reset button
@@ -77,8 +84,22 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         "powerdown" => done(control.power_button(), "the power button was pressed\n"),
         "nmi" => done(control.nmi(), "sent\n"),
         "quit" | "q" => done(control.quit(), ""),
+        "info balloon" => shown(control.balloon_info()),
+        other if other.split_whitespace().next() == Some("balloon") => {
+            match memory_size(other.trim_start_matches("balloon").trim()) {
+                Some(bytes) => shown(control.balloon(bytes)),
+                None => Answer::Text("balloon: give a size, such as 256 (MiB) or 1G\n".into()),
+            }
+        }
         other => Answer::Text(format!("no command {:?}; `help` lists them\n", other)),
     }
+}
+
+/// A size in MiB, or with a unit; whole MiB.
+fn memory_size(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit());
+    let text = if plain { format!("{text}M") } else { text.into() };
+    vm_spec::parse_memory(&text).ok()
 }
 
 /// What a key at the prompt comes to.
@@ -179,6 +200,15 @@ pub mod tests {
         fn activity(&self) -> Result<Activity, Gone> {
             Err(Gone)
         }
+        fn balloon(&self, bytes: u64) -> Result<String, Gone> {
+            Ok(format!("{} MiB\n", bytes >> 20))
+        }
+        fn balloon_info(&self) -> Result<String, Gone> {
+            Ok("flat\n".into())
+        }
+        fn resize(&self, _: u16, _: u16) -> Result<(), Gone> {
+            self.add("resize")
+        }
     }
 
     #[test]
@@ -194,6 +224,22 @@ pub mod tests {
         assert_eq!(execute("", &machine), Answer::Leave);
         assert!(matches!(execute("help", &machine), Answer::Text(t) if t == HELP));
         assert!(matches!(execute("fly", &machine), Answer::Text(t) if t.contains("help")));
+    }
+
+    #[test]
+    fn the_balloon_takes_sizes() {
+        let machine = Recorder::default();
+        let says = |line: &str| match execute(line, &machine) {
+            Answer::Text(text) => text,
+            Answer::Leave => String::new(),
+        };
+        assert_eq!(says("balloon 100"), "100 MiB\n");
+        assert_eq!(says("balloon  1G"), "1024 MiB\n");
+        assert_eq!(says("info balloon"), "flat\n");
+        for wrong in ["balloon", "balloon -1", "balloon x", "balloon 1 2", "balloon 3M5"] {
+            assert!(says(wrong).contains("give a size"), "{wrong}");
+        }
+        assert!(says("balloons").contains("no command"));
     }
 
     fn type_in(editor: &mut Editor, keys: &[u8]) -> (String, Vec<Key>) {

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vm_spec::{Trace, VmSpec};
+use vm_spec::{ConsoleDevice, Trace, VmSpec};
 
 use crate::{
     Failure,
@@ -42,13 +42,20 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     if let Some(notice) = &choice.notice {
         report::notice(notice);
     }
-    let mut console = Console::open(&spec.console)?;
+    let option = match spec.console_device {
+        ConsoleDevice::Serial => "--console ",
+        ConsoleDevice::Virtio => "--console virtio:",
+    };
+    let mut console = Console::open(option, &spec.console)?;
     announce(&spec, &files, &choice);
     let watch = PanicWatch::new(console.output());
     let trace = trace(&spec.trace)?;
     let running = Running::build(&spec, choice.engine, files, watch.clone(), trace)?;
     let control = running.control();
     console.start(running.input(), control.clone())?;
+    if spec.console == vm_spec::Console::Stdio {
+        follow_size(&control)?;
+    }
     if !operator.take_charge_of(control.clone()) {
         return Ok(Status::Quit);
     }
@@ -70,6 +77,19 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
         report::lines(&table);
     }
     Ok(status)
+}
+
+/// Tells the console of the terminal's size, now and when it changes.
+fn follow_size(control: &Arc<dyn Control>) -> Result<(), Failure> {
+    let control = control.clone();
+    let tell = move || {
+        if let Some((rows, columns)) = terminal::size() {
+            // A machine that has ended has no use for it.
+            let _ = control.resize(columns, rows);
+        }
+    };
+    tell();
+    signals::on_resize(tell)
 }
 
 /// Ends the machine when its kernel's last words are that it panicked; tells if so.

@@ -3,7 +3,7 @@
 use std::{io, sync::atomic::Ordering::Relaxed, thread};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH},
     iterator::Signals,
 };
 
@@ -27,6 +27,20 @@ fn start(mut on_signal: impl FnMut(bool) + Send + 'static) -> io::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Calls `on_resize` whenever the terminal has another size.
+pub fn on_resize(mut on_resize: impl FnMut() + Send + 'static) -> Result<(), Failure> {
+    let start = || -> io::Result<()> {
+        let mut signals = Signals::new([SIGWINCH])?;
+        thread::Builder::new().name("terminal size".into()).spawn(move || {
+            signals.forever().for_each(|_| on_resize());
+        })?;
+        Ok(())
+    };
+    start().map_err(|e| {
+        Failure::host(format!("signals: {e}; lower the load of this host and try again"))
+    })
 }
 
 /// While guests are fetched, these signals stop the fetch.

@@ -10,7 +10,9 @@ use machine::{Handle, Machine, Parts, Tracer};
 use vm_spec::{GdbAddress, VmSpec};
 
 use crate::{
-    Failure, disks, engines,
+    Failure, channels,
+    console::Console,
+    disks, engines,
     engines::Engine,
     guest::Files,
     monitor::{Activity, Control, Gone},
@@ -26,6 +28,8 @@ pub struct Running {
     control: Arc<Handle>,
     debugger: Option<Server>,
     disks: Vec<Arc<dyn Disk>>,
+    /// Kept while the machine runs: sockets are removed with them.
+    channels: Vec<Console>,
 }
 
 impl Running {
@@ -38,6 +42,7 @@ impl Running {
         trace: Option<Box<dyn Write + Send>>,
     ) -> Result<Self, Failure> {
         let names = Names::of(spec, &files);
+        let mut channels = channels::open(&spec.channels)?;
         let engine = engines::open(engine, spec)?;
         let opened = disks::open(&spec.disks)?;
         let disks = opened.iter().map(|part| part.disk.clone()).collect();
@@ -45,6 +50,7 @@ impl Running {
             start: files.start,
             console,
             disks: opened,
+            channels: channels::parts(&spec.channels, &channels),
             entropy: spec.rng.then(disks::entropy).transpose()?,
             networks: nets::open(&spec.net)?,
             tracer: match trace {
@@ -54,12 +60,13 @@ impl Running {
         };
         let machine =
             Machine::build(&*engine, spec, parts).map_err(|error| names.failure(&error))?;
+        channels::start(&mut channels, &machine)?;
         let control = Arc::new(machine.handle());
         let debugger = match &spec.gdb {
             Some(address) => Some(serve_debugger(address, &control)?),
             None => None,
         };
-        Ok(Self { machine, control, debugger, disks })
+        Ok(Self { machine, control, debugger, disks, channels })
     }
 
     pub fn control(&self) -> Arc<dyn Control> {
@@ -90,6 +97,7 @@ impl Running {
     /// How it ended; `None` if the deadline passes first, and then it is ended.
     pub fn wait(&self, deadline: Option<Instant>) -> Option<Ended> {
         let ended = self.machine.wait(deadline);
+        self.channels.iter().for_each(Console::drain);
         if ended.is_none() {
             let _ = self.control.quit();
         }
@@ -114,6 +122,8 @@ fn serve_debugger(address: &GdbAddress, control: &Handle) -> Result<Server, Fail
 fn gone<T>(result: Result<T, machine::Gone>) -> Result<T, Gone> {
     result.map_err(|machine::Gone| Gone)
 }
+
+const NO_BALLOON: &str = "the machine has no balloon; start it with --balloon\n";
 
 impl Control for Handle {
     fn info(&self) -> Result<String, Gone> {
@@ -146,6 +156,20 @@ impl Control for Handle {
 
     fn quit(&self) -> Result<(), Gone> {
         gone(Handle::quit(self))
+    }
+
+    fn balloon(&self, bytes: u64) -> Result<String, Gone> {
+        let found = gone(Handle::balloon(self, bytes))?;
+        Ok(if found { "asked\n" } else { NO_BALLOON }.into())
+    }
+
+    fn balloon_info(&self) -> Result<String, Gone> {
+        let info = gone(Handle::balloon_info(self))?;
+        Ok(info.map_or(NO_BALLOON.into(), |info| info.to_string()))
+    }
+
+    fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone> {
+        gone(Handle::resize(self, columns, rows))
     }
 
     fn activity(&self) -> Result<Activity, Gone> {

@@ -8,6 +8,17 @@
 pub trait Output: Send + Sync {
     /// Takes all of `bytes`; a carrier that cannot take them drops them and counts.
     fn write(&self, bytes: &[u8]);
+
+    /// Takes as many bytes as there is room for and returns how many, for a device that can hold
+    /// its guest back. It offers the rest again after [`Self::on_space`]'s callback.
+    fn offer(&self, bytes: &[u8]) -> usize {
+        self.write(bytes);
+        bytes.len()
+    }
+
+    /// `callback` is called when there is room again after `offer` took less than offered. It
+    /// must not call back into the carrier.
+    fn on_space(&self, _callback: Box<dyn Fn() + Send + Sync>) {}
 }
 
 /// A device that takes bytes.
@@ -19,6 +30,9 @@ pub trait Input: Send + Sync {
     /// `callback` is called when there is room again after `receive` took less than offered.
     /// It must not call back into the device.
     fn on_room(&self, callback: Box<dyn Fn() + Send + Sync>);
+
+    /// Whether somebody is at the other end, where a carrier knows.
+    fn peer(&self, _present: bool) {}
 }
 
 /// Discards everything.

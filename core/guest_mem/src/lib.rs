@@ -168,6 +168,30 @@ impl GuestMem {
         Ok(())
     }
 
+    /// Gives whole pages of this range back to the host, as far as they are writable memory: they
+    /// are zero from now on, and both planes are told. Returns how many bytes those were; a host
+    /// that cannot take them keeps their contents, and they do not count.
+    pub fn discard(&self, gpa: u64, len: u64) -> u64 {
+        let layout = self.layout();
+        let Some(mut at) = gpa.checked_next_multiple_of(PAGE) else { return 0 };
+        let end = gpa.saturating_add(len) & !(PAGE - 1);
+        let mut done = 0;
+        while at < end {
+            let next = layout.regions().iter().find(|r| r.slot.gpa + r.slot.len > at);
+            let Some(region) = next.filter(|r| r.slot.gpa < end) else { break };
+            let start = at.max(region.slot.gpa);
+            let stop = end.min(region.slot.gpa + region.slot.len);
+            let (offset, here) = (start - region.slot.gpa, stop - start);
+            let slot = &region.slot;
+            if slot.writable && slot.mem.discard(slot.offset + offset, here).is_ok() {
+                self.written(region, offset, here);
+                done += here;
+            }
+            at = stop;
+        }
+        done
+    }
+
     /// A buffer for device DMA, if `len` bytes at `gpa` are memory of one slot that may be
     /// written.
     pub fn dma(&self, gpa: u64, len: usize) -> Option<DmaBuf<'_>> {

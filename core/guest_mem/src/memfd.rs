@@ -41,6 +41,14 @@ impl Memfd {
         self.0.write_all_at(data, offset)
     }
 
+    /// Gives pages back to the host; they read as zeroes, wherever they are mapped, and are the
+    /// guest's again when they are written.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::FallocateFlags;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.0, flags, offset, len)?)
+    }
+
     pub fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

@@ -119,3 +119,39 @@ fn dma_tells_the_planes_when_it_completes() {
     assert_eq!(bytes, [1, 1, 1, 1, 0], "no more than the buffer");
     assert!(mem.dma(0x4ff0, 0x20).is_none());
 }
+
+#[test]
+fn discarded_pages_are_zero_and_not_allocated() {
+    struct Seen(AtomicU64);
+    impl CodeWatch for Seen {
+        fn invalidate(&self, gpa: Range<u64>) {
+            self.0.fetch_add(gpa.end - gpa.start, SeqCst);
+        }
+    }
+    let (mem, ram) = space();
+    let seen = Arc::new(Seen(AtomicU64::new(0)));
+    let watch: Arc<dyn CodeWatch> = seen.clone();
+    mem.watch_code(&watch);
+    // Another slot behind a gap.
+    let more = Memfd::new(0x2000).unwrap();
+    mem.update(&[slot(1, 0x8000, &more, 0, 0x2000)], |_, _| Ok(())).unwrap();
+    mem.write(0x1000, &[5; 0x4000]).unwrap();
+    mem.write(0x8000, &[5; 0x2000]).unwrap();
+    mem.layout().regions()[0].code().set(2);
+    assert_eq!(mem.discard(0x1001, 0x1ffe), 0, "no whole page");
+    assert_eq!(mem.discard(0x2800, 0x7000), 0x2000 + 0x1000);
+    let byte = |at| {
+        let mut out = [0];
+        mem.read(at, &mut out).unwrap();
+        out[0]
+    };
+    let bytes = [0x2fff, 0x3000, 0x4fff, 0x8fff, 0x9000].map(byte);
+    assert_eq!(bytes, [5, 0, 0, 0, 5]);
+    assert_eq!(seen.0.load(SeqCst), 0x2000, "there was code");
+    assert_eq!(ram.discard(0, 0x4000).map_err(|e| e.kind()), Ok(()));
+    for (at, len) in [(0, 0), (u64::MAX, 1), (u64::MAX - 4095, u64::MAX), (0x5000, 0x3000)] {
+        assert_eq!(mem.discard(at, len), 0);
+    }
+    mem.write(0x3000, &[6]).unwrap();
+    assert_eq!(byte(0x3000), 6);
+}

@@ -63,6 +63,11 @@ impl Span {
         self.len == 0
     }
 
+    /// Address and length of each piece, for a device to which the place says something.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.pieces.iter().copied()
+    }
+
     /// Takes a piece of at most `max` bytes from the front.
     fn take(&mut self, max: usize) -> Option<(u64, usize)> {
         let (gpa, len) = *self.pieces.front().filter(|_| max > 0)?;

@@ -67,12 +67,18 @@ impl std::fmt::Debug for Board {
 impl Board {
     /// The device in slot 1, its BAR placed, and running.
     pub fn new(device: Arc<dyn VirtioDevice>) -> Self {
+        Self::with(|_| device)
+    }
+
+    /// The same, for a device that is given the board's memory.
+    pub fn with(make: impl FnOnce(&Arc<GuestMem>) -> Arc<dyn VirtioDevice>) -> Self {
         let (sink, line) = (Arc::new(Recorder::default()), Arc::new(Recorder::default()));
         let mut wiring = wiring(&FakeTime::default(), &sink);
         let ram = Memfd::new(RAM).expect("memory");
         let memory = GuestMem::new(RAM).expect("memory");
         let slot = Slot { id: 0, gpa: 0, mem: ram, offset: 0, len: RAM, writable: true };
         memory.update(&[Change::Map(slot)], |_, _| Ok(())).expect("a slot");
+        let device = make(&memory);
         wiring.memory = memory.clone();
         wiring.irqs = (0..24).map(|_| line.clone() as LineRef).collect();
         let config = Config { ecam: ECAM..ECAM + (1 << 28), window: WINDOW..ECAM };
@@ -273,5 +279,8 @@ impl Board {
         let mut bytes = vec![0; RAM as usize];
         self.memory.read(0, &mut bytes).expect("RAM");
         other.memory.write(0, &bytes).expect("RAM");
+        // What the driver remembers moves along.
+        let shadow = self.shadow.lock().expect("no panic").clone();
+        *other.shadow.lock().expect("no panic") = shadow;
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     apic::{TscOffsets, VcpuApic},
     clock::GuestClock,
     cpuid,
+    extras::{self, Extras},
     host::{BoardHost, Interrupts},
     info::{Info, State, VcpuInfo},
     map,
@@ -47,12 +48,22 @@ pub struct Parts {
     pub start: Start,
     pub console: Arc<dyn Output>,
     /// Those of the spec, in its order.
+    pub channels: Vec<ChannelPart>,
+    /// Those of the spec, in its order.
     pub disks: Vec<DiskPart>,
     /// Random bytes without end, for a guest that has an entropy device.
     pub entropy: Option<Box<dyn Read + Send>>,
     /// What the guest's network cards are plugged into.
     pub networks: Vec<NetworkPart>,
     pub tracer: Tracer,
+}
+
+/// A port with a name, and what carries its bytes.
+pub struct ChannelPart {
+    pub name: String,
+    pub output: Arc<dyn Output>,
+    /// Somebody is at the other end, until the carrier says otherwise.
+    pub peer: bool,
 }
 
 /// A disk, opened.
@@ -82,6 +93,12 @@ impl fmt::Debug for DiskPart {
     }
 }
 
+impl fmt::Debug for ChannelPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChannelPart({})", self.name)
+    }
+}
+
 impl fmt::Debug for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parts").field("start", &self.start).finish_non_exhaustive()
@@ -96,6 +113,7 @@ pub(crate) struct Board {
     devices: Vec<Arc<dyn Device>>,
     chipset: Chipset,
     pci: Arc<PciHost>,
+    pub(crate) extras: Arc<Extras>,
     apics: Apics,
     starter: Starter,
     tracer: Tracer,
@@ -114,6 +132,7 @@ pub(crate) struct Built {
     pub(crate) board: Board,
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) console: Arc<dyn Input>,
+    pub(crate) channels: Vec<Arc<dyn Input>>,
 }
 
 /// Devices' memory, laid out by the engine.
@@ -184,7 +203,9 @@ pub(crate) fn build(
         virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
     }
     add_networks(parts.networks, &pci, &mut wiring)?;
-    let uart = uart::build(&uart::Config::COM1, parts.console, &mut wiring);
+    let uart = uart::build(&uart::Config::COM1, parts.console.clone(), &mut wiring);
+    let (extras, channels) = extras::build(spec, parts.console, parts.channels, &pci, &mut wiring)?;
+    let console = extras.console_input().unwrap_or(uart);
 
     let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, spec.cpus);
     let starter = Starter::new(spec, parts.start, &mut wiring)?;
@@ -232,6 +253,7 @@ pub(crate) fn build(
         devices: wiring.devices,
         chipset,
         pci,
+        extras,
         apics,
         starter,
         tracer: parts.tracer,
@@ -240,7 +262,7 @@ pub(crate) fn build(
         memory: spec.memory,
     };
     board.load(&vcpus)?;
-    Ok(Built { board, vcpus, console: uart })
+    Ok(Built { board, vcpus, console, channels })
 }
 
 /// The VM with its RAM, or why this engine cannot have it.
@@ -467,6 +489,11 @@ impl Board {
 
     pub(crate) fn power_button(&self) {
         self.chipset.pm.power_button();
+    }
+
+    /// Asks the guest to do with so many bytes of its memory.
+    pub(crate) fn leave(&self, bytes: u64) -> bool {
+        self.extras.leave(self.memory, bytes)
     }
 
     pub(crate) fn nmi(&self, vcpus: &[VcpuThread]) {

@@ -1,6 +1,7 @@
 //! What an operator may do to a running machine, from any thread.
 
 use crate::{
+    extras::{BalloonInfo, Extras},
     info::Info,
     owner::{DebugStop, Request},
     stats::MachineStats,
@@ -26,6 +27,7 @@ pub struct Gone;
 pub struct Handle {
     owner: Sender<Request>,
     memory: Arc<GuestMem>,
+    extras: Arc<Extras>,
     vcpus: usize,
 }
 
@@ -36,8 +38,13 @@ impl fmt::Debug for Handle {
 }
 
 impl Handle {
-    pub(crate) fn new(owner: Sender<Request>, memory: Arc<GuestMem>, vcpus: usize) -> Self {
-        Self { owner, memory, vcpus }
+    pub(crate) fn new(
+        owner: Sender<Request>,
+        memory: Arc<GuestMem>,
+        extras: Arc<Extras>,
+        vcpus: usize,
+    ) -> Self {
+        Self { owner, memory, extras, vcpus }
     }
 
     fn ask<R>(&self, request: impl FnOnce(Sender<R>) -> Request) -> Result<R, Gone> {
@@ -86,6 +93,22 @@ impl Handle {
 
     pub fn info(&self) -> Result<Info, Gone> {
         self.ask(Request::Info)
+    }
+
+    /// Asks the guest to do with so many bytes of its memory. False if it has no balloon.
+    pub fn balloon(&self, bytes: u64) -> Result<bool, Gone> {
+        self.ask(|done| Request::Balloon(bytes, done))
+    }
+
+    /// What the guest says of its memory, waiting a moment for it; `None` without a balloon.
+    pub fn balloon_info(&self) -> Result<Option<BalloonInfo>, Gone> {
+        let memory = self.info()?.memory;
+        Ok(self.extras.balloon_info(memory))
+    }
+
+    /// The terminal that the console is has another size now. A serial port has none.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone> {
+        self.tell(Request::Resize(columns, rows))
     }
 
     /// What was counted so far.

@@ -15,6 +15,7 @@ mod clock;
 mod cpuid;
 mod dump;
 pub mod engines;
+mod extras;
 mod firmware;
 mod handle;
 mod host;
@@ -32,7 +33,8 @@ mod trace;
 mod vcpu;
 pub mod virt;
 
-pub use board::{DiskPart, NetworkPart, Parts};
+pub use board::{ChannelPart, DiskPart, NetworkPart, Parts};
+pub use extras::BalloonInfo;
 pub use handle::{Gone, Handle};
 pub use image::Image;
 pub use info::{Exits, Info, State, VcpuInfo};
@@ -94,6 +96,7 @@ pub struct Machine {
     end: Arc<End>,
     thread: Option<JoinHandle<()>>,
     console: Arc<dyn Input>,
+    channels: Vec<Arc<dyn Input>>,
     handle: Handle,
 }
 
@@ -114,7 +117,9 @@ impl Machine {
         let (owner, inbox) = channel();
         let built = board::build(engine, spec, parts, tsc_khz, &owner)?;
         let end = Arc::new(End::default());
-        let handle = Handle::new(owner.clone(), built.board.vm.memory().clone(), built.vcpus.len());
+        let memory = built.board.vm.memory().clone();
+        let extras = built.board.extras.clone();
+        let handle = Handle::new(owner.clone(), memory, extras, built.vcpus.len());
         let running = vec![false; built.vcpus.len()];
         let owned = Owner {
             board: built.board,
@@ -131,7 +136,8 @@ impl Machine {
             .name("owner".into())
             .spawn(move || owned.serve())
             .map_err(Error::Thread)?;
-        Ok(Self { owner, end, thread: Some(thread), console: built.console, handle })
+        let (console, channels) = (built.console, built.channels);
+        Ok(Self { owner, end, thread: Some(thread), console, channels, handle })
     }
 
     /// For other threads: what an operator may do to the machine.
@@ -142,6 +148,11 @@ impl Machine {
     /// Where the console's input goes.
     pub fn console(&self) -> Arc<dyn Input> {
         self.console.clone()
+    }
+
+    /// Where the input of each channel goes, in the order of the spec.
+    pub fn channels(&self) -> &[Arc<dyn Input>] {
+        &self.channels
     }
 
     /// How it ended; `None` if the deadline passes first.

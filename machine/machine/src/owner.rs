@@ -68,6 +68,10 @@ pub(crate) enum Request {
     PowerButton,
     Nmi,
     Quit,
+    /// Bytes that the guest is to be left with; whether it has a balloon.
+    Balloon(u64, Sender<bool>),
+    /// Columns and rows.
+    Resize(u16, u16),
     Info(Sender<Info>),
     Stats(Sender<MachineStats>),
     /// Not while the machine runs.
@@ -192,6 +196,8 @@ impl Owner {
                 return failed;
             }
             Request::PowerButton => self.board.power_button(),
+            Request::Balloon(bytes, done) => drop(done.send(self.board.leave(bytes))),
+            Request::Resize(columns, rows) => self.board.extras.resize(columns, rows),
             Request::Nmi => self.board.nmi(&self.vcpus),
             Request::Info(to) => drop(to.send(self.info())),
             Request::Stats(to) => {

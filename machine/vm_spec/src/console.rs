@@ -11,11 +11,33 @@ use serde::{Deserialize, Serialize};
 use crate::SpecError;
 
 const OPTION: &str = "--console";
-const ADVICE: &str = "give stdio, none, pty, unix:PATH or file:PATH";
+const ADVICE: &str = "give stdio, none, pty, unix:PATH or file:PATH, or virtio: before one of them";
 
 /// A Unix socket's address has room for this many bytes of path (`sockaddr_un`, unix(7)),
 /// the terminating zero not counted.
 const UNIX_PATH_MAX: usize = 107;
+
+/// The device that is the guest's console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// A serial port, `ttyS0` in Linux.
+    #[default]
+    Serial,
+    /// A virtio console, `hvc0` in Linux. What the serial port says goes to the same carrier.
+    Virtio,
+}
+
+/// `virtio` or `virtio:CARRIER`, or a carrier alone.
+pub fn parse_console(text: &str) -> Result<(ConsoleDevice, Console), SpecError> {
+    match text.strip_prefix("virtio") {
+        Some("") => Ok((ConsoleDevice::Virtio, Console::Stdio)),
+        Some(rest) if rest.starts_with(':') => {
+            Ok((ConsoleDevice::Virtio, rest.trim_start_matches(':').parse()?))
+        }
+        _ => Ok((ConsoleDevice::Serial, text.parse()?)),
+    }
+}
 
 /// What carries the bytes of the guest's console.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +135,22 @@ mod tests {
     fn names_go_both_ways() {
         for text in ["stdio", "none", "pty", "unix:/run/vm.sock", "file:out:put.log"] {
             assert_eq!(text.parse::<Console>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_console_has_a_device() {
+        use ConsoleDevice::*;
+        for (text, device, carrier) in [
+            ("stdio", Serial, "stdio"),
+            ("virtio", Virtio, "stdio"),
+            ("virtio:unix:/a", Virtio, "unix:/a"),
+        ] {
+            let (got, console) = parse_console(text).unwrap();
+            assert_eq!((got, console.to_string().as_str()), (device, carrier));
+        }
+        for text in ["virtio:", "virtios", "virtio:virtio", "serial"] {
+            assert_eq!(parse_console(text).expect_err(text).option(), "--console");
         }
     }
 

@@ -5,6 +5,7 @@
 //! one. The types admit what can be written down; [`VmSpec::validate`] says whether it can
 //! be run, and every refusal is one line that names the option, the fault and the remedy.
 
+mod channel;
 mod console;
 mod disk;
 mod error;
@@ -19,7 +20,8 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use console::Console;
+pub use channel::{CHANNELS_MAX, Channel};
+pub use console::{Console, ConsoleDevice, parse_console};
 pub use disk::{Disk, DiskCache, DiskFormat};
 pub use error::SpecError;
 pub use firmware::{Firmware, FirmwareKind};
@@ -130,12 +132,21 @@ pub struct VmSpec {
     /// Text for the end of the kernel's command line.
     pub append: String,
     pub console: Console,
+    /// The device that the console is.
+    #[serde(default)]
+    pub console_device: ConsoleDevice,
+    /// Ports with names, at most [`CHANNELS_MAX`].
+    #[serde(default)]
+    pub channels: Vec<Channel>,
     /// In the order in which the guest finds them, at most [`DISKS_MAX`].
     #[serde(default)]
     pub disks: Vec<Disk>,
     /// An entropy device.
     #[serde(default)]
     pub rng: bool,
+    /// A balloon, by which the guest's memory is taken and given back while it runs.
+    #[serde(default)]
+    pub balloon: bool,
     /// The network card.
     #[serde(default)]
     pub net: Net,
@@ -163,8 +174,11 @@ impl Default for VmSpec {
             initrd: None,
             append: String::new(),
             console: Console::Stdio,
+            console_device: ConsoleDevice::Serial,
+            channels: Vec::new(),
             disks: Vec::new(),
             rng: false,
+            balloon: false,
             net: Net::None,
             timeout_ms: None,
             trace: Trace::default(),
@@ -199,6 +213,7 @@ impl VmSpec {
         self.check_kernel()?;
         self.check_cpu_model()?;
         self.console.validate()?;
+        Channel::validate_all(&self.channels)?;
         self.net.validate()?;
         self.check_disks()?;
         self.trace.validate()
@@ -289,6 +304,9 @@ mod tests {
             console: "unix:/tmp/console".parse().unwrap(),
             disks: vec!["disk.img,readonly".parse().unwrap()],
             rng: true,
+            balloon: true,
+            console_device: ConsoleDevice::Virtio,
+            channels: vec!["agent=unix:/tmp/agent".parse().unwrap()],
             net: "user,loopback".parse().unwrap(),
             timeout_ms: Some(30_000),
             trace: "exits,interrupts:/tmp/trace".parse().unwrap(),

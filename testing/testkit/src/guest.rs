@@ -203,6 +203,11 @@ impl Guest {
         Ok(Finished { status: status.code(), console, stderr })
     }
 
+    /// The program's process ID.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What the program itself has said on standard error.
     pub fn said(&self) -> String {
         self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -7,6 +7,7 @@ use std::path::Path;
 pub struct Options {
     engine: String,
     timeout: String,
+    console: String,
     args: Vec<String>,
     env: Vec<(String, String)>,
 }
@@ -19,6 +20,7 @@ impl Default for Options {
             engine,
             // Longer than any test waits: so that nothing outlives a killed test run.
             timeout: "1800s".to_owned(),
+            console: "stdio".to_owned(),
             args: Vec::new(),
             env: Vec::new(),
         }
@@ -29,6 +31,12 @@ impl Options {
     /// Another engine than the default one.
     pub fn engine(mut self, name: &str) -> Self {
         self.engine = name.to_owned();
+        self
+    }
+
+    /// `--console`, which the test talks to by standard input and output.
+    pub fn console(mut self, console: &str) -> Self {
+        self.console = console.to_owned();
         self
     }
 
@@ -93,10 +101,10 @@ impl Options {
     }
 
     pub(crate) fn command_line(&self) -> Vec<String> {
-        let mut line: Vec<String> =
-            ["run", "--engine", &self.engine, "--timeout", &self.timeout, "--console", "stdio"]
-                .map(str::to_owned)
-                .to_vec();
+        let mut line: Vec<String> = ["run", "--engine", &self.engine, "--timeout", &self.timeout]
+            .map(str::to_owned)
+            .to_vec();
+        line.extend(["--console".to_owned(), self.console.clone()]);
         line.extend(self.args.iter().cloned());
         line
     }

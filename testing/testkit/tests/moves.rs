@@ -75,6 +75,7 @@ fn build(files: &assets::Guest, disk: &Path, text: &Arc<Text>) -> Machine {
         }],
         networks: Vec::new(),
         entropy: None,
+        channels: Vec::new(),
         tracer: Tracer::none(),
     };
     Machine::build(&*engine, &spec, parts).unwrap()

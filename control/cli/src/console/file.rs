@@ -8,10 +8,10 @@ use std::{
 use crate::Failure;
 
 /// Opens the file for appending.
-pub fn open(path: &Path) -> Result<File, Failure> {
+pub fn open(option: &str, path: &Path) -> Result<File, Failure> {
     OpenOptions::new().create(true).append(true).open(path).map_err(|e| {
         Failure::host(format!(
-            "--console file:{}: {}; give the path of a file that can be written",
+            "{option}file:{}: {}; give the path of a file that can be written",
             path.display(),
             crate::report::os_reason(&e)
         ))

@@ -39,18 +39,18 @@ enum Reader {
 }
 
 impl Console {
-    /// Opens what the VM's description names.
-    pub fn open(spec: &Spec) -> Result<Self, Failure> {
+    /// Opens what the VM's description names; `option` is how the operator said it.
+    pub fn open(option: &str, spec: &Spec) -> Result<Self, Failure> {
         match spec {
             Spec::None => Ok(Self { queue: None, reader: Reader::None }),
             Spec::Stdio => Self::new(std::io::stdout(), Reader::Stdin),
-            Spec::File(path) => Self::new(file::open(path)?, Reader::None),
+            Spec::File(path) => Self::new(file::open(option, path)?, Reader::None),
             Spec::Pty => {
-                let pty = pty::Pty::open()?;
+                let pty = pty::Pty::open(option)?;
                 Self::new(pty.writer()?, Reader::Pty(pty))
             }
             Spec::Unix(path) => {
-                let server = unix::Server::open(path)?;
+                let server = unix::Server::open(option, path)?;
                 Self::new(server.writer(), Reader::Unix(server))
             }
         }
@@ -83,6 +83,20 @@ impl Console {
             (Reader::Unix(server), _) => server.start(input),
             _ => Ok(()),
         }
+    }
+
+    /// Begins to carry input to a device that no operator talks to.
+    pub fn start_channel(&mut self, input: Arc<dyn Input>) -> Result<(), Failure> {
+        match &mut self.reader {
+            Reader::Pty(pty) => pty.start(input),
+            Reader::Unix(server) => server.start(input),
+            Reader::None | Reader::Stdin => Ok(()),
+        }
+    }
+
+    /// Whether the other end is always there, as far as is known.
+    pub fn is_always_there(&self) -> bool {
+        !matches!(self.reader, Reader::Unix(_))
     }
 
     /// Lets the last output be written.

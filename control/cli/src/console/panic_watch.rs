@@ -89,6 +89,22 @@ fn is_stuck(before: Activity, after: Activity) -> bool {
 impl Output for PanicWatch {
     fn write(&self, bytes: &[u8]) {
         self.next.write(bytes);
+        self.look(bytes);
+    }
+
+    fn offer(&self, bytes: &[u8]) -> usize {
+        let taken = self.next.offer(bytes);
+        self.look(bytes.get(..taken).unwrap_or(bytes));
+        taken
+    }
+
+    fn on_space(&self, callback: Box<dyn Fn() + Send + Sync>) {
+        self.next.on_space(callback);
+    }
+}
+
+impl PanicWatch {
+    fn look(&self, bytes: &[u8]) {
         let mut scanner = self.lock();
         let before = scanner.suspicion;
         for byte in bytes {

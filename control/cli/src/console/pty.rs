@@ -27,14 +27,12 @@ pub struct Pty {
 
 impl Pty {
     /// Opens one and prints its path.
-    pub fn open() -> Result<Self, Failure> {
+    pub fn open(option: &str) -> Result<Self, Failure> {
         let (pty, path) = Self::new().map_err(|e| {
-            Failure::host(format!(
-                "--console pty: {}; use --console unix:PATH",
-                report::os_reason(&e)
-            ))
+            Failure::host(format!("{option}pty: {}; use {option}unix:PATH", report::os_reason(&e)))
         })?;
-        report::notice(&format!("the console is {path}"));
+        let what = option.trim_start_matches('-').trim_end_matches([' ', '=', ':']);
+        report::notice(&format!("the {what} is {path}"));
         Ok(pty)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,12 +11,24 @@ use byte_stream::Output;
 /// What waits at most for a slow sink; beyond it output is lost.
 const LIMIT: usize = 4 << 20;
 
+/// The same of a device that holds its guest back.
+const HELD_BACK: usize = 64 << 10;
+
 /// Bytes on their way out.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Queue {
     state: Mutex<State>,
     changed: Condvar,
+    space: OnceLock<SpaceCallback>,
 }
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+type SpaceCallback = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -25,6 +37,8 @@ struct State {
     held: bool,
     writing: bool,
     broken: bool,
+    /// Somebody was refused and is to hear of room.
+    refused: bool,
     dropped: u64,
 }
 
@@ -46,7 +60,11 @@ impl Queue {
             batch.clear();
             std::mem::swap(&mut batch, &mut state.waiting);
             state.writing = true;
+            let refused = std::mem::take(&mut state.refused);
             drop(state);
+            if let (true, Some(callback)) = (refused, self.space.get()) {
+                callback();
+            }
             if sink.write_all(&batch).and_then(|()| sink.flush()).is_err() {
                 self.lock().broken = true;
             }
@@ -100,6 +118,23 @@ impl Output for Queue {
         state.waiting.extend_from_slice(taken);
         state.dropped = state.dropped.saturating_add(lost.len() as u64);
         self.changed.notify_all();
+    }
+
+    fn offer(&self, bytes: &[u8]) -> usize {
+        let mut state = self.lock();
+        if state.broken {
+            return bytes.len();
+        }
+        let room = HELD_BACK.saturating_sub(state.waiting.len()).min(bytes.len());
+        state.waiting.extend(bytes.iter().take(room));
+        state.refused |= room < bytes.len();
+        self.changed.notify_all();
+        room
+    }
+
+    /// The first callback stays: a carrier has one device that waits for it.
+    fn on_space(&self, callback: SpaceCallback) {
+        let _ = self.space.set(callback);
     }
 }
 
@@ -160,6 +195,28 @@ mod tests {
         queue.write(&vec![0; LIMIT]);
         queue.write(b"lost");
         assert_eq!(queue.dropped(), 4);
+    }
+
+    #[test]
+    fn who_holds_its_guest_back_loses_nothing() {
+        let sink = Sink::default();
+        let queue = served(sink.clone());
+        queue.hold(true);
+        let (told, hears) = std::sync::mpsc::channel();
+        let told = Mutex::new(told);
+        queue.on_space(Box::new(move || told.lock().unwrap().send(()).unwrap()));
+        let all: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+        let mut at = queue.offer(&all);
+        assert_eq!((at, queue.offer(&all[at..])), (HELD_BACK, 0));
+        queue.hold(false);
+        while at < all.len() {
+            match queue.offer(&all[at..]) {
+                0 => hears.recv_timeout(LONG).unwrap(),
+                taken => at += taken,
+            }
+        }
+        queue.drain(LONG);
+        assert!(*sink.0.lock().unwrap() == all && queue.dropped() == 0);
     }
 
     #[test]

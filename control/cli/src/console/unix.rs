@@ -33,7 +33,7 @@ pub struct Client(Arc<Mutex<Option<UnixStream>>>);
 
 impl Server {
     /// Listens. A socket left by a process that has ended is replaced.
-    pub fn open(path: &Path) -> Result<Self, Failure> {
+    pub fn open(option: &str, path: &Path) -> Result<Self, Failure> {
         let listener = bind(path).map_err(|e| {
             let remedy = match e.kind() {
                 ErrorKind::AddrInUse => "give another path, or end what uses it",
@@ -41,7 +41,7 @@ impl Server {
                 _ => "give a path in a directory that can be written",
             };
             let why = report::os_reason(&e);
-            Failure::host(format!("--console unix:{}: {why}; {remedy}", path.display()))
+            Failure::host(format!("{option}unix:{}: {why}; {remedy}", path.display()))
         })?;
         Ok(Self { path: path.into(), listener: Some(listener), client: Client::default() })
     }
@@ -54,11 +54,13 @@ impl Server {
     /// Begins to accept clients.
     pub fn start(&mut self, input: Arc<dyn Input>) -> Result<(), Failure> {
         let Some(listener) = self.listener.take() else { return Ok(()) };
-        let feeder = Feeder::start(input)?;
+        let feeder = Feeder::start(input.clone())?;
         let client = self.client.clone();
         super::spawn("console socket", move || {
             for stream in listener.incoming().flatten() {
+                input.peer(true);
                 client.serve(stream, &feeder);
+                input.peer(false);
             }
         })
     }
@@ -153,7 +155,7 @@ mod tests {
     #[test]
     fn one_client_after_another() {
         let path = scratch("clients");
-        let mut server = Server::open(&path).unwrap();
+        let mut server = Server::open("--console ", &path).unwrap();
         let mut writer = server.writer();
         writer.write_all(b"heard by nobody").unwrap();
         let (sender, receiver) = channel();
@@ -176,8 +178,8 @@ mod tests {
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let path = scratch("stale");
         drop(UnixListener::bind(&path).unwrap());
-        let server = Server::open(&path).unwrap();
-        let second = Server::open(&path).err().unwrap();
+        let server = Server::open("--console ", &path).unwrap();
+        let second = Server::open("--console ", &path).err().unwrap();
         assert!(second.line.contains("in use"), "{second:?}");
         drop(server);
     }
@@ -186,7 +188,7 @@ mod tests {
     fn a_file_in_the_way_is_kept() {
         let path = scratch("file");
         fs::write(&path, b"precious").unwrap();
-        assert!(Server::open(&path).is_err());
+        assert!(Server::open("--console ", &path).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         fs::remove_file(&path).unwrap();
     }

@@ -86,6 +86,7 @@ pub fn machine(kind: Kind, cpus: u32) -> Machine {
         console: Arc::new(byte_stream::Null),
         disks: Vec::new(),
         entropy: None,
+        channels: Vec::new(),
         networks: Vec::new(),
         tracer: Tracer::none(),
     };

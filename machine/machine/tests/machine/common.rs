@@ -90,6 +90,7 @@ pub fn build_at(
         console: console.clone(),
         disks: Vec::new(),
         entropy: None,
+        channels: Vec::new(),
         networks: Vec::new(),
         tracer: Tracer::none(),
     };
