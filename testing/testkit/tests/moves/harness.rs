@@ -1,0 +1,155 @@
+//! Machines one after the other, which share a console, a disk and a network.
+
+use crate::peer::Peer;
+use assets::{Guest, encode_command};
+use byte_stream::Output;
+use disk_raw::RawDisk;
+use machine::{
+    DiskPart, Ended, Machine, NetworkPart, Parts, Start, Tracer,
+    engines::{self, Kind},
+};
+use saved_state::Part;
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use testkit::BOOT;
+use vm_spec::VmSpec;
+
+const MEMORY: u64 = 192 << 20;
+
+/// The console of all machines, one after the other.
+#[derive(Default)]
+pub struct Text(Mutex<Vec<u8>>);
+
+impl Output for Text {
+    fn write(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+    }
+}
+
+impl Text {
+    pub fn all(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+
+    pub fn has(&self, text: &str) -> bool {
+        self.all().contains(text)
+    }
+
+    fn until(&self, text: &str, machine: &Machine) {
+        let limit = Instant::now() + BOOT;
+        while !self.has(text) {
+            let ended = machine.wait(Some(Instant::now() + Duration::from_millis(20)));
+            let said = self.all();
+            assert!(ended.is_none() || said.contains(text), "{ended:?} before {text}:\n{said}");
+            assert!(Instant::now() < limit, "no {text}:\n{said}");
+        }
+    }
+}
+
+/// What a guest's code is executed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    Translator,
+    Interpreter,
+}
+
+/// A file of this test's own, removed at its end.
+pub struct Image(pub PathBuf);
+
+impl Image {
+    pub fn new(name: &str, size: u64) -> Self {
+        let path = std::env::temp_dir().join(format!("sarang-{name}-{}.img", std::process::id()));
+        File::create(&path).and_then(|file| file.set_len(size)).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// What stays where the guest moves.
+pub struct World {
+    pub files: Guest,
+    pub disk: Image,
+    pub peer: Option<Arc<Peer>>,
+    pub text: Arc<Text>,
+    /// What the guest does; then it powers off.
+    pub work: &'static str,
+}
+
+impl World {
+    fn build(&self, by: By) -> Machine {
+        let spec = VmSpec { memory: MEMORY, cpus: 2, ..VmSpec::default() };
+        let code_cache = if by == By::Interpreter { 0 } else { spec.code_cache };
+        let spec = VmSpec { code_cache, ..spec };
+        let engine = engines::open_for(Kind::Translate, &spec).unwrap();
+        let network = |peer: &Arc<Peer>| NetworkPart {
+            network: peer.clone(),
+            device: peer.clone(),
+            mac: "52:54:00:00:00:02".parse().unwrap(),
+            mtu: 1500,
+        };
+        let work = encode_command(self.work);
+        let parts = Parts {
+            start: Start::Kernel {
+                kernel: File::open(&self.files.kernel).unwrap().into(),
+                initrd: Some(File::open(&self.files.initrd).unwrap().into()),
+                command_line: format!("console=ttyS0 quiet sarang.exec={work}"),
+            },
+            console: self.text.clone(),
+            disks: vec![DiskPart {
+                disk: Arc::new(RawDisk::open(&self.disk.0, false).unwrap()),
+                serial: String::new(),
+            }],
+            networks: self.peer.iter().map(network).collect(),
+            entropy: None,
+            channels: Vec::new(),
+            tracer: Tracer::none(),
+        };
+        Machine::build(&*engine, &spec, parts).unwrap()
+    }
+
+    /// Boots, moves after each of these words, and somewhere inside what follows it; returns
+    /// when the guest has powered off.
+    pub fn run(&self, hops: &[(&str, By)]) {
+        let mut machine = self.build(By::Translator);
+        machine.handle().resume().unwrap();
+        for (count, (word, by)) in hops.iter().enumerate() {
+            self.text.until(word, &machine);
+            std::thread::sleep(Duration::from_millis(7 * count as u64));
+            let (parts, memory) = take(machine);
+            machine = self.build(*by);
+            machine.handle().memory().write(0, &memory).unwrap();
+            machine.handle().restore(parts).unwrap().unwrap();
+            machine.handle().resume().unwrap();
+        }
+        let ended = machine.wait(Some(Instant::now() + BOOT));
+        let said = self.text.all();
+        assert_eq!(ended, Some(Ended::PoweredOff), "{said}");
+        for trouble in ["I/O error", "Call Trace", "soft lockup", "hung"] {
+            assert!(!said.contains(trouble), "{said}");
+        }
+    }
+}
+
+/// Ends the machine; what another needs to go on.
+fn take(machine: Machine) -> (Vec<Part>, Vec<u8>) {
+    let handle = machine.handle();
+    handle.pause().unwrap();
+    let parts = handle.save().unwrap().unwrap();
+    let mut memory = vec![0; MEMORY as usize];
+    handle.memory().read(0, &mut memory).unwrap();
+    // What is saved is what is: nothing moves while the machine is paused.
+    std::thread::sleep(Duration::from_millis(50));
+    let mut again = vec![0; MEMORY as usize];
+    handle.memory().read(0, &mut again).unwrap();
+    assert!(memory == again && parts == handle.save().unwrap().unwrap());
+    (parts, memory)
+}

@@ -1,0 +1,51 @@
+//! A guest that writes to its disk, has one TCP connection open all the while, and pings.
+
+use crate::{harness::*, peer::Peer};
+use std::sync::Arc;
+use testkit::guest_files;
+
+/// All that is written to the disk goes over the connection and comes back.
+const WORK: &str = "/etc/devices; until [ -b /dev/vda ]; do sleep 1; done
+modprobe virtio_net; until ip link set eth0 up; do sleep 1; done
+ip addr add 10.9.0.2/24 dev eth0; echo be''gun
+while [ ! -e /tmp/stop ]; do ping -A -q -c 50 10.9.0.1 >> /tmp/pings; done &
+for i in $(seq 0 39); do
+    dd if=/dev/urandom of=/tmp/part bs=64k count=8 2> /dev/null
+    cat /tmp/part >> /tmp/all
+    dd if=/tmp/part of=/dev/vda bs=64k seek=$((i * 8)) conv=fsync 2> /dev/null
+    cat /tmp/part
+    echo done-$i >&2
+done | nc 10.9.0.1 7 > /tmp/back
+touch /tmp/stop; wait
+echo 3 > /proc/sys/vm/drop_caches
+head -c 20971520 /dev/vda | cmp - /tmp/all && echo disk-sa''me
+cmp /tmp/back /tmp/all && echo connection-sa''me
+grep transmitted /tmp/pings | grep -v ', 0% packet loss' || echo pings-com''plete
+grep -c transmitted /tmp/pings | sed s/^/pings-/
+sha256sum < /tmp/all";
+
+#[test]
+fn a_guest_moves_with_its_connection_and_its_disk() {
+    let Some(files) = guest_files("linux-image-6.1.0-*-cloud-amd64") else { return };
+    let (disk, peer) = (Image::new("traffic", 20 << 20), Peer::start());
+    let world = World { files, disk, peer: Some(peer.clone()), text: Arc::default(), work: WORK };
+    world.run(&[
+        ("begun", By::Translator),
+        ("done-2\r", By::Translator),
+        ("done-7\r", By::Interpreter),
+        ("done-8\r", By::Interpreter),
+        ("done-9\r", By::Translator),
+        ("done-20\r", By::Translator),
+        ("done-33\r", By::Translator),
+    ]);
+    let said = world.text.all();
+    for mark in ["disk-same", "connection-same", "pings-complete", "done-39"] {
+        assert!(said.contains(mark), "no {mark}:\n{said}");
+    }
+    assert!(!said.contains("pings-0"), "{said}");
+    let (frames, echoed) = *peer.counted.lock().unwrap();
+    assert!(frames > 100 && echoed == 20 << 20, "{frames} frames, {echoed} bytes");
+    let sum = std::process::Command::new("sha256sum").arg(&world.disk.0).output().unwrap();
+    let sum = String::from_utf8_lossy(&sum.stdout).into_owned();
+    assert!(said.contains(sum.split_whitespace().next().unwrap()), "the host's file differs");
+}
