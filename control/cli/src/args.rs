@@ -166,6 +166,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "NET", default_value = "none")]
     net: String,
 
+    /// Screen of the guest, with a keyboard and a mouse: none, or
+    /// vnc=127.0.0.1:N[,password-file=FILE]; N is a display's number, or auto
+    #[arg(long, value_name = "DISPLAY", default_value = "none")]
+    display: String,
+
     /// End the run after this time: 30s, 500ms, 5m, 2h
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     timeout: Option<String>,
@@ -247,6 +252,7 @@ impl RunOptions {
             rng: self.rng,
             disks: self.disks()?,
             net: self.net.parse()?,
+            display: self.display.parse()?,
             timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,
             trace: self.trace.as_deref().map_or(Ok(Trace::default()), str::parse)?,
             gdb: self.gdb.as_deref().map(str::parse).transpose()?,
@@ -363,7 +369,7 @@ mod tests {
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
              --trace exits:t --perf-map --windows off --stats --disk a,readonly --disk b \
-             --rng --net user,mtu=9000 --channel a=pty --balloon",
+             --rng --net user,mtu=9000 --channel a=pty --balloon --display vnc=127.0.0.1:1",
         )
         .unwrap()
         .to_spec()
@@ -381,6 +387,7 @@ mod tests {
         );
         assert_eq!(spec.net.to_string(), "user,mtu=9000");
         assert!(spec.balloon && spec.channels[0].name == "a");
+        assert_eq!(spec.display.to_string(), "vnc=127.0.0.1:1");
         let spec = options("--console virtio").unwrap().to_spec().unwrap();
         assert_eq!(spec.console_device, vm_spec::ConsoleDevice::Virtio);
     }
@@ -419,6 +426,7 @@ mod tests {
             ("--firmware bios --kernel k", "--firmware"),
             ("--net user,forward=22", "--net"),
             ("--channel pty", "--channel"),
+            ("--display vnc=0.0.0.0:0", "--display"),
         ] {
             let error = options(line).unwrap().to_spec().unwrap_err();
             assert_eq!(error.option(), option, "{line}");

@@ -183,13 +183,15 @@ fn reason(error: &io::Error) -> &'static str {
 }
 
 /// Every kernel is told of the console: the serial line, or the virtio console, before whose
-/// driver is there the serial line shows what is said; the operator's words come last and so win.
+/// driver is there the serial line shows what is said; before that of a screen, if there is one.
+/// The last one is where its shell goes, and the operator's words come after all, and so win.
 fn command_line(spec: &VmSpec, words: &str) -> String {
+    let screen = if spec.display.is_there() { "console=tty0" } else { "" };
     let console = match spec.console_device {
         ConsoleDevice::Serial => "console=ttyS0",
         ConsoleDevice::Virtio => "earlyprintk=ttyS0 console=hvc0",
     };
-    let parts = [console, words, spec.append.trim()];
+    let parts = [screen, console, words, spec.append.trim()];
     let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
     parts.join(" ")
 }
@@ -233,6 +235,9 @@ mod tests {
         let spec = VmSpec { append: " quiet ".into(), ..VmSpec::default() };
         assert_eq!(command_line(&spec, "a=b"), "console=ttyS0 a=b quiet");
         assert_eq!(command_line(&VmSpec::default(), ""), "console=ttyS0");
+        let display = "vnc=127.0.0.1:0".parse().unwrap();
+        let spec = VmSpec { display, ..VmSpec::default() };
+        assert_eq!(command_line(&spec, ""), "console=tty0 console=ttyS0");
     }
 
     #[test]

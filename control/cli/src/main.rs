@@ -9,6 +9,7 @@ mod cache_command;
 mod channels;
 mod console;
 mod disks;
+mod displays;
 mod engines;
 mod escape;
 mod firmware;

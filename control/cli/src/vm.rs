@@ -12,7 +12,7 @@ use vm_spec::{GdbAddress, VmSpec};
 use crate::{
     Failure, channels,
     console::Console,
-    disks, engines,
+    disks, displays, engines,
     engines::Engine,
     guest::Files,
     monitor::{Activity, Control, Gone},
@@ -30,6 +30,8 @@ pub struct Running {
     disks: Vec<Arc<dyn Disk>>,
     /// Kept while the machine runs: sockets are removed with them.
     channels: Vec<Console>,
+    /// Shows the screen as long as it is there.
+    _viewer: Option<vnc_server::Server>,
 }
 
 impl Running {
@@ -52,6 +54,7 @@ impl Running {
             disks: opened,
             channels: channels::parts(&spec.channels, &channels),
             entropy: spec.rng.then(disks::entropy).transpose()?,
+            vga_rom: displays::vga_rom(&spec.display),
             networks: nets::open(&spec.net)?,
             tracer: match trace {
                 Some(to) => Tracer::new(spec.trace.clone(), to),
@@ -66,7 +69,8 @@ impl Running {
             Some(address) => Some(serve_debugger(address, &control)?),
             None => None,
         };
-        Ok(Self { machine, control, debugger, disks, channels })
+        let viewer = displays::serve(&spec.display, control.seat().clone())?;
+        Ok(Self { machine, control, debugger, disks, channels, _viewer: viewer })
     }
 
     pub fn control(&self) -> Arc<dyn Control> {

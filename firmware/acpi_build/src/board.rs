@@ -15,6 +15,8 @@ pub struct Board {
     pub reset: Reset,
     /// A keyboard controller at 0x60 and 0x64, interrupts 1 and 12.
     pub i8042: bool,
+    /// A VGA that software may look for.
+    pub vga: bool,
     pub rtc: Option<Rtc>,
     pub serial: Vec<Serial>,
     /// The port of a pvpanic device.
@@ -44,6 +46,7 @@ impl Board {
             pm: PmPorts { event: 0x600, control: 0x604, timer: 0x608 },
             reset: Reset { port: 0xcf9, value: 6 },
             i8042: false,
+            vga: false,
             rtc: Some(Rtc { port: 0x70, irq: 8, century: Some(0x32) }),
             serial: vec![Serial { port: 0x3f8, irq: 4 }],
             pvpanic: Some(0x505),

@@ -53,7 +53,10 @@ pub fn table(board: &Board, facs: u32, dsdt: u32) -> Vec<u8> {
     fadt.reset_reg = port(board.reset.port, 1, AccessSize::ByteAccess);
     fadt.reset_value = board.reset.value;
     fadt.century = board.rtc.and_then(|rtc| rtc.century).unwrap_or(0);
-    let mut arch = boot_arch::LEGACY_DEVICES | boot_arch::NO_VGA;
+    let mut arch = boot_arch::LEGACY_DEVICES;
+    if !board.vga {
+        arch |= boot_arch::NO_VGA;
+    }
     if board.i8042 {
         arch |= boot_arch::HAS_8042;
     }
@@ -106,5 +109,8 @@ mod tests {
         board.i8042 = true;
         let fadt = table(&board, 0xe_0040, 0xe_0080);
         assert_eq!((fadt[108], u16_at(&fadt, 109)), (0, 0b10_0111));
+        board.vga = true;
+        let fadt = table(&board, 0xe_0040, 0xe_0080);
+        assert_eq!(u16_at(&fadt, 109), 0b10_0011);
     }
 }

@@ -45,6 +45,8 @@ pub struct Request {
     pub memory: Memory,
     /// Where the ACPI root pointer is.
     pub rsdp: Option<u64>,
+    /// There is a VGA, which shows 80 by 25 characters: the Linux boot protocol says so.
+    pub text_screen: bool,
     pub protocol: Protocol,
     pub unpack: Unpack,
 }
@@ -58,6 +60,7 @@ impl Request {
             command_line: String::new(),
             memory,
             rsdp: None,
+            text_screen: false,
             protocol: Protocol::Auto,
             unpack: Unpack::Auto,
         }

@@ -18,6 +18,7 @@ use x86_defs::{cr::cr0, cr::cr4, cr::efer, gpr, paging};
 
 /// `struct boot_params` outside the setup header.
 mod param {
+    pub const SCREEN_INFO: usize = 0x000;
     pub const ACPI_RSDP_ADDR: usize = 0x070;
     pub const E820_ENTRIES: usize = 0x1e8;
     pub const E820_TABLE: usize = 0x2d0;
@@ -42,6 +43,10 @@ const INITRD_MAX: u64 = 0x7fff_ffff;
 /// The only minor version whose header is made here rather than copied.
 const VERSION: u16 = 0x20f;
 const KERNEL_ALIGNMENT: u32 = 0x20_0000;
+
+/// `struct screen_info` (`include/uapi/linux/screen_info.h`) of a VGA in mode 3: cursor at the top
+/// left, 80 columns, 256 KiB of memory, 25 lines of 16 scan lines.
+const TEXT_SCREEN: [u8; 18] = [0, 0, 0, 0, 0, 0, 3, 80, 0, 0, 3, 0, 0, 0, 25, 1, 16, 0];
 
 /// For errors: the kernel with what it uses while it starts.
 const WORKING_MEMORY: &str = "working memory";
@@ -138,6 +143,9 @@ fn boot_params(
     let initrd = initrd.unwrap_or(0..0);
     put(&mut page, field::RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes());
     put(&mut page, field::RAMDISK_SIZE, &((initrd.end - initrd.start) as u32).to_le_bytes());
+    if request.text_screen {
+        put(&mut page, param::SCREEN_INFO, &TEXT_SCREEN);
+    }
     if let Some(rsdp) = request.rsdp {
         put(&mut page, param::ACPI_RSDP_ADDR, &rsdp.to_le_bytes());
     }

@@ -12,6 +12,7 @@ use crate::{
     map,
     owner::Request,
     power::PowerGate,
+    screen,
     start::{Start, Starter},
     stats::DeviceCounters,
     timers::TimerThread,
@@ -21,6 +22,7 @@ use byte_stream::{Input, Output};
 use chipset::Chipset;
 use device::{Clock, Device, Msi, MsiSink, SlotMap, Wiring};
 use disk::Disk;
+use display::Seat;
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
 use local_apic::ApicBus;
@@ -38,6 +40,7 @@ use std::{
     },
 };
 use vcpu_state::{MpState, VcpuState};
+use vga::Vga;
 use virtio_blk::VirtioBlk;
 use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
@@ -53,6 +56,8 @@ pub struct Parts {
     pub disks: Vec<DiskPart>,
     /// Random bytes without end, for a guest that has an entropy device.
     pub entropy: Option<Box<dyn Read + Send>>,
+    /// The firmware of the VGA, for a guest that has one.
+    pub vga_rom: Option<Arc<[u8]>>,
     /// What the guest's network cards are plugged into.
     pub networks: Vec<NetworkPart>,
     pub tracer: Tracer,
@@ -116,6 +121,7 @@ pub(crate) struct Board {
     pub(crate) extras: Arc<Extras>,
     apics: Apics,
     starter: Starter,
+    vga: Option<Arc<Vga>>,
     tracer: Tracer,
     engine: &'static str,
     cpu_model: String,
@@ -133,6 +139,7 @@ pub(crate) struct Built {
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) console: Arc<dyn Input>,
     pub(crate) channels: Vec<Arc<dyn Input>>,
+    pub(crate) seat: Seat,
 }
 
 /// Devices' memory, laid out by the engine.
@@ -195,7 +202,6 @@ pub(crate) fn build(
     };
     let chipset = chipset::build(&chipset_config(spec.memory, &parts.start), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
-    i8042::build(false, &mut wiring);
     let rom = parts.start.rom(&*vm)?;
     let pci = q35::build(&bridges(ram, rom), &mut wiring);
     add_disks(parts.disks, &pci, spec.cpus, &mut wiring)?;
@@ -203,6 +209,7 @@ pub(crate) fn build(
         virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
     }
     add_networks(parts.networks, &pci, &mut wiring)?;
+    let screen = screen::build(spec, parts.vga_rom, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console.clone(), &mut wiring);
     let (extras, channels) = extras::build(spec, parts.console, parts.channels, &pci, &mut wiring)?;
     let console = extras.console_input().unwrap_or(uart);
@@ -256,13 +263,14 @@ pub(crate) fn build(
         extras,
         apics,
         starter,
+        vga: screen.vga,
         tracer: parts.tracer,
         engine: engine.name(),
         cpu_model: cpu.model,
         memory: spec.memory,
     };
     board.load(&vcpus)?;
-    Ok(Built { board, vcpus, console, channels })
+    Ok(Built { board, vcpus, console, channels, seat: screen.seat })
 }
 
 /// The VM with its RAM, or why this engine cannot have it.
@@ -286,7 +294,7 @@ fn create_vm(
     let vm = engine
         .create_vm(&config)
         .map_err(|source| Error::Engine { engine: engine.name(), source })?;
-    let ram = map_ram(&*vm, spec.memory, engine.name())?;
+    let ram = map_ram(&*vm, spec, engine.name())?;
     Ok((vm, ram))
 }
 
@@ -362,16 +370,19 @@ fn sampler(clock: &Arc<GuestClock>) -> pv_kvm::ClockSource {
     Arc::new(move || clock.sample())
 }
 
-/// Maps all RAM but what the host bridge lays out; RAM below 4 GiB begins at offset 0.
-fn map_ram(vm: &dyn Vm, memory: u64, engine: &'static str) -> Result<Arc<Memfd>, Error> {
+/// Maps all RAM but what the host bridge lays out, and what a VGA takes the place of; RAM below
+/// 4 GiB begins at offset 0.
+fn map_ram(vm: &dyn Vm, spec: &VmSpec, engine: &'static str) -> Result<Arc<Memfd>, Error> {
+    let memory = spec.memory;
     let ram = Memfd::new(memory).map_err(|source| Error::Memory { size: memory >> 20, source })?;
+    let hole = if spec.display.is_there() { screen::WINDOW.start } else { q35::AREA.start };
+    let of_others = hole..q35::AREA.end;
     let mut offset = 0;
     let mut changes = Vec::new();
     let mut id = 0;
     for range in map::ram(memory) {
-        let of_bridge = q35::AREA;
         for part in
-            [range.start..range.end.min(of_bridge.start), of_bridge.end.max(range.start)..range.end]
+            [range.start..range.end.min(of_others.start), of_others.end.max(range.start)..range.end]
         {
             if part.is_empty() {
                 continue;
@@ -432,7 +443,7 @@ impl Board {
     /// Does what firmware would: writes the boot plan to memory, places BARs, and sets every
     /// vCPU to its reset state.
     fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
-        let bsp = self.starter.start(&self.pci, self.vm.memory())?;
+        let bsp = self.starter.start(&self.pci, self.vm.memory(), self.vga.as_deref())?;
         let failed = |source| Error::Engine { engine: self.engine, source };
         if let Apics::Board { bus, .. } = &self.apics
             && let Some(apic) = bus.apic(0)

@@ -15,7 +15,7 @@ pub(crate) fn items(spec: &VmSpec) -> Result<Items, Error> {
     let mut items = Items::default();
     let cpus = (spec.cpus as u16).to_le_bytes();
     items.set(key::RAM_SIZE, &spec.memory.to_le_bytes());
-    items.set(key::NOGRAPHIC, &1u16.to_le_bytes());
+    items.set(key::NOGRAPHIC, &u16::from(!spec.display.is_there()).to_le_bytes());
     items.set(key::CPUS, &cpus);
     items.set(key::MAX_CPUS, &cpus);
     items.set(key::BOOT_MENU, &0u16.to_le_bytes());

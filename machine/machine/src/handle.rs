@@ -6,6 +6,7 @@ use crate::{
     owner::{DebugStop, Request},
     stats::MachineStats,
 };
+use display::Seat;
 use engine::Vcpu;
 use guest_mem::GuestMem;
 use saved_state::Part;
@@ -28,6 +29,7 @@ pub struct Handle {
     owner: Sender<Request>,
     memory: Arc<GuestMem>,
     extras: Arc<Extras>,
+    seat: Seat,
     vcpus: usize,
 }
 
@@ -42,9 +44,10 @@ impl Handle {
         owner: Sender<Request>,
         memory: Arc<GuestMem>,
         extras: Arc<Extras>,
+        seat: Seat,
         vcpus: usize,
     ) -> Self {
-        Self { owner, memory, extras, vcpus }
+        Self { owner, memory, extras, seat, vcpus }
     }
 
     fn ask<R>(&self, request: impl FnOnce(Sender<R>) -> Request) -> Result<R, Gone> {
@@ -69,6 +72,11 @@ impl Handle {
     /// Only this vCPU runs: a debugger steps it.
     pub fn resume_only(&self, vcpu: usize) -> Result<(), Gone> {
         self.ask(|done| Request::Resume(Some(vcpu as u32), done))
+    }
+
+    /// The guest's screen, keyboard and pointer, as far as it has them.
+    pub fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     /// As the reset button does.

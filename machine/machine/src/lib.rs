@@ -26,6 +26,7 @@ pub mod map;
 mod owner;
 mod power;
 mod saved;
+mod screen;
 mod start;
 mod stats;
 mod timers;
@@ -119,7 +120,7 @@ impl Machine {
         let end = Arc::new(End::default());
         let memory = built.board.vm.memory().clone();
         let extras = built.board.extras.clone();
-        let handle = Handle::new(owner.clone(), memory, extras, built.vcpus.len());
+        let handle = Handle::new(owner.clone(), memory, extras, built.seat, built.vcpus.len());
         let running = vec![false; built.vcpus.len()];
         let owned = Owner {
             board: built.board,

@@ -17,6 +17,7 @@ pub(crate) struct Loader {
     command_line: String,
     memory: Memory,
     acpi: acpi_build::Tables,
+    text_screen: bool,
     description: Mutex<String>,
     loaded: AtomicBool,
 }
@@ -39,6 +40,7 @@ impl Loader {
             command_line,
             memory,
             acpi,
+            text_screen: spec.display.is_there(),
             description: Mutex::default(),
             loaded: AtomicBool::new(false),
         })
@@ -70,6 +72,7 @@ impl Loader {
         request.initrd = initrd.transpose().map_err(Error::Image)?;
         request.command_line.clone_from(&self.command_line);
         request.rsdp = Some(self.acpi.rsdp);
+        request.text_screen = self.text_screen;
         Ok(request)
     }
 
@@ -83,6 +86,7 @@ pub(crate) fn acpi_board(spec: &VmSpec) -> acpi_build::Board {
     let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
     let mut board = acpi_build::Board::new(cpus);
     board.pci = Some(pci_bridge());
+    (board.i8042, board.vga) = (spec.display.is_there(), spec.display.is_there());
     board
 }
 

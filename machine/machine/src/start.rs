@@ -8,6 +8,7 @@ use guest_mem::{Change, GuestMem, Memfd, Slot, SlotId};
 use pci::PciHost;
 use std::{fmt, sync::Arc};
 use vcpu_state::VcpuState;
+use vga::Vga;
 use vm_spec::VmSpec;
 
 /// What the guest finds at power-on.
@@ -95,11 +96,19 @@ impl Starter {
     }
 
     /// The state in which the bootstrap processor starts. Without firmware this does what it
-    /// would: writes the boot plan to memory, and places BARs.
-    pub(crate) fn start(&self, pci: &PciHost, memory: &GuestMem) -> Result<VcpuState, Error> {
+    /// would: writes the boot plan to memory, places BARs, and starts the screen.
+    pub(crate) fn start(
+        &self,
+        pci: &PciHost,
+        memory: &GuestMem,
+        vga: Option<&Vga>,
+    ) -> Result<VcpuState, Error> {
         match self {
             Self::Kernel(loader) => {
                 pci.assign();
+                if let Some(vga) = vga {
+                    vga.start_text();
+                }
                 loader.load(memory)
             }
             Self::Firmware(_) => Ok(VcpuState::reset(0)),

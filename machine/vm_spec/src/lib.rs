@@ -8,6 +8,7 @@
 mod channel;
 mod console;
 mod disk;
+mod display;
 mod error;
 mod firmware;
 mod gdb;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use channel::{CHANNELS_MAX, Channel};
 pub use console::{Console, ConsoleDevice, parse_console};
 pub use disk::{Disk, DiskCache, DiskFormat};
+pub use display::{Display, Vnc};
 pub use error::SpecError;
 pub use firmware::{Firmware, FirmwareKind};
 pub use gdb::GdbAddress;
@@ -150,6 +152,9 @@ pub struct VmSpec {
     /// The network card.
     #[serde(default)]
     pub net: Net,
+    /// A screen, a keyboard and a mouse.
+    #[serde(default)]
+    pub display: Display,
     /// Milliseconds of wall-clock time after which the VM is ended.
     pub timeout_ms: Option<u64>,
     pub trace: Trace,
@@ -180,6 +185,7 @@ impl Default for VmSpec {
             rng: false,
             balloon: false,
             net: Net::None,
+            display: Display::None,
             timeout_ms: None,
             trace: Trace::default(),
             gdb: None,
@@ -215,6 +221,7 @@ impl VmSpec {
         self.console.validate()?;
         Channel::validate_all(&self.channels)?;
         self.net.validate()?;
+        self.display.validate()?;
         self.check_disks()?;
         self.trace.validate()
     }
@@ -308,6 +315,7 @@ mod tests {
             console_device: ConsoleDevice::Virtio,
             channels: vec!["agent=unix:/tmp/agent".parse().unwrap()],
             net: "user,loopback".parse().unwrap(),
+            display: "vnc=127.0.0.1:7".parse().unwrap(),
             timeout_ms: Some(30_000),
             trace: "exits,interrupts:/tmp/trace".parse().unwrap(),
             gdb: Some("tcp:127.0.0.1:1234".parse().unwrap()),

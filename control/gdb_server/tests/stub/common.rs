@@ -87,6 +87,7 @@ pub fn machine(kind: Kind, cpus: u32) -> Machine {
         disks: Vec::new(),
         entropy: None,
         channels: Vec::new(),
+        vga_rom: None,
         networks: Vec::new(),
         tracer: Tracer::none(),
     };

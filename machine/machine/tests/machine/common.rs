@@ -91,6 +91,7 @@ pub fn build_at(
         disks: Vec::new(),
         entropy: None,
         channels: Vec::new(),
+        vga_rom: None,
         networks: Vec::new(),
         tracer: Tracer::none(),
     };

@@ -110,6 +110,7 @@ impl World {
             }],
             networks: self.peer.iter().map(network).collect(),
             entropy: None,
+            vga_rom: None,
             channels: Vec::new(),
             tracer: Tracer::none(),
         };
