@@ -258,6 +258,12 @@ impl Cpu {
         cpu
     }
 
+    /// A serialising instruction was executed (SDM volume 3, 9.3): what others have written is
+    /// looked at before the next one, which may be what was written.
+    pub fn serialize(&mut self) {
+        self.leave = true;
+    }
+
     /// RFLAGS with all its bits.
     pub fn rflags(&self) -> u64 {
         self.rflags & !rflags::STATUS | rflags::FIXED | self.flags.bits()

@@ -15,6 +15,7 @@ pub fn cpuid(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
     cpu.gpr[RBX] = ebx.into();
     cpu.gpr[RCX] = ecx.into();
     cpu.gpr[RDX] = edx.into();
+    cpu.serialize();
     Ok(())
 }
 

@@ -32,7 +32,9 @@ pub fn wrmsr(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
     let cpu = &ctx.cpu;
     let index = cpu.gpr[RCX] as u32;
     let value = cpu.gpr[RDX] << 32 | cpu.gpr[RAX] & 0xffff_ffff;
-    ctx.write_msr(index, value)
+    ctx.write_msr(index, value)?;
+    ctx.cpu.serialize();
+    Ok(())
 }
 
 impl Ctx<'_> {

@@ -314,6 +314,7 @@ pub fn lldt(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     }
     let found = system_descriptor(ctx, selector, &[ty::LDT])?;
     *ctx.cpu.segment_mut(SegReg::Ldtr) = system_segment(ctx, selector, &found)?;
+    ctx.cpu.serialize();
     Ok(())
 }
 
@@ -331,6 +332,7 @@ pub fn ltr(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     let loaded = system_segment(ctx, selector, &found)?;
     ctx.store_linear(found.at.wrapping_add(5), (found.desc.0 >> 40) as u8)?;
     *ctx.cpu.segment_mut(SegReg::Tr) = loaded;
+    ctx.cpu.serialize();
     Ok(())
 }
 

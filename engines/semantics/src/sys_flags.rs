@@ -116,14 +116,17 @@ pub fn hlt(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
     Err(Stop::Halt)
 }
 
-/// Hints and fences: the interpreter's own accesses are already in order.
-pub fn nothing(_: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
+/// WBINVD, INVD: caches are not simulated.
+pub fn flush_cache(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
+    ctx.need_cpl0()?;
+    ctx.cpu.serialize();
     Ok(())
 }
 
-/// WBINVD, INVD: caches are not simulated.
-pub fn flush_cache(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
-    ctx.need_cpl0()
+/// SERIALIZE.
+pub fn serialize(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {
+    ctx.cpu.serialize();
+    Ok(())
 }
 
 pub fn undefined(ctx: &mut Ctx<'_>, _: &Insn) -> Result<(), Stop> {

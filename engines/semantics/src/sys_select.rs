@@ -97,7 +97,7 @@ fn by_mnemonic(mnemonic: Mnemonic) -> Option<Handler> {
         Stac => sys_flags::set_ac::<true>,
         Hlt => sys_flags::hlt,
         Wbinvd | Wbnoinvd | Invd => sys_flags::flush_cache,
-        Serialize => sys_flags::nothing,
+        Serialize => sys_flags::serialize,
         Int => sys_iret::int,
         Int1 => sys_iret::int1,
         Int3 => sys_iret::int3,

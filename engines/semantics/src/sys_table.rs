@@ -28,6 +28,7 @@ pub fn load_table<const IDT: bool>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(),
     } else {
         ctx.cpu.gdtr = table;
     }
+    ctx.cpu.serialize();
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! What one vCPU, or a device, changes under another that runs translated code.
 
 use super::support::*;
-use engine::{Exit, Vcpu, Vm, VmConfig};
+use crate::Translate;
+use engine::{Engine, Exit, Vcpu, Vm, VmConfig};
 use iced_x86::code_asm::*;
 use std::sync::{
     Arc,
@@ -77,6 +78,107 @@ fn changed_code_is_seen_after_serialising() {
         // MOV EAX, imm32; RET.
         vm.memory().write(target, &[0xb8, 0, 0, 0, 0, 0xc3]).unwrap();
         both(&vm, &writer, &reader);
+    }
+}
+
+/// The same where requests are looked at long before, and never between the serialising
+/// instruction and what was changed, which is in its block, or where a jump forward leads. Each
+/// change is the first one of its page: later ones are looked for before each execution.
+fn serialising(engine: &Translate, jumps: bool, cpuid: bool) {
+    const FUNCTIONS: u64 = 0x10_0000;
+    const PAGES: u32 = 160;
+    const AGAIN: u32 = 0xffff_fff0;
+    const MARK: u32 = 0x1122_3344;
+    let vm = vm_as(engine, VmConfig::default());
+    let function = assemble(64, 0, |a| {
+        let (mut target, mut out) = (a.create_label(), a.create_label());
+        for _ in 0..100 {
+            a.mov(rax, r9)?;
+            a.cqo()?;
+            a.idiv(rdi)?;
+        }
+        a.cmp(dword_ptr(rbp), edi)?;
+        a.jne(out)?;
+        a.xor(eax, eax)?;
+        if cpuid {
+            a.cpuid()?
+        } else {
+            a.serialize()?
+        }
+        if jumps {
+            a.jmp(target)?;
+            a.ud2()?;
+        }
+        a.set_label(&mut target)?;
+        a.mov(eax, MARK)?;
+        a.ret()?;
+        a.set_label(&mut out)?;
+        a.mov(eax, AGAIN)?;
+        a.ret()
+    });
+    let mark = MARK.to_le_bytes();
+    let operand = function.windows(4).position(|bytes| bytes == mark).unwrap() as u64;
+    for page in 0..u64::from(PAGES) {
+        vm.memory().write(FUNCTIONS + 0x1000 * page, &function).unwrap();
+    }
+    let writer = assemble(64, CODE, |a| {
+        let (mut again, mut wait) = (a.create_label(), a.create_label());
+        a.mov(rbx, DATA)?;
+        a.mov(rsi, FUNCTIONS + operand)?;
+        a.set_label(&mut again)?;
+        a.inc(ecx)?;
+        // Until the other has run the function some times.
+        a.mov(eax, dword_ptr(rbx + 128))?;
+        a.add(eax, 5)?;
+        let mut early = a.create_label();
+        a.set_label(&mut early)?;
+        a.cmp(dword_ptr(rbx + 128), eax)?;
+        a.jb(early)?;
+        a.mov(dword_ptr(rsi), ecx)?;
+        a.mov(dword_ptr(rbx), ecx)?;
+        a.set_label(&mut wait)?;
+        a.cmp(dword_ptr(rbx + 64), ecx)?;
+        a.jne(wait)?;
+        a.add(rsi, 0x1000)?;
+        a.cmp(ecx, PAGES)?;
+        a.jb(again)?;
+        a.hlt()
+    });
+    let reader = assemble(64, CODE + 0x800, |a| {
+        let (mut again, mut wait) = (a.create_label(), a.create_label());
+        let mut wrong = a.create_label();
+        a.mov(rbp, DATA)?;
+        a.mov(rsi, FUNCTIONS)?;
+        a.mov(r9, 0x7fff_ffff_ffff_ffff_u64)?;
+        a.set_label(&mut again)?;
+        a.inc(edi)?;
+        a.set_label(&mut wait)?;
+        a.inc(dword_ptr(rbp + 128))?;
+        a.call(rsi)?;
+        a.cmp(eax, AGAIN)?;
+        a.je(wait)?;
+        a.cmp(eax, edi)?;
+        a.jne(wrong)?;
+        a.mov(dword_ptr(rbp + 64), eax)?;
+        a.add(rsi, 0x1000)?;
+        a.cmp(edi, PAGES)?;
+        a.jb(again)?;
+        a.hlt()?;
+        a.set_label(&mut wrong)?;
+        a.ud2()
+    });
+    both(&vm, &writer, &reader);
+}
+
+#[test]
+fn serialising_instructions_look_at_requests() {
+    for engine in [Translate::new().unwrap(), translating()] {
+        let has_serialize = engine.caps().cpuid.lookup(7, 0)[3] >> 14 & 1 != 0;
+        for (jumps, cpuid) in [(false, true), (true, true), (false, false), (true, false)] {
+            if cpuid || has_serialize {
+                serialising(&engine, jumps, cpuid);
+            }
+        }
     }
 }
 

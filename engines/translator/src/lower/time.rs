@@ -5,8 +5,8 @@
 
 use super::{Done, Lowerer, Untranslated};
 use crate::{
-    asm::{RAX, RDX},
-    regs::{self, GUEST_RCX, SA},
+    asm::{Mem, RAX, RDX},
+    regs::{self, GUEST_RCX, SA, SC},
     state::{field, gpr},
 };
 use iced_x86::{Instruction, Mnemonic};
@@ -31,9 +31,16 @@ impl Lowerer<'_> {
         Ok(())
     }
 
-    /// Not in 16-bit code, whose registers are longer than its instructions say.
+    /// Not in 16-bit code, whose registers are longer than its instructions say. It serialises
+    /// (SDM volume 3, 9.3): if there are requests, one may be that the code that follows was
+    /// written, and the handler is who sees to it.
     pub(super) fn cpuid(&mut self) -> Done {
         self.unless_zero(field!(cpuid_bad));
+        self.asm.load(SC, field!(poll));
+        self.asm.load32(SC, Mem::at(SC, 0));
+        let mut asked = None;
+        self.asm.unless_rcx_zero(|asm| asked = Some(asm.jmp_forward()));
+        self.handler_from(asked);
         self.light_call(self.thunks.cpuid);
         Ok(())
     }
