@@ -157,6 +157,11 @@ pub struct RunOptions {
     #[arg(long)]
     balloon: bool,
 
+    /// Give the guest a read-only disk with these files of a folder, by which cloud-init sets it up:
+    /// user-data, and if they are there meta-data, network-config and vendor-data
+    #[arg(long, value_name = "FOLDER")]
+    cloud_init: Option<PathBuf>,
+
     /// Give the guest random bytes of the host's
     #[arg(long)]
     rng: bool,
@@ -251,6 +256,7 @@ impl RunOptions {
             balloon: self.balloon,
             rng: self.rng,
             disks: self.disks()?,
+            cloud_init: self.cloud_init.clone(),
             net: self.net.parse()?,
             display: self.display.parse()?,
             timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,

@@ -4,12 +4,13 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use disk_image::{Format, Guess, ImageDisk, OpenError, Options};
 use disk_raw::RawDisk;
+use disk_seed::{SeedDisk, SeedError};
 use machine::DiskPart;
 use vm_spec::{Disk, DiskCache, DiskFormat};
 
@@ -17,9 +18,35 @@ use crate::{Failure, report};
 
 type FileError = disk_raw::OpenError;
 
-/// Opens all of them, in the order of the options.
-pub fn open(disks: &[Disk]) -> Result<Vec<DiskPart>, Failure> {
-    disks.iter().map(open_one).collect()
+/// Opens all of them, in the order of the options; what cloud-init looks for comes last.
+pub fn open(disks: &[Disk], cloud_init: Option<&Path>) -> Result<Vec<DiskPart>, Failure> {
+    let mut parts: Vec<_> = disks.iter().map(open_one).collect::<Result<_, _>>()?;
+    if let Some(folder) = cloud_init {
+        parts.push(seed(folder)?);
+    }
+    Ok(parts)
+}
+
+fn seed(folder: &Path) -> Result<DiskPart, Failure> {
+    let made = disk_seed::read_folder(folder).and_then(|files| SeedDisk::new(&files));
+    let disk = made.map_err(|error| {
+        let option = format!("--cloud-init {}", folder.display());
+        match &error {
+            SeedError::Io { path, source } => {
+                let why = report::os_reason(source);
+                Failure::host(format!(
+                    "{option}: {}: {why}; give a folder of files",
+                    path.display()
+                ))
+            }
+            SeedError::TooLarge => Failure::usage(format!("{option}: {error}; give smaller ones")),
+            SeedError::NoUserData | SeedError::Kind(_) => Failure::usage(format!(
+                "{option}: {error}; write one that begins with #cloud-config, or is a script"
+            )),
+            SeedError::Volume(_) => Failure::host(format!("{option}: {error}; leave it out")),
+        }
+    })?;
+    Ok(DiskPart { disk: Arc::new(disk), serial: "cidata".into() })
 }
 
 /// Leaves the files as whoever opens them next wants to find them.
@@ -215,7 +242,25 @@ mod tests {
     use super::*;
 
     fn refused(option: &str) -> String {
-        open(&[option.parse().unwrap()]).unwrap_err().line
+        open(&[option.parse().unwrap()], None).unwrap_err().line
+    }
+
+    #[test]
+    fn what_is_no_seed_is_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |path: &Path| open(&[], Some(path)).unwrap_err().line;
+        let line = said(folder.path());
+        assert!(
+            line.ends_with("write one that begins with #cloud-config, or is a script"),
+            "{line}"
+        );
+        let line = said(Path::new("/nonexistent"));
+        assert_eq!(
+            line,
+            "--cloud-init /nonexistent: /nonexistent: No such file or directory; give a folder of files"
+        );
+        std::fs::write(folder.path().join("user-data"), "#cloud-config").unwrap();
+        assert_eq!(open(&[], Some(folder.path())).unwrap().len(), 1);
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Running {
         let names = Names::of(spec, &files);
         let mut channels = channels::open(&spec.channels)?;
         let engine = engines::open(engine, spec)?;
-        let opened = disks::open(&spec.disks)?;
+        let opened = disks::open(&spec.disks, spec.cloud_init.as_deref())?;
         let disks = opened.iter().map(|part| part.disk.clone()).collect();
         let parts = Parts {
             start: files.start,

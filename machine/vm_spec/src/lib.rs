@@ -143,6 +143,9 @@ pub struct VmSpec {
     /// In the order in which the guest finds them, at most [`DISKS_MAX`].
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// A folder whose files cloud-init finds on one more disk.
+    #[serde(default)]
+    pub cloud_init: Option<PathBuf>,
     /// An entropy device.
     #[serde(default)]
     pub rng: bool,
@@ -182,6 +185,7 @@ impl Default for VmSpec {
             console_device: ConsoleDevice::Serial,
             channels: Vec::new(),
             disks: Vec::new(),
+            cloud_init: None,
             rng: false,
             balloon: false,
             net: Net::None,
@@ -227,12 +231,13 @@ impl VmSpec {
     }
 
     fn check_disks(&self) -> Result<(), SpecError> {
-        if let Some(one_more) = self.disks.get(DISKS_MAX) {
+        let most = DISKS_MAX - usize::from(self.cloud_init.is_some());
+        if let Some(one_more) = self.disks.get(most) {
             return Err(SpecError::new(
                 "--disk",
                 &one_more.path.display().to_string(),
                 "the board has no place for so many disks",
-                &format!("give at most {DISKS_MAX}"),
+                &format!("give at most {most}"),
             ));
         }
         self.disks.iter().try_for_each(Disk::validate)
@@ -310,6 +315,7 @@ mod tests {
             append: "panic=-1".into(),
             console: "unix:/tmp/console".parse().unwrap(),
             disks: vec!["disk.img,readonly".parse().unwrap()],
+            cloud_init: Some("/seed".into()),
             rng: true,
             balloon: true,
             console_device: ConsoleDevice::Virtio,
