@@ -4,8 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Disk, Firmware, Kernel, SpecError, Trace, VmSpec, parse_code_cache, parse_console, parse_cpus,
-    parse_memory, parse_timeout,
+    Disk, Firmware, FirmwareKind, Kernel, SpecError, Trace, VmSpec, parse_code_cache,
+    parse_console, parse_cpus, parse_memory, parse_timeout,
 };
 
 use crate::{Failure, status};
@@ -17,6 +17,7 @@ Examples:
   sarang run                               boot the default guest to a shell
   sarang run --cpus 4 --memory 2G          the same with more of everything
   sarang run --kernel bzImage --initrd rootfs.cpio --append 'quiet'
+  sarang run --ephemeral disk.qcow2        boot from a disk, and keep nothing of what is written
   sarang run --kernel vmlinuz --initrd initrd.img --append 'root=/dev/vda1' disk.qcow2
   sarang run --console unix:/tmp/vm.sock --timeout 5m
   sarang engines                           what this host can run guests with";
@@ -106,9 +107,10 @@ pub struct RunOptions {
     package: Option<String>,
 
     /// What the guest starts with: none (a kernel is loaded), bios (SeaBIOS) or uefi (OVMF), which
-    /// boot from a disk, with [,file=PATH][,log=PATH]
-    #[arg(long, value_name = "FIRMWARE", default_value = "none")]
-    firmware: String,
+    /// boot from a disk, with [,file=PATH][,log=PATH]. The default is none, and bios for an IMAGE
+    /// that is a disk
+    #[arg(long, value_name = "FIRMWARE")]
+    firmware: Option<String>,
 
     /// Run the guest that is part of the program, which needs no files and no network; it
     /// executes the commands after run= in --append, such as 'run=info;smp'
@@ -207,7 +209,8 @@ pub struct RunOptions {
     #[arg(long)]
     pub force_kvm: bool,
 
-    /// Kernel to boot, like --kernel; or, with --kernel, the guest's first disk
+    /// The guest's first disk, from which it boots if there is no --kernel: a file whose name ends
+    /// in .qcow2, .img or .raw, or any with --kernel or --firmware. Else a kernel, like --kernel
     #[arg(value_name = "IMAGE")]
     image: Option<PathBuf>,
 }
@@ -215,16 +218,30 @@ pub struct RunOptions {
 impl RunOptions {
     /// The VM that is described.
     pub fn to_spec(&self) -> Result<VmSpec, SpecError> {
-        let kernel = match (&self.kernel, &self.image) {
+        let image = self.image.as_ref().filter(|_| !self.image_is_disk());
+        let kernel = match (&self.kernel, image) {
             (Some(file), _) | (None, Some(file)) => Kernel::File(file.clone()),
             (None, None) if self.built_in => Kernel::BuiltIn(crate::guest::BUILT_IN.into()),
             (None, None) => Kernel::Default,
         };
-        let firmware: Firmware = self.firmware.parse()?;
+        let from_disk = self.kernel.is_none() && self.image_is_disk();
+        let firmware = match self.firmware.as_deref() {
+            Some(text) => text.parse()?,
+            None if from_disk => Firmware { kind: FirmwareKind::Bios, ..Firmware::default() },
+            None => Firmware::default(),
+        };
+        if from_disk && firmware.is_none() {
+            return Err(SpecError::new(
+                "IMAGE",
+                &self.image.as_deref().unwrap_or("".as_ref()).display().to_string(),
+                "without firmware nothing boots from a disk",
+                "leave out --firmware none, or give a kernel with --kernel",
+            ));
+        }
         if !firmware.is_none() && (kernel != Kernel::Default || self.package.is_some()) {
             return Err(SpecError::new(
                 "--firmware",
-                &self.firmware,
+                &firmware.to_string(),
                 "firmware boots from a disk, not a kernel that is given",
                 "give --disk FILE in place of the kernel, or --firmware none",
             ));
@@ -269,7 +286,7 @@ impl RunOptions {
     }
 
     fn disks(&self) -> Result<Vec<Disk>, SpecError> {
-        let image = self.image.as_ref().filter(|_| self.kernel.is_some());
+        let image = self.image.as_ref().filter(|_| self.image_is_disk());
         let image = image.map(|path| Disk { path: path.clone(), ..Disk::default() });
         let mut disks: Vec<Disk> = image.into_iter().collect();
         for disk in &self.disks {
@@ -289,7 +306,13 @@ impl RunOptions {
         self.package.is_some()
     }
 
-    /// Whether the kernel was named as an image, which may turn out to be a disk.
+    /// By its name, never by what a guest wrote into it.
+    fn image_is_disk(&self) -> bool {
+        let named = self.image.as_deref().is_some_and(crate::disks::named_as_disk);
+        self.image.is_some() && (named || self.kernel.is_some() || self.firmware.is_some())
+    }
+
+    /// Whether the kernel was named as an image.
     pub fn is_image(&self) -> bool {
         self.kernel.is_none() && self.image.is_some()
     }
@@ -408,6 +431,23 @@ mod tests {
         assert!(spec.disks.iter().all(|disk| disk.ephemeral));
         let spec = options("k").unwrap().to_spec().unwrap();
         assert!(spec.kernel == Kernel::File("k".into()) && spec.disks.is_empty());
+        assert!(spec.firmware.is_none());
+    }
+
+    #[test]
+    fn an_image_that_is_a_disk_is_booted_by_firmware() {
+        let spec = |line: &str| options(line).unwrap().to_spec();
+        for (line, kind) in [
+            ("a.qcow2", FirmwareKind::Bios),
+            ("a.IMG", FirmwareKind::Bios),
+            ("--firmware uefi a.raw", FirmwareKind::Uefi),
+            ("--firmware bios /dev/sdx", FirmwareKind::Bios),
+        ] {
+            let spec = spec(line).unwrap();
+            assert_eq!((spec.firmware.kind, spec.disks.len()), (kind, 1), "{line}");
+            assert_eq!(spec.kernel, Kernel::Default);
+        }
+        assert_eq!(spec("--firmware none a.img").unwrap_err().option(), "IMAGE");
     }
 
     #[test]

@@ -49,6 +49,13 @@ fn seed(folder: &Path) -> Result<DiskPart, Failure> {
     Ok(DiskPart { disk: Arc::new(disk), serial: "cidata".into() })
 }
 
+/// Whether a file is by its name a disk.
+pub fn named_as_disk(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let is = |name: &&str| extension.is_some_and(|it| it.eq_ignore_ascii_case(name));
+    ["qcow2", "qcow", "img", "raw"].iter().any(is)
+}
+
 /// Leaves the files as whoever opens them next wants to find them.
 pub fn close(disks: &[Arc<dyn disk::Disk>]) -> Result<(), Failure> {
     let closed: Result<Vec<()>, _> = disks.iter().map(|disk| disk.close()).collect();

@@ -97,8 +97,8 @@ fn from_files(option: &str, kernel: &Path, spec: &VmSpec) -> Result<Files, Failu
     let image = open(option, kernel, KERNEL_MAX)?;
     if option == "IMAGE" && !is_kernel(&image) {
         return Err(Failure::usage(format!(
-            "IMAGE {}: this is not a kernel, and nothing boots from disks yet; give a bzImage or \
-             ELF kernel, and the disk with --disk",
+            "IMAGE {}: this is not a kernel; give a bzImage or ELF kernel, or, if it is a disk, \
+             --firmware bios with it",
             kernel.display()
         )));
     }

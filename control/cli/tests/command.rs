@@ -92,7 +92,7 @@ fn bad_files_are_named() {
     let scratch = Scratch::new("files");
     let empty = scratch.file("empty", b"");
     let kernel = scratch.file("kernel", b"\x7fELF and no more");
-    let disk = scratch.file("disk.img", &[0; 4096]);
+    let disk = scratch.file("disk", &[0; 4096]);
     let big = scratch.file("big", b"");
     fs::File::options().write(true).open(&big).unwrap().set_len(600 << 20).unwrap();
     let translate = |rest: &[&'static str], path: &str| {
@@ -105,7 +105,7 @@ fn bad_files_are_named() {
         (translate(&["--kernel"], "/nonexistent/k"), 1, "--kernel /nonexistent/k: there is no"),
         (translate(&["--kernel"], "/proc"), 1, "--kernel /proc: this is a directory"),
         (translate(&["--kernel"], &empty), 1, "the file is empty"),
-        (translate(&[], &disk), 2, "this is not a kernel, and nothing boots from disks yet"),
+        (translate(&[], &disk), 2, "this is not a kernel; give a bzImage or ELF kernel, or"),
     ] {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         refused(&args, status, words);
