@@ -19,6 +19,7 @@ mod monitor;
 mod nets;
 mod progress;
 mod report;
+mod screens;
 mod session;
 mod signals;
 mod status;

@@ -26,6 +26,10 @@ pub trait Control: Send + Sync {
     /// Leaves the guest with so many bytes of its memory; what came of it.
     fn balloon(&self, bytes: u64) -> Result<String, Gone>;
     fn balloon_info(&self) -> Result<String, Gone>;
+    /// Writes a picture of the screen to this file; what came of it.
+    fn screendump(&self, file: &str) -> String;
+    /// Presses these keys together; what came of it.
+    fn send_keys(&self, chord: &str) -> String;
     /// The operator's terminal has another size.
     fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone>;
 }
@@ -50,6 +54,8 @@ resume     let them run again
 reset      press the reset button
 powerdown  press the power button: the guest is asked to power off
 nmi        send a non-maskable interrupt to every CPU
+screendump FILE  write a picture of the screen, as PNG
+sendkey KEYS  press keys together, such as ctrl-alt-delete, a or ret
 quit       end the machine without asking the guest
 console    back to the guest (so do Ctrl-A c, Ctrl-D and an empty line)
 ";
@@ -85,6 +91,12 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         "nmi" => done(control.nmi(), "sent\n"),
         "quit" | "q" => done(control.quit(), ""),
         "info balloon" => shown(control.balloon_info()),
+        other if other.split_whitespace().next() == Some("screendump") => {
+            Answer::Text(control.screendump(other.trim_start_matches("screendump").trim()))
+        }
+        other if other.split_whitespace().next() == Some("sendkey") => {
+            Answer::Text(control.send_keys(other.trim_start_matches("sendkey").trim()))
+        }
         other if other.split_whitespace().next() == Some("balloon") => {
             match memory_size(other.trim_start_matches("balloon").trim()) {
                 Some(bytes) => shown(control.balloon(bytes)),
@@ -194,6 +206,12 @@ pub mod tests {
         fn nmi(&self) -> Result<(), Gone> {
             self.add("nmi")
         }
+        fn screendump(&self, file: &str) -> String {
+            format!("wrote {file}\n")
+        }
+        fn send_keys(&self, chord: &str) -> String {
+            format!("sent {chord}\n")
+        }
         fn quit(&self) -> Result<(), Gone> {
             Err(Gone)
         }
@@ -221,6 +239,8 @@ pub mod tests {
         assert_eq!(execute("info", &machine), Answer::Text("state running\n".into()));
         assert_eq!(execute("stats", &machine), Answer::Text("exits 3\n".into()));
         assert_eq!(execute("quit", &machine), Answer::Text("the machine has ended\n".into()));
+        assert_eq!(execute("screendump a b", &machine), Answer::Text("wrote a b\n".into()));
+        assert_eq!(execute("sendkey ctrl-a", &machine), Answer::Text("sent ctrl-a\n".into()));
         assert_eq!(execute("", &machine), Answer::Leave);
         assert!(matches!(execute("help", &machine), Answer::Text(t) if t == HELP));
         assert!(matches!(execute("fly", &machine), Answer::Text(t) if t.contains("help")));

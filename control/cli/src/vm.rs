@@ -16,7 +16,7 @@ use crate::{
     engines::Engine,
     guest::Files,
     monitor::{Activity, Control, Gone},
-    nets, report,
+    nets, report, screens,
     status::Status,
 };
 
@@ -170,6 +170,14 @@ impl Control for Handle {
     fn balloon_info(&self) -> Result<String, Gone> {
         let info = gone(Handle::balloon_info(self))?;
         Ok(info.map_or(NO_BALLOON.into(), |info| info.to_string()))
+    }
+
+    fn screendump(&self, file: &str) -> String {
+        screens::dump(self.seat(), file)
+    }
+
+    fn send_keys(&self, chord: &str) -> String {
+        screens::send_keys(self.seat(), chord)
     }
 
     fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone> {

@@ -111,6 +111,11 @@ impl<'a> BzImage<'a> {
     ) -> Result<Range<usize>, Error> {
         let offset = self.u32(field::PAYLOAD_OFFSET) as usize;
         let length = self.u32(field::PAYLOAD_LENGTH) as usize;
+        if (offset, length) == (0, 0) && self.has_entry_64() {
+            // Other programs than Linux that go by its protocol, such as Memtest86+, are what they
+            // are: nothing is compressed.
+            return Ok(self.kernel_start..self.kernel_start);
+        }
         let start = self.kernel_start.saturating_add(offset);
         let end = start.saturating_add(length);
         if end > self.file.len() {
@@ -281,6 +286,17 @@ mod tests {
         assert!(error.to_string().contains("protocol 2.04"), "{error}");
         let mut file = Image::new(gzip_payload(b"x")).build();
         file[field::LOADFLAGS] = 0;
+        assert!(matches!(BzImage::parse(&file), Err(Error::Malformed(_))));
+    }
+
+    #[test]
+    fn what_is_not_compressed_has_no_payload() {
+        let mut file = Image::new(Vec::new()).build();
+        file[field::PAYLOAD_OFFSET..field::PAYLOAD_OFFSET + 8].fill(0);
+        let image = BzImage::parse(&file).unwrap();
+        assert_eq!((image.compression(), image.payload().len()), (None, 0));
+        assert_eq!(image.entry_64_kernel().unwrap().start, image.kernel_start);
+        file[field::PAYLOAD_LENGTH] = 7;
         assert!(matches!(BzImage::parse(&file), Err(Error::Malformed(_))));
     }
 

@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod guest;
 mod options;
+mod screen;
 
 pub use command::{program, run};
 pub use debian::{Debian, PASSWORD, debian};
@@ -20,6 +21,7 @@ pub use error::Error;
 pub use files::{KERNEL_6_12, guest_files};
 pub use guest::{Finished, Guest};
 pub use options::Options;
+pub use screen::Screen;
 
 use std::time::Duration;
 

@@ -1,0 +1,145 @@
+//! A guest's screen and keyboard, through VNC as a person has them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+use testkit::{BOOT, COMMAND, Error, Guest, Options, Screen, status};
+
+const RETURN: u32 = 0xff0d;
+const F1: u32 = 0xffbe;
+
+/// A guest with a screen of the size that it has, not of a serial line's.
+fn with_screen(words: &str) -> Options {
+    let words = format!("sarang.winsize=25x80 {words}");
+    Options::default().arg("--display", "vnc=127.0.0.1:auto").append(&words)
+}
+
+/// The screen of a guest, whose address it says.
+fn screen(guest: &Guest) -> Screen {
+    let mark = "the screen is at ";
+    let limit = std::time::Instant::now() + COMMAND;
+    let address = loop {
+        let said = guest.said();
+        if let Some((_, rest)) = said.split_once(mark)
+            && let Some((address, _)) = rest.split_once(' ')
+        {
+            break address.parse().unwrap();
+        }
+        assert!(std::time::Instant::now() < limit, "no screen: {said}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    Screen::connect(address).unwrap()
+}
+
+fn monitor(guest: &mut Guest, line: &str) -> Result<String, Error> {
+    guest.send_bytes(b"\x01c")?;
+    guest.expect("(sarang) ", COMMAND)?;
+    guest.send_bytes(format!("{line}\r").as_bytes())?;
+    guest.expect("\n", COMMAND)?;
+    let answer = guest.expect("(sarang) ", COMMAND)?;
+    guest.send_bytes(b"\x01c")?;
+    Ok(answer)
+}
+
+/// A file of a Debian package: installed, or fetched for this test, as a user may.
+fn debian_file(package: &str, path: &str) -> Option<PathBuf> {
+    if Path::new(path).is_file() {
+        return Some(path.into());
+    }
+    let place = std::env::temp_dir().join(format!("sarang-{package}-{}", std::process::id()));
+    fs::create_dir_all(&place).unwrap();
+    let fetch = "apt-get download -q -- \"$0\" >&2 && dpkg-deb -x \"$0\"_*.deb .";
+    let made = Command::new("sh").args(["-c", fetch, package]).current_dir(&place).status();
+    let file = place.join(path.trim_start_matches('/'));
+    if made.is_ok_and(|status| status.success()) && file.is_file() {
+        return Some(file);
+    }
+    assert!(std::env::var_os("CI").is_none(), "{package} cannot be had");
+    eprintln!("skipped: {package} cannot be had here");
+    None
+}
+
+#[test]
+fn a_shell_on_the_screen_is_typed_at() -> Result<(), Error> {
+    let mut guest = Guest::boot(&with_screen("console=tty0"))?;
+    let mut screen = screen(&guest);
+    screen.expect("sarang:", BOOT).unwrap();
+    screen.type_line("dmesg -n 1; clear; echo $((6*7))-Is_Shown \"!\" {a,b}").unwrap();
+    let text = screen.expect("42-Is_Shown ! a b", COMMAND).unwrap();
+    // The driver found the keyboard, the mouse's port and the VGA.
+    screen.type_line("grep -c 'AT Translated Set 2' /proc/bus/input/devices").unwrap();
+    screen.expect("\n1\n", COMMAND).unwrap_or_else(|error| panic!("{text}\n{error}"));
+    // The monitor sees the same, and types, too.
+    let file = std::env::temp_dir().join(format!("sarang-screen-{}.png", std::process::id()));
+    let answer = monitor(&mut guest, &format!("screendump {}", file.display()))?;
+    assert!(answer.contains(", 720 x "), "{answer}");
+    assert!(fs::read(&file).unwrap().starts_with(b"\x89PNG\r\n\x1a\n"));
+    fs::remove_file(&file).unwrap();
+    screen.type_line("read -r line").unwrap();
+    for key in ["x", "shift-y", "7", "ret"] {
+        assert!(monitor(&mut guest, &format!("sendkey {key}"))?.contains("sent"));
+    }
+    screen.type_line("echo \"<$line>\"").unwrap();
+    screen.expect("<xY7>", COMMAND).unwrap();
+    screen.type_line("poweroff").unwrap();
+    assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
+    Ok(())
+}
+
+#[test]
+fn the_screen_comes_back_after_a_reset() -> Result<(), Error> {
+    let mut guest = Guest::boot(&with_screen("console=tty0"))?;
+    let mut screen = screen(&guest);
+    screen.expect("sarang:", BOOT).unwrap();
+    screen.type_line("clear; echo be\"\"fore").unwrap();
+    screen.expect("before", COMMAND).unwrap();
+    assert!(monitor(&mut guest, "reset")?.contains("reset"));
+    let text = screen.expect("Sarang: Debian", BOOT).unwrap();
+    assert!(!text.contains("before"), "{text}");
+    screen.expect("sarang:", BOOT).unwrap();
+    screen.type_line("poweroff").unwrap();
+    assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
+    Ok(())
+}
+
+#[test]
+fn a_stock_client_takes_a_picture() -> Result<(), Error> {
+    let Some(client) = ["gvnccapture", "vncsnapshot"]
+        .iter()
+        .find(|name| Path::new("/usr/bin").join(name).is_file())
+    else {
+        eprintln!("skipped: not on this host: gvnccapture (package gvncviewer) or vncsnapshot");
+        return Ok(());
+    };
+    let guest = Guest::boot(&with_screen(""))?;
+    let mut screen = screen(&guest);
+    screen.expect("Run /init as init process", BOOT).unwrap();
+    let display = i32::from(screen.port().unwrap()) - 5900;
+    let extension = if *client == "gvnccapture" { "png" } else { "jpg" };
+    let name = format!("sarang-client-{}.{extension}", std::process::id());
+    let file = std::env::temp_dir().join(name);
+    let out = Command::new(client).arg(format!("127.0.0.1:{display}")).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{client}: {said}");
+    assert!(fs::metadata(&file).is_ok_and(|data| data.len() > 1000), "{client}: {said}");
+    fs::remove_file(&file).unwrap();
+    Ok(())
+}
+
+#[test]
+fn memtest86_runs_on_the_screen() -> Result<(), Error> {
+    let Some(file) = debian_file("memtest86+", "/boot/memtest86+x64.bin") else { return Ok(()) };
+    let guest = Guest::boot(&with_screen("").kernel(&file).memory("64M"))?;
+    let mut screen = screen(&guest);
+    screen.expect("Memtest86+", COMMAND).unwrap();
+    screen.expect("<Enter> to start testing", COMMAND).unwrap();
+    screen.press(RETURN).unwrap();
+    let text = screen.expect("Pattern: 0x", COMMAND).unwrap();
+    assert!(text.contains("Status: Testing") && text.contains("Errors: 0"), "{text}");
+    // Its menu comes by a key, while it tests.
+    screen.press(F1).unwrap();
+    screen.expect("Settings", COMMAND).unwrap();
+    Ok(())
+}
