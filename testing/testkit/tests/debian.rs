@@ -154,6 +154,27 @@ fn a_day_that_leaves_no_trace() -> Result<(), Error> {
     Ok(())
 }
 
+#[test]
+fn the_seed_of_cloud_init_is_found() -> Result<(), Error> {
+    let Some(debian) = debian() else { return Ok(()) };
+    let folder = Folder::new("seed");
+    let text = "#cloud-config\nhostname: seeded\n";
+    fs::write(folder.0.join("user-data"), text).unwrap();
+    let options = options(&debian)
+        .arg("--cloud-init", &folder.0.to_string_lossy())
+        .arg("--disk", &format!("{},ephemeral", debian.disk.display()));
+    let mut guest = Guest::boot(&options)?;
+    log_in(&mut guest)?;
+    // By its label, as cloud-init looks for it.
+    assert_eq!(says(&mut guest, "blkid -L CIDATA")?, "/dev/vdb");
+    says(&mut guest, "mount -o ro LABEL=CIDATA /mnt")?;
+    assert_eq!(says(&mut guest, "ls -x /mnt")?.split_whitespace().count(), 2);
+    assert_eq!(says(&mut guest, "cat /mnt/user-data")?, text.trim());
+    assert!(says(&mut guest, "cat /mnt/meta-data")?.starts_with("instance-id: sarang-"));
+    assert_eq!(says(&mut guest, "cat /sys/block/vdb/ro")?, "1");
+    power_off(guest)
+}
+
 fn check(image: &str) {
     host(&["qemu-img", "check", "-q", image]);
 }
