@@ -56,6 +56,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("disk_image", "disk_raw", "the files of images are opened and locked as raw ones are"),
     ("virtio_balloon", "virtio", "a type of virtio device"),
     ("virtio_console", "virtio", "a type of virtio device"),
+    ("virtio_input", "virtio", "a type of virtio device"),
     ("machine", "vm_spec", "a machine is built from its spec"),
     ("cli", "assets", "the command fetches the default guest"),
     ("cli", "gdb_server", "the command starts the stub"),

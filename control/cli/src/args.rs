@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
     Disk, Firmware, FirmwareKind, Kernel, SpecError, Trace, VmSpec, parse_code_cache,
-    parse_console, parse_cpus, parse_memory, parse_timeout,
+    parse_console, parse_cpus, parse_memory, parse_ports, parse_timeout,
 };
 
 use crate::{Failure, status};
@@ -154,6 +154,14 @@ pub struct RunOptions {
     #[arg(long = "channel", value_name = "CHANNEL")]
     channels: Vec<String>,
 
+    /// Give the guest a virtio keyboard and a virtio tablet
+    #[arg(long)]
+    input: bool,
+
+    /// PCI Express ports for devices that the monitor adds while the guest runs: 0 to 8
+    #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
+    ports: String,
+
     /// Give the guest a balloon, by which the monitor takes its memory and gives it back, and free
     /// memory returns to the host by itself
     #[arg(long)]
@@ -271,6 +279,8 @@ impl RunOptions {
             console_device,
             channels: self.channels.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
             balloon: self.balloon,
+            input: self.input,
+            ports: parse_ports(&self.ports)?,
             rng: self.rng,
             disks: self.disks()?,
             cloud_init: self.cloud_init.clone(),
@@ -398,7 +408,8 @@ mod tests {
             "--engine translate --kernel k --initrd i --append quiet --memory 1G --cpus 2 \
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
              --trace exits:t --perf-map --windows off --stats --disk a,readonly --disk b \
-             --rng --net user,mtu=9000 --channel a=pty --balloon --display vnc=127.0.0.1:1",
+             --rng --net user,mtu=9000 --channel a=pty --balloon --display vnc=127.0.0.1:1 \
+             --ports 2 --input",
         )
         .unwrap()
         .to_spec()
@@ -415,7 +426,7 @@ mod tests {
             spec.trace.exits && spec.gdb.is_some() && spec.perf_map && !spec.windows && spec.rng
         );
         assert_eq!(spec.net.to_string(), "user,mtu=9000");
-        assert!(spec.balloon && spec.channels[0].name == "a");
+        assert!(spec.balloon && spec.channels[0].name == "a" && spec.ports == 2 && spec.input);
         assert_eq!(spec.display.to_string(), "vnc=127.0.0.1:1");
         let spec = options("--console virtio").unwrap().to_spec().unwrap();
         assert_eq!(spec.console_device, vm_spec::ConsoleDevice::Virtio);
@@ -473,6 +484,8 @@ mod tests {
             ("--net user,forward=22", "--net"),
             ("--channel pty", "--channel"),
             ("--display vnc=0.0.0.0:0", "--display"),
+            ("--ports 9", "--ports"),
+            ("--ports many", "--ports"),
         ] {
             let error = options(line).unwrap().to_spec().unwrap_err();
             assert_eq!(error.option(), option, "{line}");

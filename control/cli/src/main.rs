@@ -17,6 +17,7 @@ mod guest;
 mod host;
 mod monitor;
 mod nets;
+mod plug;
 mod progress;
 mod report;
 mod screens;

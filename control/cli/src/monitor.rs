@@ -30,6 +30,12 @@ pub trait Control: Send + Sync {
     fn screendump(&self, file: &str) -> String;
     /// Presses these keys together; what came of it.
     fn send_keys(&self, chord: &str) -> String;
+    /// Adds a device, told as its option would: its kind and what follows; what came of it.
+    fn device_add(&self, kind: &str, option: &str) -> Result<String, Gone>;
+    /// Asks the guest to let go of what is behind a port.
+    fn device_remove(&self, port: usize) -> Result<String, Gone>;
+    /// What is behind each port.
+    fn devices(&self) -> Result<String, Gone>;
     /// The operator's terminal has another size.
     fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone>;
 }
@@ -49,6 +55,11 @@ info       what the machine is and does
 stats      what was counted so far, for each CPU
 balloon N  leave the guest with N MiB of its memory, or with 1G; it gives the rest back
 info balloon  how much it has given, and what it says of its memory
+device add disk FILE[,readonly][,serial=TEXT]   put a disk behind a free port
+device add net user[,mac=..][,forward=..]       a network card
+device add rng                                  an entropy device
+device remove N   ask the guest to let go of what is behind port N
+device list       what is behind each port
 pause      stop all CPUs
 resume     let them run again
 reset      press the reset button
@@ -90,6 +101,16 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         "powerdown" => done(control.power_button(), "the power button was pressed\n"),
         "nmi" => done(control.nmi(), "sent\n"),
         "quit" | "q" => done(control.quit(), ""),
+        other if other.split_whitespace().next() == Some("device") => {
+            let words: Vec<&str> = other.split_whitespace().skip(1).collect();
+            match (words.as_slice(), words.get(1).and_then(|port| port.parse().ok())) {
+                (["list"], _) => shown(control.devices()),
+                (["add", "rng"], _) => shown(control.device_add("rng", "")),
+                (["add", kind, option], _) => shown(control.device_add(kind, option)),
+                (["remove", _], Some(port)) => shown(control.device_remove(port)),
+                _ => Answer::Text("device: add, remove or list; `help` tells how\n".into()),
+            }
+        }
         "info balloon" => shown(control.balloon_info()),
         other if other.split_whitespace().next() == Some("screendump") => {
             Answer::Text(control.screendump(other.trim_start_matches("screendump").trim()))
@@ -224,6 +245,15 @@ pub mod tests {
         fn balloon_info(&self) -> Result<String, Gone> {
             Ok("flat\n".into())
         }
+        fn device_add(&self, kind: &str, option: &str) -> Result<String, Gone> {
+            Ok(format!("{kind} {option}\n"))
+        }
+        fn device_remove(&self, port: usize) -> Result<String, Gone> {
+            Ok(format!("port {port}\n"))
+        }
+        fn devices(&self) -> Result<String, Gone> {
+            Ok("none\n".into())
+        }
         fn resize(&self, _: u16, _: u16) -> Result<(), Gone> {
             self.add("resize")
         }
@@ -260,6 +290,13 @@ pub mod tests {
             assert!(says(wrong).contains("give a size"), "{wrong}");
         }
         assert!(says("balloons").contains("no command"));
+        assert_eq!(says("device  add disk a.img,readonly"), "disk a.img,readonly\n");
+        assert_eq!(says("device add rng"), "rng \n");
+        assert_eq!(says("device remove 3"), "port 3\n");
+        assert_eq!(says("device list"), "none\n");
+        for wrong in ["device", "device add", "device remove", "device remove x", "device fly"] {
+            assert!(says(wrong).contains("`help`"), "{wrong}");
+        }
     }
 
     fn type_in(editor: &mut Editor, keys: &[u8]) -> (String, Vec<Key>) {

@@ -16,7 +16,7 @@ use crate::{
     engines::Engine,
     guest::Files,
     monitor::{Activity, Control, Gone},
-    nets, report, screens,
+    nets, plug, report, screens,
     status::Status,
 };
 
@@ -178,6 +178,18 @@ impl Control for Handle {
 
     fn send_keys(&self, chord: &str) -> String {
         screens::send_keys(self.seat(), chord)
+    }
+
+    fn device_add(&self, kind: &str, option: &str) -> Result<String, Gone> {
+        plug::add(self, kind, option)
+    }
+
+    fn device_remove(&self, port: usize) -> Result<String, Gone> {
+        plug::remove(self, port)
+    }
+
+    fn devices(&self) -> Result<String, Gone> {
+        plug::list(self)
     }
 
     fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone> {

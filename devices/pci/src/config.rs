@@ -20,13 +20,19 @@ pub(crate) mod reg {
     pub const REVISION: usize = 0x08;
     pub const CLASS: usize = 0x09;
     pub const CACHE_LINE: usize = 0x0c;
+    pub const HEADER_TYPE: usize = 0x0e;
     pub const BAR: usize = 0x10;
+    /// Of a bridge: its own bus, the one behind it, and the last of those behind that.
+    pub const BUSES: usize = 0x18;
+    /// Of a bridge: the memory that it passes on, first and last MiB.
+    pub const WINDOW: usize = 0x20;
     pub const SUBSYSTEM_VENDOR: usize = 0x2c;
     pub const SUBSYSTEM: usize = 0x2e;
     pub const ROM: usize = 0x30;
     pub const CAPABILITIES: usize = 0x34;
     pub const INTERRUPT_LINE: usize = 0x3c;
     pub const INTERRUPT_PIN: usize = 0x3d;
+    pub const BRIDGE_CONTROL: usize = 0x3e;
     /// The first byte after the header.
     pub const FREE: usize = 0x40;
 }
@@ -52,6 +58,14 @@ pub(crate) mod status {
 pub(crate) const ROM_BAR: usize = BARS;
 /// The ROM answers.
 const ROM_ENABLE: u32 = 1;
+
+/// A bridge's header (PCI-to-PCI Bridge Architecture Specification 1.2, 3.2).
+const BRIDGE_HEADER: u8 = 1;
+/// Bits of the bridge control register: the bus behind it is held in reset; parity and SERR.
+pub(crate) const BUS_RESET: u8 = 1 << 6;
+const BRIDGE_CONTROL_WRITABLE: u8 = BUS_RESET | 0b11;
+/// ID of the PCI Express capability.
+pub(crate) const EXPRESS: u8 = 0x10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BarKind {
@@ -128,6 +142,8 @@ pub struct FunctionConfig {
     pub legacy_ports: bool,
     /// Must not overlap each other or the capabilities, which begin at 0x40.
     pub registers: Vec<Registers>,
+    /// Leads to a bus of its own, by a header of type 1.
+    pub bridge: bool,
 }
 
 /// What a write to configuration space changed besides bytes.
@@ -152,6 +168,8 @@ pub(crate) struct ConfigSpace {
     window: Option<Range<usize>>,
     /// Where registers of the function's own are.
     own: Vec<Range<usize>>,
+    /// Where the PCI Express capability is.
+    express: Option<usize>,
 }
 
 impl ConfigSpace {
@@ -165,6 +183,7 @@ impl ConfigSpace {
             msix: None,
             window: None,
             own: Vec::new(),
+            express: None,
         };
         space.header(config);
         for bar in &config.bars {
@@ -182,6 +201,9 @@ impl ConfigSpace {
         for capability in &config.capabilities {
             let start = at;
             space.capability(capability, &mut link, &mut at);
+            if capability.id == EXPRESS {
+                space.express = Some(start);
+            }
             if capability.window {
                 space.window = Some(start..start + 2 + capability.body.len());
             }
@@ -212,8 +234,15 @@ impl ConfigSpace {
         self.set(reg::DEVICE, &config.device.to_le_bytes());
         self.bytes[reg::REVISION] = config.revision;
         self.set(reg::CLASS, &config.class.to_le_bytes()[..3]);
-        self.set(reg::SUBSYSTEM_VENDOR, &config.subsystem_vendor.to_le_bytes());
-        self.set(reg::SUBSYSTEM, &config.subsystem.to_le_bytes());
+        if config.bridge {
+            self.bytes[reg::HEADER_TYPE] = BRIDGE_HEADER;
+            self.allow(reg::BUSES, &[0xff; 3]);
+            self.allow(reg::WINDOW, &[0xf0, 0xff, 0xf0, 0xff]);
+            self.allow(reg::BRIDGE_CONTROL, &[BRIDGE_CONTROL_WRITABLE]);
+        } else {
+            self.set(reg::SUBSYSTEM_VENDOR, &config.subsystem_vendor.to_le_bytes());
+            self.set(reg::SUBSYSTEM, &config.subsystem.to_le_bytes());
+        }
         self.bytes[reg::INTERRUPT_PIN] = u8::from(config.interrupt_pin);
         let io = if config.legacy_ports { command::IO } else { 0 };
         self.allow(reg::COMMAND, &(command::WRITABLE | io).to_le_bytes());
@@ -311,11 +340,42 @@ impl ConfigSpace {
                 changed.map |= command
                     || (reg::BAR..reg::BAR + 4 * BARS).contains(&at)
                     || (reg::ROM..reg::ROM + 4).contains(&at);
+                // Of a bridge these are among the BARs' places.
+                changed.map |= self.is_bridge() && (reg::BUSES..reg::ROM).contains(&at);
                 changed.requester |= command || control;
                 changed.own |= self.own.iter().any(|range| range.contains(&at));
             }
         }
         changed
+    }
+
+    pub(crate) fn is_bridge(&self) -> bool {
+        self.bytes[reg::HEADER_TYPE] == BRIDGE_HEADER
+    }
+
+    /// The bus behind a bridge.
+    pub(crate) fn secondary_bus(&self) -> u8 {
+        self.byte(reg::BUSES + 1)
+    }
+
+    /// What a bridge passes on while it does.
+    pub(crate) fn bridge_window(&self) -> Option<Range<u64>> {
+        let mib = |at: usize| u64::from(self.word(at) >> 4) << 20;
+        let range = mib(reg::WINDOW)..mib(reg::WINDOW + 2) + (1 << 20);
+        let passes = self.command() & command::MEMORY != 0;
+        (passes && !range.is_empty()).then_some(range)
+    }
+
+    /// What firmware sets: the bus behind a bridge, and the MiBs that it passes on.
+    pub(crate) fn set_bridge(&mut self, bus: u8, window: &Range<u64>) {
+        self.write(reg::BUSES, &[0, bus, bus]);
+        let mib = |at: u64| ((at >> 20) as u16) << 4;
+        self.write(reg::WINDOW, &mib(window.start).to_le_bytes());
+        self.write(reg::WINDOW + 2, &mib(window.end - 1).to_le_bytes());
+    }
+
+    pub(crate) fn express(&self) -> Option<usize> {
+        self.express
     }
 
     pub(crate) fn bars(&self) -> &[Bar] {

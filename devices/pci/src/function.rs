@@ -18,6 +18,9 @@ pub trait Function: Send + Sync {
         None
     }
 
+    /// The bus that the function is on was reset: it is as after power-on.
+    fn bus_reset(&self) {}
+
     /// The guest lets the function access memory, which it may not have been allowed to when it
     /// was last asked for something.
     fn became_master(&self) {}

@@ -4,9 +4,12 @@ use crate::{
     Config, SLOTS,
     config::{Bar, ConfigSpace, FunctionConfig, MsixConfig, ROM_BAR, command, reg, status},
     function::Function,
-    gsi, lock,
+    gsi,
+    hotplug::{PortWrite, Written, cleared},
+    lock,
     mapped::MappedBars,
     msix,
+    port::Port,
     requester::Requester,
     state::{FunctionState, HostState},
 };
@@ -41,18 +44,24 @@ pub(crate) const BRIDGE: FunctionConfig = FunctionConfig {
     rom: None,
     legacy_ports: false,
     registers: Vec::new(),
+    bridge: false,
 };
 
 /// A place on the bus with a function in it.
 pub(crate) struct Slot {
+    /// On the root bus that of its device; behind a port [`SLOTS`] and the port's index.
     pub(crate) number: u8,
+    /// The port that it is behind.
+    pub(crate) parent: Option<Arc<Slot>>,
+    /// It is a port.
+    pub(crate) port: Option<Port>,
     pub(crate) space: Mutex<ConfigSpace>,
-    fresh: ConfigSpace,
+    pub(crate) fresh: ConfigSpace,
     msix: Option<MsixConfig>,
     rom: Option<Arc<[u8]>>,
-    requester: Arc<Requester>,
-    /// Set before the guest runs.
-    function: OnceLock<Arc<dyn Function>>,
+    pub(crate) requester: Arc<Requester>,
+    /// Set before the guest can reach it.
+    pub(crate) function: OnceLock<Arc<dyn Function>>,
     /// Taken before all others, so that a function hears of its registers' values in their order.
     order: Mutex<()>,
 }
@@ -67,12 +76,17 @@ struct Mapping {
 pub struct PciHost {
     config: Config,
     address: Mutex<u32>,
-    slots: RwLock<Vec<Arc<Slot>>>,
+    pub(crate) slots: RwLock<Vec<Arc<Slot>>>,
     /// In the order of slots: of two that overlap the first answers.
     map: RwLock<Vec<Mapping>>,
     ram: Mutex<MappedBars>,
     msi: Arc<dyn MsiSink>,
+    /// Who hears of what left a port.
+    pub(crate) ejected: OnceLock<Ejected>,
 }
+
+/// Called with the port's index, on a vCPU's thread.
+pub(crate) type Ejected = Box<dyn Fn(usize) + Send + Sync>;
 
 impl fmt::Debug for PciHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,8 +112,10 @@ impl PciHost {
             map: RwLock::default(),
             ram: Mutex::new(MappedBars::new(config.window.clone(), wiring.slots.clone())),
             msi: wiring.msi.clone(),
+            ejected: OnceLock::new(),
         });
-        let bridge = host.insert(0, bridge, Arc::new(NoLine));
+        let bridge = host.slot_of(0, bridge, Arc::new(NoLine), None, None);
+        host.insert(bridge.clone());
         // Just inserted, so it has none yet.
         let _ = bridge.function.set(function);
         bridge.tell();
@@ -123,10 +139,16 @@ impl PciHost {
         wiring: &Wiring,
         make: impl FnOnce(Arc<Requester>) -> Arc<F>,
     ) -> Arc<F> {
+        self.add_at(self.free_number(), config, wiring, make)
+    }
+
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn free_number(&self) -> u8 {
         let taken = self.slots();
         let free = (1..SLOTS).find(|n| taken.iter().all(|slot| slot.number != *n));
         let Some(number) = free else { panic!("no PCI slot is free") };
-        self.add_at(number, config, wiring, make)
+        number
     }
 
     /// The same, in this slot, where software expects it.
@@ -143,24 +165,36 @@ impl PciHost {
         let taken = self.slots().iter().any(|slot| slot.number == number);
         assert!(number < SLOTS && !taken, "PCI slot {number} is not free");
         let line = wiring.irq(gsi(number) as usize);
-        let slot = self.insert(number, config, line);
+        let slot = self.slot_of(number, config, line, None, None);
         let function = make(slot.requester.clone());
-        // Just inserted, so it has none yet.
+        // Just made, so it has none yet.
         let _ = slot.function.set(function.clone());
+        self.insert(slot.clone());
         slot.tell();
         function
     }
 
     /// How many functions can still be added.
     pub fn free_slots(&self) -> usize {
-        usize::from(SLOTS).saturating_sub(self.slots().len())
+        let taken = self.slots().iter().filter(|slot| slot.parent.is_none()).count();
+        usize::from(SLOTS).saturating_sub(taken)
     }
 
-    fn insert(&self, number: u8, config: &FunctionConfig, line: LineRef) -> Arc<Slot> {
+    /// A place, which nobody reaches yet.
+    pub(crate) fn slot_of(
+        &self,
+        number: u8,
+        config: &FunctionConfig,
+        line: LineRef,
+        parent: Option<Arc<Slot>>,
+        port: Option<Port>,
+    ) -> Arc<Slot> {
         let space = ConfigSpace::new(config);
         let vectors = config.msix.map_or(0, |msix| msix.vectors);
-        let slot = Arc::new(Slot {
+        Arc::new(Slot {
             number,
+            parent,
+            port,
             fresh: space.clone(),
             space: Mutex::new(space),
             msix: config.msix,
@@ -168,9 +202,11 @@ impl PciHost {
             requester: Requester::new(number, vectors, line, self.msi.clone()),
             function: OnceLock::new(),
             order: Mutex::new(()),
-        });
-        self.slots.write().unwrap_or_else(PoisonError::into_inner).push(slot.clone());
-        slot
+        })
+    }
+
+    pub(crate) fn insert(&self, slot: Arc<Slot>) {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner).push(slot);
     }
 
     pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
@@ -183,11 +219,16 @@ impl PciHost {
 
     /// The function with this number on the bus: device in bits 7 to 3, function in the rest.
     fn slot(&self, bus: u8, device_function: u8) -> Option<Arc<Slot>> {
-        if bus != 0 || device_function & 7 != 0 {
+        if device_function & 7 != 0 {
             return None;
         }
+        let device = device_function >> 3;
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        slots.iter().find(|slot| slot.number == device_function >> 3).cloned()
+        let here = |slot: &&Arc<Slot>| match &slot.parent {
+            None => bus == 0 && slot.number == device,
+            Some(port) => device == 0 && bus != 0 && port.leads_to() == Some(bus),
+        };
+        slots.iter().find(here).cloned()
     }
 
     /// Which addresses lead where, anew. The map is locked all the while, so that the last of
@@ -196,6 +237,10 @@ impl PciHost {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         map.clear();
         for slot in self.slots() {
+            let Some(passed) = slot.parent.as_ref().map_or(Some(0..u64::MAX), |p| p.passes())
+            else {
+                continue;
+            };
             let space = lock(&slot.space);
             if space.command() & command::MEMORY == 0 {
                 continue;
@@ -203,6 +248,8 @@ impl PciHost {
             for bar in space.bars() {
                 if let Some(range) = space.bar_range(bar)
                     && space.is_on(bar)
+                    && passed.start <= range.start
+                    && range.end <= passed.end
                 {
                     map.push(Mapping { range, slot: slot.clone(), bar: *bar });
                 }
@@ -230,9 +277,10 @@ impl PciHost {
     }
 
     fn write_config(&self, bus: u8, device_function: u8, at: usize, data: &[u8]) {
-        if let Some(slot) = self.slot(bus, device_function)
-            && slot.write_config(at, data)
-        {
+        let Some(slot) = self.slot(bus, device_function) else { return };
+        let changed = slot.write_config(at, data);
+        let after = self.port_written(&slot, &changed);
+        if changed.map || after {
             self.remap();
         }
     }
@@ -258,6 +306,11 @@ impl Slot {
             if i == reg::STATUS && self.requester.pin() {
                 *byte |= status::INTERRUPT as u8;
             }
+            if let Some(port) = &self.port
+                && let Some(value) = space.express().and_then(|at| port.byte(i.checked_sub(at)?))
+            {
+                *byte = value;
+            }
         }
         let Some(capability) = space.window(at, data.len()).map(<[u8]>::to_vec) else { return };
         let start = space.window_start();
@@ -274,7 +327,7 @@ impl Slot {
     }
 
     /// Tells the function what its registers are, if it has any of its own.
-    fn tell(&self) {
+    pub(crate) fn tell(&self) {
         let _order = lock(&self.order);
         self.tell_in_order();
     }
@@ -288,11 +341,16 @@ impl Slot {
         }
     }
 
-    /// True if other addresses may lead here now.
-    fn write_config(&self, at: usize, data: &[u8]) -> bool {
+    fn write_config(&self, at: usize, data: &[u8]) -> Written {
         let _order = lock(&self.order);
         let mut space = lock(&self.space);
+        let before = self.port_registers(&space);
         let changed = space.write(at, data);
+        let port = self.port.is_some().then(|| PortWrite {
+            before,
+            after: self.port_registers(&space),
+            cleared: cleared(&space, at, data),
+        });
         let was_master = self.requester.is_master();
         if changed.requester {
             self.requester.configure(&space);
@@ -316,7 +374,7 @@ impl Slot {
         {
             function.write_window(&capability, data);
         }
-        changed.map
+        Written { map: changed.map, port }
     }
 
     /// The offset into the message table or into the pending bits.
@@ -433,6 +491,9 @@ impl Device for PciHost {
             slot.requester.reset();
             *lock(&slot.space) = slot.fresh.clone();
             slot.tell();
+            if let Some(port) = &slot.port {
+                port.reset();
+            }
         }
         self.remap();
     }
@@ -443,6 +504,9 @@ impl Device for PciHost {
             let config = lock(&slot.space).bytes().to_vec();
             let (vectors, pin) = slot.requester.save();
             to.put(slot.number.into(), &FunctionState { config, vectors, pin });
+            if let Some(port) = &slot.port {
+                to.put(slot.number.into(), &port.state());
+            }
         }
     }
 
@@ -455,14 +519,18 @@ impl Device for PciHost {
         for slot in self.slots() {
             let state: FunctionState = from.take(slot.number.into())?;
             slot.check(&state)?;
-            restored.push((slot, state));
+            let port = self.check_port(&slot, from)?;
+            restored.push((slot, state, port));
         }
         *lock(&self.address) = host.address;
-        for (slot, state) in restored {
+        for (slot, state, port) in restored {
             let mut space = lock(&slot.space);
             // Checked above.
             space.restore(&state.config);
             slot.requester.restore(&state, &space);
+            if let (Some(port), Some(saved)) = (&slot.port, port) {
+                port.restore(saved, slot.port_registers(&space).control);
+            }
             drop(space);
             slot.tell();
         }

@@ -14,27 +14,35 @@
 //! A BAR with memory behind it ([`Function::memory`]), such as a framebuffer, is memory of the
 //! guest while it is decoded; accesses to it come nowhere near this crate then.
 //!
+//! Behind [root ports](PciHost::add_port) functions can be [plugged](PciHost::plug) while the guest
+//! runs, and leave when it lets go of them ([`PciHost::ask_unplug`], [`PciHost::on_eject`]). Each
+//! port leads to a bus with one device.
+//!
 //! There is no I/O window: no function here has an I/O BAR.
 //!
 //! Sections cited are those of the PCI Local Bus Specification 3.0 ("PCI") and of the PCI
 //! Express Base Specification 5.0 ("PCIe").
 //!
 //! Locks, in the order in which they are taken: that of a function's registers, the memory map, a
-//! function's configuration space, its requester's, then what a line or a message takes.
-//! [`Function`] is called with none of them held but the first.
+//! function's configuration space, its port's, its requester's, then what a line or a message
+//! takes. [`Function`] is called with none of them held but the first.
 
 mod assign;
 mod config;
 mod function;
 mod host;
+mod hotplug;
 mod mapped;
 mod msix;
+mod port;
 mod requester;
 mod state;
 
 pub use config::{Bar, BarKind, Capability, FunctionConfig, MsixConfig, Registers};
 pub use function::{Function, Nothing};
 pub use host::PciHost;
+pub use hotplug::PlugError;
+pub use port::PortState;
 pub use requester::Requester;
 pub use state::{FunctionState, HostState, VectorState};
 

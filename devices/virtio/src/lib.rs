@@ -37,7 +37,7 @@ mod worker;
 
 pub use chain::{Chain, GuestError, Span};
 pub use core::Handle;
-pub use pci_transport::{VirtioPci, build};
+pub use pci_transport::{PlugError, VirtioPci, build, plug};
 pub use queue::{Owed, Queue};
 pub use state::{QueueState, VirtioState};
 

@@ -12,6 +12,7 @@
 
 use crate::{VirtioDevice, core::Core, core::Handle, lock, state::VirtioState, worker};
 use device::{Device, Wiring};
+use guest_mem::GuestMem;
 use pci::{Bar, BarKind, Capability, Function, FunctionConfig, MsixConfig, PciHost, Requester};
 use saved_state::{Error, Reader, Writer};
 use std::{
@@ -76,18 +77,67 @@ pub fn build(
     wiring: &mut Wiring,
 ) -> io::Result<Arc<VirtioPci>> {
     let memory = wiring.memory.clone();
-    let this = host.add(&function(&*device), wiring, |requester: Arc<Requester>| {
-        let slot = requester.slot();
-        let core = Core::new(device, memory, requester);
-        Arc::new(VirtioPci { core, slot, threads: Mutex::default(), started: OnceLock::new() })
-    });
-    for index in 0..this.core.workers.len() {
-        lock(&this.threads).push(worker::start(&this.core, index)?);
-    }
-    let _ = this.started.set(());
-    this.core.device.attach(Handle(Arc::downgrade(&this.core)));
+    let config = function(&*device);
+    let this = host.add(&config, wiring, |requester| VirtioPci::new(device, memory, requester));
+    this.start()?;
     wiring.devices.push(this.clone());
     Ok(this)
+}
+
+/// Why a device was not plugged in.
+#[derive(Debug)]
+pub enum PlugError {
+    Slot(pci::PlugError),
+    Thread(io::Error),
+}
+
+/// Puts a device behind a root port while the guest runs, and starts its threads. It serves
+/// nothing until it is resumed, and is the caller's to pause, save and reset.
+///
+/// # Errors
+/// If the port is not there or not free, or the host has no thread for it.
+pub fn plug(
+    device: Arc<dyn VirtioDevice>,
+    host: &PciHost,
+    port: usize,
+    memory: &Arc<GuestMem>,
+) -> Result<Arc<VirtioPci>, PlugError> {
+    let config = function(&*device);
+    let mut failed = None;
+    let plugged = host.plug(port, &config, |requester| {
+        let this = VirtioPci::new(device, memory.clone(), requester);
+        // Before the guest sees it.
+        failed = this.start().err();
+        this
+    });
+    match (plugged, failed) {
+        (Ok(_), Some(error)) => {
+            host.pull(port);
+            Err(PlugError::Thread(error))
+        }
+        (plugged, _) => plugged.map_err(PlugError::Slot),
+    }
+}
+
+impl VirtioPci {
+    fn new(
+        device: Arc<dyn VirtioDevice>,
+        memory: Arc<GuestMem>,
+        requester: Arc<Requester>,
+    ) -> Arc<Self> {
+        let slot = requester.slot();
+        let core = Core::new(device, memory, requester);
+        Arc::new(Self { core, slot, threads: Mutex::default(), started: OnceLock::new() })
+    }
+
+    fn start(&self) -> io::Result<()> {
+        for index in 0..self.core.workers.len() {
+            lock(&self.threads).push(worker::start(&self.core, index)?);
+        }
+        let _ = self.started.set(());
+        self.core.device.attach(Handle(Arc::downgrade(&self.core)));
+        Ok(())
+    }
 }
 
 fn function(device: &dyn VirtioDevice) -> FunctionConfig {
@@ -185,6 +235,10 @@ impl Function for VirtioPci {
         }
     }
 
+    fn bus_reset(&self) {
+        Device::reset(self);
+    }
+
     fn became_master(&self) {
         self.core.kick_all();
     }
@@ -210,7 +264,11 @@ impl Function for VirtioPci {
 
 impl Device for VirtioPci {
     fn name(&self) -> String {
-        format!("{} in slot {}", self.core.device.name(), self.slot)
+        let name = self.core.device.name();
+        match self.slot.checked_sub(pci::SLOTS) {
+            Some(port) => format!("{name} behind port {port}"),
+            None => format!("{name} in slot {}", self.slot),
+        }
     }
 
     fn reset(&self) {

@@ -147,4 +147,6 @@ pub struct Pci {
     pub memory: (u32, u32),
     /// The GSI of pin INTA# of each device from 1 on.
     pub interrupts: Vec<u32>,
+    /// There are ports whose slots the operating system may run itself.
+    pub hot_plug: bool,
 }

@@ -221,7 +221,13 @@ mod tests {
     fn a_board_with_pci_has_one_table_more() {
         let mut board = board(1);
         let memory = (0xc000_0000, 0xdfff_ffff);
-        board.pci = Some(Pci { ecam: 0xe000_0000, buses: 256, memory, interrupts: vec![17] });
+        board.pci = Some(Pci {
+            ecam: 0xe000_0000,
+            buses: 256,
+            memory,
+            interrupts: vec![17],
+            hot_plug: true,
+        });
         let tables = build(&board).unwrap();
         let guest = Guest::new(&tables);
         let xsdt = guest.number(tables.rsdp + 24, 8);

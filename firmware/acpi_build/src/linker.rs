@@ -165,7 +165,13 @@ mod tests {
     fn what_firmware_makes_of_it_is_sound() {
         let mut board = Board::new((0..4).map(|id| Cpu { uid: id, apic_id: id }).collect());
         let memory = (0xc000_0000, 0xdfff_ffff);
-        board.pci = Some(Pci { ecam: 0xb000_0000, buses: 1, memory, interrupts: vec![17] });
+        board.pci = Some(Pci {
+            ecam: 0xb000_0000,
+            buses: 1,
+            memory,
+            interrupts: vec![17],
+            hot_plug: false,
+        });
         let files = for_firmware(&board).unwrap();
         let base = 0x7ffe_0000;
         let (tables, rsdp) = execute(&files, base);

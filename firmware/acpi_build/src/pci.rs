@@ -2,8 +2,8 @@
 
 use crate::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Pci, bytes, dsdt};
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Memory32Fixed, Name, Package, Path,
-    ResourceTemplate,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
+    IO, If, Memory32Fixed, Method, Name, Or, Package, Path, ResourceTemplate, Return, Uuid,
 };
 use acpi_tables::{Aml, mcfg::MCFG};
 
@@ -50,8 +50,36 @@ fn bridge(pci: &Pci) -> Vec<u8> {
     let mut children: Vec<&dyn Aml> = vec![&hid, &cid];
     children.extend(numbers.iter().map(|number| number as &dyn Aml));
     children.extend([&current as &dyn Aml, &routing]);
+    let control = Raw(operating_system_capabilities());
+    if pci.hot_plug {
+        children.push(&control);
+    }
     bytes(&Device::new(Path::new("PCI0"), children))
 }
+
+/// `_OSC` (PCI Firmware Specification 3.3, 4.5.1): grants the operating system what it asks for of
+/// [`GRANTED`]; of another interface it says that it is unknown.
+fn operating_system_capabilities() -> Vec<u8> {
+    /// In the first word: the UUID is not known.
+    const UNKNOWN: u8 = 1 << 2;
+    /// Offsets of the first and the third word, of status and control.
+    const STATUS: u8 = 0;
+    const CONTROL: u8 = 8;
+    let (first, third) = (Path::new("CDW1"), Path::new("CDW3"));
+    let status = CreateDWordField::new(&first, &Arg(3), &STATUS);
+    let control = CreateDWordField::new(&third, &Arg(3), &CONTROL);
+    let interface = Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766");
+    let known = Equal::new(&Arg(0), &interface);
+    let granted = And::new(&third, &third, &GRANTED);
+    let refused = Or::new(&first, &first, &UNKNOWN);
+    let grant = If::new(&known, vec![&control, &granted]);
+    let refuse = Else::new(vec![&refused]);
+    let answer = Return::new(&Arg(3));
+    bytes(&Method::new(Path::new("_OSC"), 4, false, vec![&status, &grant, &refuse, &answer]))
+}
+
+/// Native hot-plug, native power management events, and the PCI Express capability.
+const GRANTED: u8 = 1 << 0 | 1 << 2 | 1 << 4;
 
 /// Pin INTA# of all functions of a device is hardwired to a GSI (ACPI 6.5, 6.2.13).
 fn route(device: u32, gsi: u32) -> Vec<u8> {
@@ -83,8 +111,14 @@ mod tests {
             buses: 256,
             memory: (0xc000_0000, 0xdfff_ffff),
             interrupts: vec![17, 18],
+            hot_plug: false,
         };
         let [bridge, reserved] = devices(&pci);
+        assert!(!contains(&bridge, b"_OSC"));
+        let [ports, _] = devices(&Pci { hot_plug: true, ..pci });
+        // CreateDWordField (Arg3, 8, CDW3), and CDW3 = CDW3 & 0x15.
+        assert!(contains(&ports, b"_OSC\x04\x8a\x6b\x00CDW1"), "{ports:02x?}");
+        assert!(contains(&ports, b"\x8a\x6b\x0a\x08CDW3\x7bCDW3\x0a\x15CDW3"), "{ports:02x?}");
         assert!(contains(&bridge, b"PCI0\x08_HID\x0c\x41\xd0\x0a\x08"));
         // Word address space: bus numbers 0 to 255 (ACPI 6.5, 6.4.3.5.3).
         let buses = [0x88, 13, 0, 2, 12, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0, 1];

@@ -11,6 +11,7 @@ use crate::{
     info::{Info, State, VcpuInfo},
     map,
     owner::Request,
+    plug::Ports,
     power::PowerGate,
     screen,
     start::{Start, Starter},
@@ -119,6 +120,7 @@ pub(crate) struct Board {
     chipset: Chipset,
     pci: Arc<PciHost>,
     pub(crate) extras: Arc<Extras>,
+    pub(crate) ports: Ports,
     apics: Apics,
     starter: Starter,
     vga: Option<Arc<Vga>>,
@@ -203,7 +205,7 @@ pub(crate) fn build(
     let chipset = chipset::build(&chipset_config(spec.memory, &parts.start), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     let rom = parts.start.rom(&*vm)?;
-    let pci = q35::build(&bridges(ram, rom), &mut wiring);
+    let pci = q35::build(&bridges(spec.ports, ram, rom), &mut wiring);
     add_disks(parts.disks, &pci, spec.cpus, &mut wiring)?;
     if let Some(source) = parts.entropy {
         virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
@@ -213,6 +215,8 @@ pub(crate) fn build(
     let uart = uart::build(&uart::Config::COM1, parts.console.clone(), &mut wiring);
     let (extras, channels) = extras::build(spec, parts.console, parts.channels, &pci, &mut wiring)?;
     let console = extras.console_input().unwrap_or(uart);
+
+    let ports = ports(&pci, spec, owner, &wiring);
 
     let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, spec.cpus);
     let starter = Starter::new(spec, parts.start, &mut wiring)?;
@@ -261,6 +265,7 @@ pub(crate) fn build(
         chipset,
         pci,
         extras,
+        ports,
         apics,
         starter,
         vga: screen.vga,
@@ -270,7 +275,8 @@ pub(crate) fn build(
         memory: spec.memory,
     };
     board.load(&vcpus)?;
-    Ok(Built { board, vcpus, console, channels, seat: screen.seat })
+    let seat = board.extras.seated(screen.seat);
+    Ok(Built { board, vcpus, console, channels, seat })
 }
 
 /// The VM with its RAM, or why this engine cannot have it.
@@ -329,13 +335,13 @@ fn chipset_config(memory: u64, start: &Start) -> chipset::Config {
     chipset::Config { memory_low, memory_high, firmware_log, ..chipset::Config::default() }
 }
 
-fn bridges(ram: Arc<Memfd>, rom: Option<q35::Rom>) -> q35::Config {
-    let (ecam, window) = (map::PCI_ECAM, map::PCI_WINDOW);
+fn bridges(ports: u32, ram: Arc<Memfd>, rom: Option<q35::Rom>) -> q35::Config {
+    let (ecam, window) = (map::pci_ecam(ports), map::PCI_WINDOW);
     q35::Config { ecam, window, pm_base: chipset::pm::EVENT, ram, rom }
 }
 
 /// Queues that a disk has at most: each takes a thread.
-const DISK_QUEUES_MAX: u32 = 4;
+pub(crate) const DISK_QUEUES_MAX: u32 = 4;
 
 fn add_disks(
     disks: Vec<DiskPart>,
@@ -349,6 +355,16 @@ fn add_disks(
         virtio::build(device, pci, wiring).map_err(Error::Thread)?;
     }
     Ok(())
+}
+
+/// Ports for what comes while the machine runs. Last on the bus, so that what is there always has
+/// the same places.
+fn ports(pci: &Arc<PciHost>, spec: &VmSpec, owner: &Sender<Request>, wiring: &Wiring) -> Ports {
+    (0..spec.ports).for_each(|_| pci.add_port(wiring));
+    let owner = owner.clone();
+    // A machine that has ended needs no telling.
+    pci.on_eject(move |_| drop(owner.send(Request::Ejected)));
+    Ports::new(pci.clone(), wiring.memory.clone(), spec.cpus)
 }
 
 fn add_networks(
@@ -462,8 +478,13 @@ impl Board {
         Ok(())
     }
 
+    /// Those of the board, and those behind ports.
+    fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
+        self.devices.iter().chain(self.ports.devices())
+    }
+
     pub(crate) fn reset(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
-        for device in &self.devices {
+        for device in self.devices() {
             device.reset();
         }
         match &self.apics {
@@ -480,13 +501,13 @@ impl Board {
     /// Time stops, and then devices: what they do last belongs to the time before.
     pub(crate) fn pause_time(&self) {
         self.clock.pause();
-        self.devices.iter().for_each(|device| device.pause());
+        self.devices().for_each(|device| device.pause());
     }
 
     /// What devices have counted, by their names; those that count.
     pub(crate) fn counters(&self) -> Vec<DeviceCounters> {
         let of = |device: &Arc<dyn Device>| (device.name(), device.counters());
-        self.devices.iter().map(of).filter(|(_, counters)| !counters.is_empty()).collect()
+        self.devices().map(of).filter(|(_, counters)| !counters.is_empty()).collect()
     }
 
     pub(crate) fn resume_time(&self) {
@@ -495,7 +516,7 @@ impl Board {
         if let Apics::Board { pv, .. } = &self.apics {
             pv.refresh(true);
         }
-        self.devices.iter().for_each(|device| device.resume());
+        self.devices().for_each(|device| device.resume());
     }
 
     pub(crate) fn power_button(&self) {
@@ -546,7 +567,7 @@ impl Board {
             state.save(id, &mut writer);
         }
         writer.put(0, &crate::saved::ClockState::of(&self.clock));
-        for device in &self.devices {
+        for device in self.devices() {
             device.save(&mut writer);
         }
         Ok(writer.finish())
@@ -561,7 +582,7 @@ impl Board {
         }
         let clock: crate::saved::ClockState = reader.take(0).map_err(text)?;
         self.clock.set(clock.guest_ns);
-        for device in &self.devices {
+        for device in self.devices() {
             device.restore(&mut reader).map_err(text)?;
         }
         reader.finish().map_err(text)?;

@@ -4,10 +4,12 @@
 use crate::{Error, board::ChannelPart};
 use byte_stream::{Input, Output};
 use device::Wiring;
+use display::Seat;
 use pci::PciHost;
 use std::{fmt, sync::Arc, time::Duration};
 use virtio_balloon::{Statistics, VirtioBalloon};
 use virtio_console::{PortConfig, VirtioConsole};
+use virtio_input::{Kind, VirtioInput};
 use vm_spec::{ConsoleDevice, VmSpec};
 
 /// How long a guest may take to answer.
@@ -17,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Extras {
     terminal: Option<Arc<VirtioConsole>>,
+    keyboard: Option<Arc<VirtioInput>>,
+    tablet: Option<Arc<VirtioInput>>,
     pub(crate) balloon: Option<Arc<VirtioBalloon>>,
 }
 
@@ -71,6 +75,15 @@ pub(crate) fn build(
         virtio::build(ports.clone(), pci, wiring).map_err(Error::Thread)?;
         inputs.extend((0..count).map(|index| ports.input(index) as Arc<dyn Input>));
     }
+    if spec.input {
+        let mut add = |kind| {
+            let input = VirtioInput::new(kind);
+            virtio::build(input.clone(), pci, wiring).map_err(Error::Thread)?;
+            Ok::<_, Error>(Some(input))
+        };
+        extras.keyboard = add(Kind::Keyboard)?;
+        extras.tablet = add(Kind::Tablet)?;
+    }
     if spec.balloon {
         let balloon = VirtioBalloon::new(wiring.memory.clone(), spec.memory);
         virtio::build(balloon.clone(), pci, wiring).map_err(Error::Thread)?;
@@ -83,6 +96,17 @@ impl Extras {
     /// Where the console's input goes if it is no serial port's.
     pub(crate) fn console_input(&self) -> Option<Arc<dyn Input>> {
         self.terminal.as_ref().map(|terminal| terminal.input(0) as Arc<dyn Input>)
+    }
+
+    /// A seat with the virtio keyboard and the virtio tablet before the others.
+    pub(crate) fn seated(&self, mut seat: Seat) -> Seat {
+        if let Some(keyboard) = &self.keyboard {
+            seat.keyboards.insert(0, keyboard.clone());
+        }
+        if let Some(tablet) = &self.tablet {
+            seat.pointers.insert(0, tablet.clone());
+        }
+        seat
     }
 
     pub(crate) fn resize(&self, columns: u16, rows: u16) {

@@ -4,6 +4,7 @@ use crate::{
     extras::{BalloonInfo, Extras},
     info::Info,
     owner::{DebugStop, Request},
+    plug::{Plug, PlugError},
     stats::MachineStats,
 };
 use display::Seat;
@@ -117,6 +118,23 @@ impl Handle {
     /// The terminal that the console is has another size now. A serial port has none.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<(), Gone> {
         self.tell(Request::Resize(columns, rows))
+    }
+
+    /// Puts a device behind a free port of a machine that may run; the port's number. `label` is
+    /// what [`Self::ports`] calls it.
+    pub fn plug(&self, plug: Plug, label: String) -> Result<Result<usize, PlugError>, Gone> {
+        self.ask(|done| Request::Plug(Box::new(plug), label, done))
+    }
+
+    /// Asks the guest to let go of what is behind a port; false if nothing is. It goes when the
+    /// guest has.
+    pub fn unplug(&self, port: usize) -> Result<bool, Gone> {
+        self.ask(|done| Request::Unplug(port, done))
+    }
+
+    /// The ports, and what is behind them.
+    pub fn ports(&self) -> Result<Vec<Option<String>>, Gone> {
+        self.ask(Request::Ports)
     }
 
     /// What was counted so far.

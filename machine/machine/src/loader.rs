@@ -85,20 +85,21 @@ impl Loader {
 pub(crate) fn acpi_board(spec: &VmSpec) -> acpi_build::Board {
     let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
     let mut board = acpi_build::Board::new(cpus);
-    board.pci = Some(pci_bridge());
+    board.pci = Some(pci_bridge(spec.ports));
     (board.i8042, board.vga) = (spec.display.is_there(), spec.display.is_there());
     board
 }
 
 /// The host bridge as ACPI tells of it.
-fn pci_bridge() -> acpi_build::Pci {
-    let (ecam, window) = (map::PCI_ECAM, map::PCI_WINDOW);
+fn pci_bridge(ports: u32) -> acpi_build::Pci {
+    let (ecam, window) = (map::pci_ecam(ports), map::PCI_WINDOW);
     acpi_build::Pci {
         // Both lie below 4 GiB.
         ecam: ecam.start as u32,
         buses: ((ecam.end - ecam.start) >> 20) as u16,
         memory: (window.start as u32, (window.end - 1) as u32),
         interrupts: (1..pci::SLOTS).map(pci::gsi).collect(),
+        hot_plug: ports > 0,
     }
 }
 

@@ -10,8 +10,8 @@ pub const HIGH_RAM_START: u64 = 1 << 32;
 
 /// Where BARs can be: where SeaBIOS and OVMF place them on the chipset that this one is like.
 pub const PCI_WINDOW: Range<u64> = 0xc000_0000..IOAPIC;
-/// PCI's enhanced configuration space, of the one bus that there is: a kernel looks at 32 places
-/// on every bus that it is told of. Firmware for this chipset has it here.
+/// PCI's enhanced configuration space, of the root bus; see [`pci_ecam`]. Firmware for this chipset
+/// has it here.
 pub const PCI_ECAM: Range<u64> = 0xb000_0000..0xb010_0000;
 /// Room for memory of devices in the space that an engine lays out: ROM, and what the host bridge
 /// shows twice while it changes.
@@ -26,6 +26,13 @@ pub const COM1_IRQ: usize = 4;
 
 /// GSI of the ACPI interrupt.
 pub const SCI: u8 = 9;
+
+/// The enhanced configuration space of the buses that there are, of the root bus and one behind
+/// each port: a kernel looks at 32 places on a root bus, and at one behind a port.
+pub fn pci_ecam(ports: u32) -> Range<u64> {
+    let bus = PCI_ECAM.end - PCI_ECAM.start;
+    PCI_ECAM.start..PCI_ECAM.end + u64::from(ports) * bus
+}
 
 /// Where `memory` bytes of RAM lie.
 pub fn ram(memory: u64) -> Vec<Range<u64>> {

@@ -13,6 +13,7 @@ use crate::{
     board::Board,
     dump,
     info::{Info, State},
+    plug::{Plug, PlugError},
     stats::{MachineStats, add_exits},
     vcpu::{VcpuThread, Why},
 };
@@ -72,6 +73,11 @@ pub(crate) enum Request {
     Balloon(u64, Sender<bool>),
     /// Columns and rows.
     Resize(u16, u16),
+    Plug(Box<Plug>, String, Sender<Result<usize, PlugError>>),
+    Unplug(usize, Sender<bool>),
+    Ports(Sender<Vec<Option<String>>>),
+    /// The guest has let go of what was behind a port.
+    Ejected,
     Info(Sender<Info>),
     Stats(Sender<MachineStats>),
     /// Not while the machine runs.
@@ -197,6 +203,13 @@ impl Owner {
             }
             Request::PowerButton => self.board.power_button(),
             Request::Balloon(bytes, done) => drop(done.send(self.board.leave(bytes))),
+            Request::Plug(plug, label, done) => {
+                let running = !self.paused;
+                drop(done.send(self.board.ports.plug(*plug, label, running)));
+            }
+            Request::Unplug(port, done) => drop(done.send(self.board.ports.ask_unplug(port))),
+            Request::Ports(to) => drop(to.send(self.board.ports.labels())),
+            Request::Ejected => self.board.ports.forget_ejected(),
             Request::Resize(columns, rows) => self.board.extras.resize(columns, rows),
             Request::Nmi => self.board.nmi(&self.vcpus),
             Request::Info(to) => drop(to.send(self.info())),
@@ -404,6 +417,7 @@ impl Owner {
     }
 
     fn save(&mut self) -> Result<Vec<Part>, String> {
+        self.board.ports.forget_ejected();
         self.board.save(&self.vcpus)
     }
 

@@ -30,11 +30,13 @@ pub use firmware::{Firmware, FirmwareKind};
 pub use gdb::GdbAddress;
 pub use limits::{
     CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
-    MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN,
+    MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, PORTS_MAX,
 };
 pub use net::{Forward, Net, Transport, UserNet};
 pub use trace::{Trace, TraceKind};
-pub use units::{format_memory, parse_code_cache, parse_cpus, parse_memory, parse_timeout};
+pub use units::{
+    format_memory, parse_code_cache, parse_cpus, parse_memory, parse_ports, parse_timeout,
+};
 
 /// The version of [`VmSpec`]'s shape that this build writes and reads.
 pub const VERSION: u32 = 1;
@@ -149,6 +151,12 @@ pub struct VmSpec {
     /// An entropy device.
     #[serde(default)]
     pub rng: bool,
+    /// A virtio keyboard and a virtio tablet.
+    #[serde(default)]
+    pub input: bool,
+    /// PCI Express ports for devices that come while the machine runs, at most [`PORTS_MAX`].
+    #[serde(default)]
+    pub ports: u32,
     /// A balloon, by which the guest's memory is taken and given back while it runs.
     #[serde(default)]
     pub balloon: bool,
@@ -188,6 +196,8 @@ impl Default for VmSpec {
             cloud_init: None,
             rng: false,
             balloon: false,
+            input: false,
+            ports: 0,
             net: Net::None,
             display: Display::None,
             timeout_ms: None,
@@ -224,6 +234,7 @@ impl VmSpec {
         self.check_cpu_model()?;
         self.console.validate()?;
         Channel::validate_all(&self.channels)?;
+        limits::check_ports(self.ports)?;
         self.net.validate()?;
         self.display.validate()?;
         self.check_disks()?;
@@ -318,6 +329,7 @@ mod tests {
             cloud_init: Some("/seed".into()),
             rng: true,
             balloon: true,
+            ports: 3,
             console_device: ConsoleDevice::Virtio,
             channels: vec!["agent=unix:/tmp/agent".parse().unwrap()],
             net: "user,loopback".parse().unwrap(),
@@ -349,6 +361,7 @@ mod tests {
             (VmSpec { cpus: 4096, ..VmSpec::default() }, "--cpus"),
             (VmSpec { memory: 1 << 20, ..VmSpec::default() }, "--memory"),
             (VmSpec { memory: u64::MAX, ..VmSpec::default() }, "--memory"),
+            (VmSpec { ports: 9, ..VmSpec::default() }, "--ports"),
             (VmSpec { timeout_ms: Some(0), ..VmSpec::default() }, "--timeout"),
             (VmSpec { append: "x".repeat(4096), ..VmSpec::default() }, "--append"),
             (VmSpec { append: "a\nb".into(), ..VmSpec::default() }, "--append"),

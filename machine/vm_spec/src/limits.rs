@@ -23,8 +23,24 @@ pub const COMMAND_LINE_MAX: usize = 1600;
 /// Disks of a VM: with them the PCI bus has places left for other devices.
 pub const DISKS_MAX: usize = 24;
 
+/// Ports for devices that come later: each has a bus and a place on the root bus.
+pub const PORTS_MAX: u32 = 8;
+
 /// A week: longer limits are mistakes in the unit.
 const TIMEOUT_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
+
+pub(crate) fn check_ports(ports: u32) -> Result<(), SpecError> {
+    if ports <= PORTS_MAX {
+        return Ok(());
+    }
+    let advice = format!("give 0 to {PORTS_MAX}");
+    Err(SpecError::new(
+        "--ports",
+        &ports.to_string(),
+        "the board has no place for so many",
+        &advice,
+    ))
+}
 
 pub(crate) fn check_cpus(cpus: u32) -> Result<(), SpecError> {
     let reason = match cpus {

@@ -54,6 +54,16 @@ pub fn parse_cpus(text: &str) -> Result<u32, SpecError> {
     }
 }
 
+/// Parses a number of ports.
+pub fn parse_ports(text: &str) -> Result<u32, SpecError> {
+    let advice = format!("give 0 to {}", limits::PORTS_MAX);
+    let wrong = |_| SpecError::new("--ports", text, "this is not a number of ports", &advice);
+    let ports = text.parse::<u64>().map_err(wrong)?;
+    let ports = u32::try_from(ports).unwrap_or(u32::MAX);
+    limits::check_ports(ports)?;
+    Ok(ports)
+}
+
 /// Parses a time limit in milliseconds: a whole number with `ms`, `s`, `m` or `h`.
 pub fn parse_timeout(text: &str) -> Result<u64, SpecError> {
     let refuse = |reason: &str| {
