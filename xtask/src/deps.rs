@@ -60,6 +60,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("machine", "vm_spec", "a machine is built from its spec"),
     ("cli", "assets", "the command fetches the default guest"),
     ("cli", "gdb_server", "the command starts the stub"),
+    ("cli", "vnc_server", "the command shows the screen"),
     ("cli", "microguest", "the built-in guest for hosts without packages or network"),
 ];
 

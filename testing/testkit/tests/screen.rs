@@ -67,7 +67,7 @@ fn a_shell_on_the_screen_is_typed_at() -> Result<(), Error> {
     let mut screen = screen(&guest);
     screen.expect("sarang:", BOOT).unwrap();
     screen.type_line("dmesg -n 1; clear; echo $((6*7))-Is_Shown \"!\" {a,b}").unwrap();
-    let text = screen.expect("42-Is_Shown ! a b", COMMAND).unwrap();
+    let text = screen.expect("42-Is_Shown ! {a,b}", COMMAND).unwrap();
     // The driver found the keyboard, the mouse's port and the VGA.
     screen.type_line("grep -c 'AT Translated Set 2' /proc/bus/input/devices").unwrap();
     screen.expect("\n1\n", COMMAND).unwrap_or_else(|error| panic!("{text}\n{error}"));
