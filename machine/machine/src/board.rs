@@ -190,18 +190,7 @@ pub(crate) fn build(
         Some(bus) => bus.clone(),
         None => Arc::new(EngineMsi(vm.clone())),
     };
-    let mut wiring = Wiring {
-        memory: vm.memory().clone(),
-        slots: Arc::new(Slots(vm.clone())),
-        clock: clock.clone(),
-        timers: timers.handle(),
-        power: power.clone(),
-        msi,
-        pio: Default::default(),
-        mmio: Default::default(),
-        devices: Vec::new(),
-        irqs: Vec::new(),
-    };
+    let mut wiring = empty(&vm, &clock, &timers, &power, msi);
     let chipset = chipset::build(&chipset_config(spec.memory, &parts.start), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     let rom = parts.start.rom(&*vm)?;
@@ -277,6 +266,28 @@ pub(crate) fn build(
     board.load(&vcpus)?;
     let seat = board.extras.seated(screen.seat);
     Ok(Built { board, vcpus, console, channels, seat })
+}
+
+/// A board without devices.
+fn empty(
+    vm: &Arc<dyn Vm>,
+    clock: &Arc<GuestClock>,
+    timers: &TimerThread,
+    power: &Arc<PowerGate>,
+    msi: Arc<dyn MsiSink>,
+) -> Wiring {
+    Wiring {
+        memory: vm.memory().clone(),
+        slots: Arc::new(Slots(vm.clone())),
+        clock: clock.clone(),
+        timers: timers.handle(),
+        power: power.clone(),
+        msi,
+        pio: Default::default(),
+        mmio: Default::default(),
+        devices: Vec::new(),
+        irqs: Vec::new(),
+    }
 }
 
 /// The VM with its RAM, or why this engine cannot have it.
