@@ -96,7 +96,7 @@ fn free_memory_returns_by_itself() -> Result<(), Error> {
     guest.command("dd if=/dev/zero of=/tmp/fill bs=1M count=250 2> /dev/null", COMMAND)?;
     let full = held(&guest);
     guest.command("rm /tmp/fill", COMMAND)?;
-    // Linux reports two seconds later, and again, in blocks of 4 MiB.
+    // Linux reports some two seconds later, and again, in large blocks.
     until(&mut guest, "reporting", |_, guest| held(guest) + (150 << 10) < full)?;
     guest.send("poweroff")?;
     assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
