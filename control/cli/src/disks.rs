@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use disk_image::{Format, Guess, ImageDisk, OpenError, Options};
@@ -56,10 +56,17 @@ pub fn named_as_disk(path: &Path) -> bool {
     ["qcow2", "qcow", "img", "raw"].iter().any(is)
 }
 
+/// All that were opened, at the start or by the monitor. One that is removed closes itself.
+static OPENED: Mutex<Vec<Weak<dyn disk::Disk>>> = Mutex::new(Vec::new());
+
 /// Leaves the files as whoever opens them next wants to find them.
-pub fn close(disks: &[Arc<dyn disk::Disk>]) -> Result<(), Failure> {
-    let closed: Result<Vec<()>, _> = disks.iter().map(|disk| disk.close()).collect();
-    closed.map(drop).map_err(|error| {
+pub fn close_all() -> Result<(), Failure> {
+    let opened = std::mem::take(&mut *OPENED.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut closed = Ok(());
+    for disk in opened.iter().filter_map(Weak::upgrade) {
+        closed = closed.and(disk.close());
+    }
+    closed.map_err(|error| {
         let why = match &error {
             disk::Error::Io { source, .. } => format!("{error}: {}", report::os_reason(source)),
             other => other.to_string(),
@@ -80,6 +87,7 @@ fn open_one(disk: &Disk) -> Result<DiskPart, Failure> {
             _ => Failure::usage(line),
         }
     })?;
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&opened));
     Ok(DiskPart { disk: opened, serial: disk.serial.clone() })
 }
 

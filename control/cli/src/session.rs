@@ -16,6 +16,7 @@ use crate::{
     Failure,
     args::RunOptions,
     console::{self, Console, PanicWatch},
+    disks,
     engines::{self, Choice},
     guest::{self, Files},
     monitor::Control,
@@ -69,7 +70,7 @@ pub fn run(options: &RunOptions) -> Result<Status, Failure> {
     };
     console.drain();
     terminal::restore();
-    running.close_disks()?;
+    disks::close_all()?;
     let status = explain(ended, &spec);
     if options.stats
         && let Some(table) = running.final_stats()

@@ -4,7 +4,6 @@
 use std::{io::Write, sync::Arc, time::Instant};
 
 use byte_stream::{Input, Output};
-use disk::Disk;
 use gdb_server::Server;
 use machine::{Handle, Machine, Parts, Tracer};
 use vm_spec::{GdbAddress, VmSpec};
@@ -27,7 +26,6 @@ pub struct Running {
     machine: Machine,
     control: Arc<Handle>,
     debugger: Option<Server>,
-    disks: Vec<Arc<dyn Disk>>,
     /// Kept while the machine runs: sockets are removed with them.
     channels: Vec<Console>,
     /// Shows the screen as long as it is there.
@@ -46,12 +44,10 @@ impl Running {
         let names = Names::of(spec, &files);
         let mut channels = channels::open(&spec.channels)?;
         let engine = engines::open(engine, spec)?;
-        let opened = disks::open(&spec.disks, spec.cloud_init.as_deref())?;
-        let disks = opened.iter().map(|part| part.disk.clone()).collect();
         let parts = Parts {
             start: files.start,
             console,
-            disks: opened,
+            disks: disks::open(&spec.disks, spec.cloud_init.as_deref())?,
             channels: channels::parts(&spec.channels, &channels),
             entropy: spec.rng.then(disks::entropy).transpose()?,
             vga_rom: displays::vga_rom(&spec.display),
@@ -70,7 +66,7 @@ impl Running {
             None => None,
         };
         let viewer = displays::serve(&spec.display, control.seat().clone())?;
-        Ok(Self { machine, control, debugger, disks, channels, _viewer: viewer })
+        Ok(Self { machine, control, debugger, channels, _viewer: viewer })
     }
 
     pub fn control(&self) -> Arc<dyn Control> {
@@ -106,13 +102,6 @@ impl Running {
             let _ = self.control.quit();
         }
         ended
-    }
-}
-
-impl Running {
-    /// To be called when it has ended.
-    pub fn close_disks(&self) -> Result<(), Failure> {
-        disks::close(&self.disks)
     }
 }
 
