@@ -2,6 +2,7 @@
 
 use conformance::*;
 use engine::{Exit, Flow, Pending};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use vcpu_state::MpState;
 
 const MODES: [Mode; 3] = [Mode::Real, Mode::Protected, Mode::Long];
@@ -182,18 +183,26 @@ fn a_storm_of_notifications_and_interrupts_loses_none() {
             seen += 1;
             if seen == COUNT { Flow::Stop } else { Flow::Continue }
         }));
-        std::thread::scope(|s| {
-            s.spawn(move || {
+        let over = AtomicBool::new(false);
+        let exit = std::thread::scope(|s| {
+            s.spawn(|| {
                 for _ in 0..COUNT {
                     while line.lock().unwrap().is_some() {
+                        if over.load(SeqCst) {
+                            return;
+                        }
                         std::thread::yield_now();
                     }
                     *line.lock().unwrap() = Some((Pending::Interrupt, 0x23));
                     kick.notify();
                 }
             });
-            assert_eq!(g.run(), Exit::Stopped);
+            // A panic here would wait for the other thread.
+            let exit = g.run();
+            over.store(true, SeqCst);
+            exit
         });
-        assert_eq!(g.bus.vectors().len(), COUNT);
+        assert_eq!(exit, Exit::Stopped, "after {:x?}", g.bus.log.last());
+        assert_eq!(g.bus.vectors().len(), COUNT, "{:x?}", g.bus.log);
     });
 }
