@@ -19,7 +19,7 @@ use crate::{Cpu, Ctx, Stop, cpu::CodeSize};
 use cpu_model::CpuidTable;
 use guest_mem::{Arena, ArenaOffset, GuestMem, Layout, Plain};
 use soft_mmu::{Access, Changes, Features, Held, PageFault, Paging, Phys, Place, Privilege, Tlb};
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 use vcpu_state::SegReg;
 use x86_defs::{cr::cr0, cr::cr4, dr, is_canonical_48, rflags};
 
@@ -46,8 +46,13 @@ pub struct Mmu {
     /// The same of global pages with a supervisor's rights, and how often these were forgotten.
     fetched_global: PageFilter,
     global_invalidations: u64,
+    /// By linear address, where these pages are in guest-physical memory.
+    global_code: HashMap<u64, u64>,
     tags: Tags,
 }
+
+/// More pages of global code than this are not compared but forgotten.
+const MOST_COMPARED: usize = 8192;
 
 /// Numbers under which translations of linear addresses for fetching may be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +70,7 @@ pub struct Tags {
 struct PageFilter(Box<[u64; WORDS]>);
 
 const WORDS: usize = 1024;
+const PAGE_MASK: u64 = !0xfff;
 
 impl Default for PageFilter {
     fn default() -> Self {
@@ -127,6 +133,7 @@ impl Mmu {
             fetched: PageFilter::default(),
             fetched_global: PageFilter::default(),
             global_invalidations: 0,
+            global_code: HashMap::new(),
             tags: Tags::default(),
         }
     }
@@ -236,18 +243,40 @@ impl Mmu {
         self.retag();
     }
 
+    /// The same, for the guest: its page tables may differ, and nothing else.
+    ///
+    /// Kernels do so when they change any of their pages, and their code is mostly where it was.
+    /// Then what is known of where its addresses lead stays.
+    pub fn flush_all_pages(&mut self) {
+        self.tlb.flush_all();
+        let mut all = self.global_code.iter();
+        let stays =
+            all.len() <= MOST_COMPARED && all.all(|(linear, gpa)| self.is_at(*linear, *gpa));
+        if !stays {
+            self.forget_global_code();
+        }
+        self.retag();
+    }
+
+    /// Of a page of global code the tables say what they said.
+    fn is_at(&self, linear: u64, gpa: u64) -> bool {
+        soft_mmu::is_as_fetched(Phys::new(&self.layout, &self.arena), &self.paging, linear, gpa)
+    }
+
     fn forget_global_code(&mut self) {
         self.global_invalidations += 1;
         self.fetched_global.clear();
+        self.global_code.clear();
     }
 
     /// Code is fetched from the page; true if what is known of it may be kept under
     /// [`Tags::global`].
-    fn note_fetch(&mut self, linear: u64, privilege: Privilege) -> bool {
+    fn note_fetch(&mut self, linear: u64, gpa: u64, privilege: Privilege) -> bool {
         self.fetched.insert(linear);
         let global = !privilege.is_user() && self.tlb.is_global(linear, privilege);
         if global {
             self.fetched_global.insert(linear);
+            self.global_code.insert(linear & PAGE_MASK, gpa & PAGE_MASK);
         }
         global
     }
@@ -261,6 +290,9 @@ impl Mmu {
             self.invalidations += 1;
             self.fetched.clear();
         }
+        let page = linear & PAGE_MASK;
+        let known = || self.global_code.get(&page).is_none_or(|gpa| self.is_at(page, *gpa));
+        let global = global && !(shift == 12 && known());
         if global {
             self.forget_global_code();
         }

@@ -85,7 +85,7 @@ pub fn invpcid(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
     match kind {
         0 => mmu.flush_page(linear),
         1 => mmu.flush_pcid(pcid as u16),
-        2 => mmu.flush_all(),
+        2 => mmu.flush_all_pages(),
         _ => mmu.flush_non_global(),
     }
     ctx.cpu.leave = true;

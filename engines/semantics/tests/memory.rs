@@ -8,7 +8,7 @@ use vcpu_state::SegReg::{Ds, Ss};
 use x86_defs::{
     cr::{cr0, cr4},
     exception::{AC, GP, PF, SS},
-    paging::{D, NX, P, RW, US},
+    paging::{A, D, G, NX, P, RW, US},
     rflags,
 };
 
@@ -164,6 +164,36 @@ fn fetch_tags_tell_address_spaces_and_rights_apart() {
     m.cpu.gpr[0] = PML4;
     m.step(&[0x0f, 0x22, 0xd8]).unwrap();
     assert_ne!(m.cpu.mmu.tags().all, kernel);
+}
+
+/// Global code that is where it was is known after all translations are forgotten; what differs
+/// in any way that a fetch would see is not.
+#[test]
+fn global_code_that_stays_is_known_after_a_flush() {
+    const CODE: u64 = 0x20;
+    let entry = 0x50000 | P | RW | G | A;
+    let global = |m: &Machine| m.cpu.mmu.tags().global;
+    let changes = [0, 0x51000 ^ 0x50000, NX, G, A, P];
+    for (flush, change) in [false, true].into_iter().flat_map(|f| changes.map(|c| (f, c))) {
+        let mut m = Machine::long();
+        map(&mut m, CODE, entry);
+        assert!(m.ctx().fetch_page(CODE << 12).unwrap().global);
+        let before = global(&m);
+        // What is not code does not matter.
+        m.put(PT + 8 * (CODE + 1), 0x60000 | P);
+        m.put(PT + 8 * CODE, entry ^ change);
+        match flush {
+            true => m.cpu.mmu.flush_all_pages(),
+            false => m.cpu.mmu.flush_page(CODE << 12),
+        }
+        assert_eq!(global(&m) == before, change == 0, "{flush} {change:x}");
+        // What was not compared, because it is not remembered any more, is not known.
+        let before = global(&m);
+        m.put(PT + 8 * CODE, entry);
+        m.ctx().fetch_page(CODE << 12).unwrap();
+        m.cpu.mmu.flush_all();
+        assert_ne!(global(&m), before);
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub use changes::Changes;
 pub use paging::{Features, Mode, Paging};
 pub use phys::Phys;
 pub use tlb::{Held, Place, Tlb};
-pub use walk::{PageFault, Translation, inspect, load_pdptes, walk};
+pub use walk::{PageFault, Translation, inspect, is_as_fetched, load_pdptes, walk};
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -84,6 +84,18 @@ pub fn inspect(mem: &GuestMem, paging: &Paging, gva: u64) -> Option<u64> {
     Some(path.translation(paging, gva, Privilege::Supervisor).gpa)
 }
 
+/// What a supervisor may execute at `gva`, in a global page, is at `gpa`, and to fetch it sets no
+/// accessed bit: a processor that has forgotten the page would find what it knew.
+pub fn is_as_fetched(phys: Phys<'_>, paging: &Paging, gva: u64, gpa: u64) -> bool {
+    if paging.mode == Mode::Off {
+        return false;
+    }
+    let Ok(path) = look(phys, paging, gva) else { return false };
+    let found = path.translation(paging, gva, Privilege::Supervisor);
+    let accessed = path.entries.iter().take(path.len).all(|(_, entry)| entry & A != 0);
+    accessed && found.execute && found.global && found.gpa == gpa
+}
+
 /// Reads the four page-directory-pointer entries at `cr3`; `None` if one has a reserved bit
 /// set, which is #GP(0) (SDM volume 3, 4.4.1).
 pub fn load_pdptes(phys: Phys<'_>, cr3: u64, paging: &Paging) -> Option<[u64; 4]> {

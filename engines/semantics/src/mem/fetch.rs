@@ -31,7 +31,7 @@ impl Ctx<'_> {
             Ok(place) => Ok(FetchPage {
                 gpa: place.gpa & !(PAGE - 1),
                 ram: place.ram.map(|at| ArenaOffset(at.0 & !(PAGE as usize - 1))),
-                global: cpu.mmu.note_fetch(linear, privilege),
+                global: cpu.mmu.note_fetch(linear, place.gpa, privilege),
             }),
             Err(e) => Err(cpu.page_fault(linear, e.0)),
         }
