@@ -8,7 +8,9 @@ use std::{
 };
 
 use byte_stream::Output;
-use machine::FirmwarePart;
+use disk::Disk;
+use disk_raw::RawDisk;
+use machine::{FirmwarePart, Variables};
 use vm_spec::{Firmware, FirmwareKind};
 
 use crate::{Failure, report};
@@ -45,7 +47,43 @@ pub fn open(firmware: &Firmware) -> Result<FirmwarePart, Failure> {
     }
     let image = fs::read(&path).map_err(|e| fail(&report::os_reason(&e)))?;
     let log = firmware.log.as_deref().map(log).transpose()?;
-    Ok(FirmwarePart { image, name: path.display().to_string(), log })
+    let variables = match firmware.kind {
+        FirmwareKind::Uefi => Some(variables(firmware, &path)?),
+        _ => None,
+    };
+    Ok(FirmwarePart { image, name: path.display().to_string(), variables, log })
+}
+
+/// The variables' file, made of the empty store beside the image if it is not there yet.
+fn variables(firmware: &Firmware, image: &Path) -> Result<Variables, Failure> {
+    let name = |path: &Path| format!("--firmware uefi: {}", path.display());
+    let fail = |path: &Path, why: String, remedy: &str| {
+        Failure::host(format!("{}: {why}; {remedy}", name(path)))
+    };
+    let empty = image.to_string_lossy().replace("CODE", "VARS");
+    let empty = Path::new(&empty);
+    let template = || {
+        let there = empty != image && empty.is_file();
+        let bytes = if there { fs::read(empty) } else { Err(ErrorKind::NotFound.into()) };
+        bytes.map_err(|e| {
+            fail(empty, report::os_reason(&e), "give a copy of its variables with vars=PATH")
+        })
+    };
+    let Some(path) = &firmware.variables else {
+        return Ok(Variables { contents: template()?, store: None });
+    };
+    let remedy = "give a file that can be read and written with vars=PATH";
+    if !path.exists() {
+        fs::write(path, template()?).map_err(|e| fail(path, report::os_reason(&e), remedy))?;
+    }
+    let store = RawDisk::open(path, false).map_err(|e| fail(path, e.to_string(), remedy))?;
+    let size = store.shape().bytes;
+    if size > IMAGE_MAX {
+        return Err(fail(path, "it is too large for variables".into(), remedy));
+    }
+    let mut contents = vec![0; size as usize];
+    store.read(0, &mut contents).map_err(|e| fail(path, e.to_string(), remedy))?;
+    Ok(Variables { contents, store: Some(Arc::new(store)) })
 }
 
 fn installed(kind: FirmwareKind) -> Result<PathBuf, Failure> {

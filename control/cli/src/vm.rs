@@ -232,7 +232,9 @@ impl Names {
                 ("--append", Status::BadArguments)
             }
             machine::Error::Boot(_) => (&*self.kernel, self.status),
-            machine::Error::FirmwareSize(_) => (&*self.kernel, Status::BadArguments),
+            machine::Error::FirmwareSize(_) | machine::Error::VariablesSize(_) => {
+                (&*self.kernel, Status::BadArguments)
+            }
             machine::Error::CpuModel(_) => (&*self.cpu_model, Status::BadArguments),
             machine::Error::TooManyVcpus { .. } => ("--cpus", Status::BadArguments),
             _ => ("machine", Status::HostError),

@@ -55,7 +55,7 @@ pub fn for_firmware(board: &Board) -> Result<ForFirmware, Error> {
         let at = *at as usize;
         tables[at..at + table.len()].copy_from_slice(table);
     }
-    let rsdp = bytes(&Rsdp::new(OEM_ID, placed.xsdt));
+    let mut rsdp = bytes(&Rsdp::new(OEM_ID, placed.xsdt));
 
     let (fadt, xsdt) = (placed.fadt as u32, placed.xsdt as u32);
     let mut script = Script::default();
@@ -70,12 +70,24 @@ pub fn for_firmware(board: &Board) -> Result<ForFirmware, Error> {
     for table in [fadt, xsdt] {
         let length = length(&tables, table);
         script.checksum(TABLES, table + at::CHECKSUM, table, length);
+        clear(&mut tables, table + at::CHECKSUM);
     }
     script.pointer(RSDP, at::RSDP_XSDT, 8);
+    for checksum in [at::RSDP_CHECKSUM, at::RSDP_EXTENDED_CHECKSUM] {
+        clear(&mut rsdp, checksum);
+    }
     // The first 20 bytes have a sum of their own, which the second one counts in.
     script.checksum(RSDP, at::RSDP_CHECKSUM, 0, 20);
     script.checksum(RSDP, at::RSDP_EXTENDED_CHECKSUM, 0, rsdp.len() as u32);
     Ok(ForFirmware { files: [(TABLES, tables), (RSDP, rsdp), (LOADER, script.0)] })
+}
+
+/// Firmware computes a checksum over what is there already: SeaBIOS corrects it, EDK II takes it
+/// for the sum's, which is right where there is zero.
+fn clear(file: &mut [u8], offset: u32) {
+    if let Some(byte) = file.get_mut(offset as usize) {
+        *byte = 0;
+    }
 }
 
 /// What a table says of its own length.
@@ -153,7 +165,7 @@ mod tests {
                     let start = number(command, 64, 4) as usize;
                     let range = start..start + number(command, 68, 4) as usize;
                     let sum = file[range].iter().fold(0u8, |sum, b| sum.wrapping_add(*b));
-                    file[at] = file[at].wrapping_sub(sum);
+                    file[at] = 0u8.wrapping_sub(sum);
                 }
                 other => panic!("{other}"),
             }

@@ -43,7 +43,7 @@ pub use info::{Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
 pub use plug::{Plug, PlugError};
 pub use saved::tsc_khz;
-pub use start::{FirmwarePart, Start};
+pub use start::{FirmwarePart, Start, Variables};
 pub use stats::MachineStats;
 pub use trace::Tracer;
 
@@ -80,6 +80,8 @@ pub enum Error {
     Image(#[source] std::io::Error),
     #[error("the firmware's image has {0} bytes; one has whole pages, from 64 KiB to 8 MiB")]
     FirmwareSize(usize),
+    #[error("the firmware's variables have {0} bytes; they have whole pages, up to 8 MiB")]
+    VariablesSize(usize),
     #[error(transparent)]
     FirmwareFile(#[from] fw_cfg::Error),
     #[error("no thread for the machine")]

@@ -3,6 +3,7 @@
 use crate::{Error, Image, firmware, loader::Loader, map};
 use byte_stream::Output;
 use device::Wiring;
+use disk::Disk;
 use engine::Vm;
 use guest_mem::{Change, GuestMem, Memfd, Slot, SlotId};
 use pci::PciHost;
@@ -28,8 +29,24 @@ pub struct FirmwarePart {
     pub image: Vec<u8>,
     /// For the operator.
     pub name: String,
+    /// Flash below the ROM, for firmware that keeps variables.
+    pub variables: Option<Variables>,
     /// Where the firmware's log goes.
     pub log: Option<Arc<dyn Output>>,
+}
+
+/// The flash of variables.
+pub struct Variables {
+    /// Whole pages.
+    pub contents: Vec<u8>,
+    /// Holds the same bytes; `None` forgets what changes at the machine's end.
+    pub store: Option<Arc<dyn Disk>>,
+}
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Variables({} bytes)", self.contents.len())
+    }
 }
 
 impl fmt::Debug for FirmwarePart {
@@ -57,10 +74,17 @@ const IMAGE_MAX: usize = 8 << 20;
 impl Start {
     /// Maps the ROM, if there is one; what of it is seen below 1 MiB.
     pub(crate) fn rom(&self, vm: &dyn Vm) -> Result<Option<q35::Rom>, Error> {
-        let Self::Firmware(FirmwarePart { image, .. }) = self else { return Ok(None) };
+        let Self::Firmware(FirmwarePart { image, variables, .. }) = self else { return Ok(None) };
         let size = image.len();
         if !(IMAGE_MIN..=IMAGE_MAX).contains(&size) || !size.is_multiple_of(4096) {
             return Err(Error::FirmwareSize(size));
+        }
+        if let Some(Variables { contents, .. }) = variables
+            && (contents.is_empty()
+                || contents.len() > IMAGE_MAX
+                || !contents.len().is_multiple_of(4096))
+        {
+            return Err(Error::VariablesSize(contents.len()));
         }
         let len = size as u64;
         let no_memory = |source| Error::Memory { size: 1, source };
@@ -90,6 +114,11 @@ impl Starter {
             }
             Start::Firmware(part) => {
                 fw_cfg::build(firmware::items(spec)?, wiring);
+                if let Some(Variables { contents, store }) = part.variables {
+                    // Both sizes are checked where the ROM is mapped.
+                    let at = map::ROM_END - (part.image.len() + contents.len()) as u64;
+                    flash::build(flash::Config { at, contents, store }, wiring);
+                }
                 Ok(Self::Firmware(part.name))
             }
         }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::{SpecError, disk::parts};
 
 const OPTION: &str = "--firmware";
-const ADVICE: &str = "give none, or bios or uefi with [,file=PATH][,log=PATH]; a comma in a \
-                      name is ',,'";
+const ADVICE: &str = "give none, bios[,file=PATH][,log=PATH], or \
+                      uefi[,vars=PATH][,file=PATH][,log=PATH]; a comma in a name is ',,'";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -40,6 +40,9 @@ pub struct Firmware {
     pub kind: FirmwareKind,
     /// The image; `None` means that of the host's package.
     pub file: Option<PathBuf>,
+    /// UEFI's variables; `None` forgets them at the end.
+    #[serde(default)]
+    pub variables: Option<PathBuf>,
     /// Where to write what the firmware does.
     pub log: Option<PathBuf>,
 }
@@ -68,6 +71,10 @@ impl FromStr for Firmware {
                 _ if kind == FirmwareKind::None => return refuse("no firmware has no options"),
                 Some((_, "")) => return refuse(&format!("{part:?} has no value")),
                 Some(("file", path)) => firmware.file = Some(path.into()),
+                Some(("vars", _)) if kind != FirmwareKind::Uefi => {
+                    return refuse("only UEFI has variables");
+                }
+                Some(("vars", path)) => firmware.variables = Some(path.into()),
                 Some(("log", path)) => firmware.log = Some(path.into()),
                 _ => return refuse(&format!("there is no option {part:?}")),
             }
@@ -79,7 +86,7 @@ impl FromStr for Firmware {
 impl fmt::Display for Firmware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind.name())?;
-        for (name, path) in [("file", &self.file), ("log", &self.log)] {
+        for (name, path) in [("vars", &self.variables), ("file", &self.file), ("log", &self.log)] {
             if let Some(path) = path {
                 write!(f, ",{name}={}", path.display().to_string().replace(',', ",,"))?;
             }
@@ -94,7 +101,9 @@ mod tests {
 
     #[test]
     fn options_go_both_ways() {
-        for text in ["none", "bios", "uefi", "bios,file=/a,,b.bin,log=/tmp/log"] {
+        for text in
+            ["none", "bios", "uefi", "bios,file=/a,,b.bin,log=/tmp/log", "uefi,vars=/v,file=/f"]
+        {
             assert_eq!(text.parse::<Firmware>().unwrap().to_string(), text);
         }
         let firmware: Firmware = "bios,file=/a,,b.bin".parse().unwrap();
@@ -103,8 +112,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "efi", "none,log=x", "bios,log=", "bios,colour=red", "bios,", "bios,file"]
-        {
+        for text in [
+            "",
+            "efi",
+            "none,log=x",
+            "bios,log=",
+            "bios,colour=red",
+            "bios,",
+            "bios,file",
+            "bios,vars=v",
+        ] {
             assert_eq!(text.parse::<Firmware>().expect_err(text).option(), OPTION);
         }
     }

@@ -7,6 +7,7 @@ use std::{
 };
 use testkit::{BOOT, COMMAND, Error, Guest, Options, guest_files, status};
 
+const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// What GRUB does; `console=` is what `sarang` itself would add.
@@ -115,5 +116,27 @@ fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Er
     let text = fs::read_to_string(&log).unwrap();
     fs::remove_file(&log).unwrap();
     assert!(text.contains("found virtio-blk at") && text.contains("Found 2 cpu(s)"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn ovmf_boots_a_kernel_from_a_disk_and_keeps_its_variables() -> Result<(), Error> {
+    if !has(OVMF) {
+        return Ok(());
+    }
+    let Some(image) = Image::new("uefi") else { return Ok(()) };
+    let variables = image.0.with_extension("vars");
+    let options = Options::default()
+        .arg("--firmware", &format!("uefi,vars={}", variables.display()))
+        .arg("--disk", &format!("{},readonly", image.path()));
+    let mut guest = Guest::boot(&options)?;
+    guest.shell()?;
+    let found = "dmesg | grep -c -e 'efi: EFI v2' -e 'ACPI: FACP.*SARANG'";
+    assert_eq!(says(&mut guest, found)?, "2");
+    power_off(guest)?;
+    let template = fs::read(OVMF.replace("CODE", "VARS")).unwrap();
+    let kept = fs::read(&variables).unwrap();
+    fs::remove_file(&variables).unwrap();
+    assert!(kept.len() == template.len() && kept != template, "what OVMF set is in the file");
     Ok(())
 }
