@@ -49,6 +49,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("engine_translate", "emit", "the engine owns the code cache"),
     ("vga", "pci", "a VGA is a function of the PCI bus"),
     ("q35", "pci", "the host bridge and the LPC bridge are functions of the PCI bus"),
+    ("ahci", "pci", "a SATA adapter is a function of the PCI bus"),
     ("virtio", "pci", "a virtio device is a function of the PCI bus"),
     ("virtio_blk", "virtio", "a type of virtio device"),
     ("virtio_rng", "virtio", "a type of virtio device"),

@@ -1,0 +1,249 @@
+//! A CD drive: the commands of MMC-6 and SPC-4 that BIOSes, boot loaders and kernels use on a
+//! drive that reads discs with one data track.
+
+mod pages;
+
+use crate::state::DriveState;
+use disk::{Disk, Shape};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of a block.
+pub(crate) const BLOCK: u64 = 2048;
+
+mod op {
+    pub const TEST_UNIT_READY: u8 = 0x00;
+    pub const REQUEST_SENSE: u8 = 0x03;
+    pub const INQUIRY: u8 = 0x12;
+    pub const MODE_SENSE_6: u8 = 0x1a;
+    pub const START_STOP: u8 = 0x1b;
+    pub const PREVENT_REMOVAL: u8 = 0x1e;
+    pub const READ_CAPACITY: u8 = 0x25;
+    pub const READ_10: u8 = 0x28;
+    pub const SEEK: u8 = 0x2b;
+    pub const SYNCHRONIZE: u8 = 0x35;
+    pub const READ_TOC: u8 = 0x43;
+    pub const GET_CONFIGURATION: u8 = 0x46;
+    pub const GET_EVENT_STATUS: u8 = 0x4a;
+    pub const READ_DISC_INFORMATION: u8 = 0x51;
+    pub const MODE_SENSE_10: u8 = 0x5a;
+    pub const READ_12: u8 = 0xa8;
+    pub const SET_SPEED: u8 = 0xbb;
+    pub const MECHANISM_STATUS: u8 = 0xbd;
+}
+
+/// Sense key, additional code, qualifier (SPC-4, annex D).
+type Sense = (u8, u8, u8);
+
+mod sense {
+    use super::Sense;
+
+    pub const NONE: Sense = (0, 0, 0);
+    pub const NO_DISC: Sense = (2, 0x3a, 0);
+    pub const TRAY_OPEN: Sense = (2, 0x3a, 2);
+    pub const READ_ERROR: Sense = (3, 0x11, 0);
+    pub const NO_SUCH_COMMAND: Sense = (5, 0x20, 0);
+    pub const NO_SUCH_ADDRESS: Sense = (5, 0x21, 0);
+    pub const BAD_FIELD: Sense = (5, 0x24, 0);
+    pub const LOCKED: Sense = (5, 0x53, 2);
+    pub const DISC_CHANGED: Sense = (6, 0x28, 0);
+}
+
+/// What comes of a command.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Good,
+    /// For the host, cut to what it allows.
+    Data(Vec<u8>),
+    /// Bytes of the disc, which are there.
+    Read {
+        at: u64,
+        len: u64,
+    },
+    /// The sense key.
+    Failed(u8),
+}
+
+pub(crate) struct Cd {
+    disc: Option<(Arc<dyn Disk>, Shape)>,
+    state: Mutex<DriveState>,
+}
+
+/// A number with its most significant byte first.
+fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+    bytes.iter().skip(at).take(len).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+impl Cd {
+    pub(crate) fn new(disc: Option<Arc<dyn Disk>>) -> Self {
+        let disc = disc.map(|disc| {
+            let shape = disc.shape();
+            (disc, shape)
+        });
+        let state = DriveState { attention: disc.is_some(), ..DriveState::default() };
+        Self { disc, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, DriveState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> DriveState {
+        *self.lock()
+    }
+
+    pub(crate) fn set_state(&self, state: DriveState) {
+        *self.lock() = state;
+    }
+
+    /// The tray stays as it is.
+    pub(crate) fn reset(&self) {
+        let mut state = self.lock();
+        let ejected = state.ejected;
+        *state = DriveState { ejected, attention: !ejected && self.disc.is_some(), ..*state };
+        (state.sense, state.locked) = (sense::NONE, false);
+    }
+
+    fn fail(state: &mut DriveState, why: Sense) -> Outcome {
+        state.sense = why;
+        Outcome::Failed(why.0)
+    }
+
+    /// The host asked for data in the wrong direction.
+    pub(crate) fn refuse_field(&self) -> Outcome {
+        Self::fail(&mut self.lock(), sense::BAD_FIELD)
+    }
+
+    /// Blocks of the disc, if there is one to be read.
+    fn blocks(&self, state: &DriveState) -> Result<u64, Sense> {
+        match &self.disc {
+            _ if state.ejected => Err(sense::TRAY_OPEN),
+            None => Err(sense::NO_DISC),
+            Some((_, shape)) => Ok(shape.bytes.div_ceil(BLOCK)),
+        }
+    }
+
+    /// Executes a packet.
+    pub(crate) fn command(&self, packet: &[u8; 12]) -> Outcome {
+        let mut state = self.lock();
+        let code = packet[0];
+        // These report, and do not clear, what there is to be attended to (SPC-4, 5.14).
+        let quiet = [op::INQUIRY, op::REQUEST_SENSE, op::GET_CONFIGURATION, op::GET_EVENT_STATUS];
+        if state.attention && !quiet.contains(&code) {
+            state.attention = false;
+            return Self::fail(&mut state, sense::DISC_CHANGED);
+        }
+        if code == op::REQUEST_SENSE {
+            let mut now = std::mem::take(&mut state.sense);
+            if now == sense::NONE && std::mem::take(&mut state.attention) {
+                now = sense::DISC_CHANGED;
+            }
+            return cut(pages::sense(now), number(packet, 4, 1));
+        }
+        state.sense = sense::NONE;
+        match self.execute(packet, &mut state) {
+            Ok(outcome) => outcome,
+            Err(why) => Self::fail(&mut state, why),
+        }
+    }
+
+    fn execute(&self, packet: &[u8; 12], state: &mut DriveState) -> Result<Outcome, Sense> {
+        let (short, long) = (number(packet, 4, 1), number(packet, 7, 2));
+        Ok(match packet[0] {
+            op::TEST_UNIT_READY | op::SEEK => {
+                self.blocks(state)?;
+                Outcome::Good
+            }
+            op::SET_SPEED | op::SYNCHRONIZE => Outcome::Good,
+            // Vital product data are optional (SPC-4, 6.4).
+            op::INQUIRY if packet[1] & 1 == 0 => cut(pages::inquiry(), number(packet, 3, 2)),
+            op::START_STOP => self.start_stop(packet[4] & 3, state)?,
+            op::PREVENT_REMOVAL => {
+                state.locked = packet[4] & 1 != 0;
+                Outcome::Good
+            }
+            op::READ_CAPACITY => Outcome::Data(pages::capacity(self.blocks(state)?)),
+            op::READ_10 => self.find(number(packet, 2, 4), long, state)?,
+            op::READ_12 => self.find(number(packet, 2, 4), number(packet, 6, 4), state)?,
+            op::READ_TOC => {
+                let blocks = self.blocks(state)?;
+                // The format was in the last byte once.
+                let format = if packet[2] & 0xf != 0 { packet[2] & 0xf } else { packet[9] >> 6 };
+                let minutes = packet[1] & 2 != 0;
+                let toc = pages::toc(format, minutes, packet[6], blocks);
+                cut(toc.ok_or(sense::BAD_FIELD)?, long)
+            }
+            op::GET_CONFIGURATION => {
+                let disc = self.blocks(state).is_ok();
+                cut(pages::configuration(packet[1] & 3, number(packet, 2, 2) as u16, disc), long)
+            }
+            // Only an answer at once; there is nothing that waits (MMC, 6.6).
+            op::GET_EVENT_STATUS if packet[1] & 1 != 0 => {
+                let disc = self.blocks(state).is_ok();
+                cut(pages::event_status(packet[4], disc, state.ejected), long)
+            }
+            op::READ_DISC_INFORMATION => {
+                self.blocks(state)?;
+                cut(pages::disc_information(), long)
+            }
+            op::MODE_SENSE_6 => {
+                let page = pages::mode(packet[2], state.locked, false);
+                cut(page.ok_or(sense::BAD_FIELD)?, short)
+            }
+            op::MODE_SENSE_10 => {
+                let page = pages::mode(packet[2], state.locked, true);
+                cut(page.ok_or(sense::BAD_FIELD)?, long)
+            }
+            op::MECHANISM_STATUS => cut(pages::mechanism(state.ejected), number(packet, 8, 2)),
+            op::INQUIRY | op::GET_EVENT_STATUS => return Err(sense::BAD_FIELD),
+            _ => return Err(sense::NO_SUCH_COMMAND),
+        })
+    }
+
+    /// Bits 0 and 1: start, and whether that means the tray (MMC, 6.42).
+    fn start_stop(&self, what: u8, state: &mut DriveState) -> Result<Outcome, Sense> {
+        match what {
+            2 if state.locked => return Err(sense::LOCKED),
+            2 => state.ejected = true,
+            3 => {
+                state.attention |= state.ejected && self.disc.is_some();
+                state.ejected = false;
+            }
+            _ => {}
+        }
+        Ok(Outcome::Good)
+    }
+
+    fn find(&self, first: u64, count: u64, state: &DriveState) -> Result<Outcome, Sense> {
+        let blocks = self.blocks(state)?;
+        let end = first.checked_add(count).filter(|end| *end <= blocks);
+        end.ok_or(sense::NO_SUCH_ADDRESS)?;
+        Ok(if count == 0 {
+            Outcome::Good
+        } else {
+            Outcome::Read { at: first * BLOCK, len: count * BLOCK }
+        })
+    }
+
+    /// Bytes of the disc; the sense key if that fails. Behind the end of the last block's file
+    /// there are zeroes.
+    pub(crate) fn read(&self, at: u64, data: &mut [u8]) -> Result<(), u8> {
+        let failed = |_| {
+            self.lock().sense = sense::READ_ERROR;
+            sense::READ_ERROR.0
+        };
+        let Some((disc, shape)) = &self.disc else { return Err(sense::NO_DISC.0) };
+        let there = shape.bytes.saturating_sub(at).min(data.len() as u64) as usize;
+        let (file, rest) = data.split_at_mut(there);
+        rest.fill(0);
+        disc.read(at, file).map_err(failed)
+    }
+}
+
+/// The host says how much it takes.
+fn cut(mut data: Vec<u8>, allowed: u64) -> Outcome {
+    data.truncate(allowed as usize);
+    Outcome::Data(data)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! Saved state.
+
+use crate::PORTS;
+use saved_state::{Error, Schema, malformed};
+use serde::{Deserialize, Serialize};
+
+/// Its instance is the PCI slot's number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AhciState {
+    /// GHC and IS (AHCI, 3.1.2, 3.1.3).
+    pub control: u32,
+    pub pending: u32,
+    pub ports: Vec<PortState>,
+    /// Those that are plugged in, in the order of ports.
+    pub drives: Vec<DriveState>,
+}
+
+/// A port's registers, by their names without "Px" (AHCI, 3.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortState {
+    pub clb: u64,
+    pub fb: u64,
+    pub is: u32,
+    pub ie: u32,
+    pub cmd: u32,
+    pub tfd: u32,
+    pub sig: u32,
+    pub sctl: u32,
+    pub serr: u32,
+    pub ci: u32,
+    /// A command failed, and the port waits for its restart.
+    pub failed: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveState {
+    /// Sense key, additional code and its qualifier of the last command, for a CD drive.
+    pub sense: (u8, u8, u8),
+    /// The next command is to hear that the disc may have changed.
+    pub attention: bool,
+    /// The tray is open.
+    pub ejected: bool,
+    /// The guest forbade opening it.
+    pub locked: bool,
+}
+
+impl Schema for AhciState {
+    const KIND: &'static str = "ahci";
+    const VERSION: u16 = 1;
+}
+
+impl AhciState {
+    pub(crate) fn check(&self, drives: usize) -> Result<(), Error> {
+        if self.ports.len() != PORTS || self.drives.len() != drives {
+            return Err(malformed::<Self>("the adapter has other ports or drives"));
+        }
+        let aligned =
+            |port: &PortState| port.clb.is_multiple_of(1024) && port.fb.is_multiple_of(256);
+        if !self.ports.iter().all(aligned) {
+            return Err(malformed::<Self>("a command list is where none can be"));
+        }
+        Ok(())
+    }
+}
