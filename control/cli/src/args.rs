@@ -4,8 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Disk, Firmware, FirmwareKind, Kernel, SpecError, Trace, VmSpec, parse_code_cache,
-    parse_console, parse_cpus, parse_memory, parse_ports, parse_timeout,
+    Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, SpecError, Trace, VmSpec,
+    parse_code_cache, parse_console, parse_cpus, parse_memory, parse_ports, parse_timeout,
 };
 
 use crate::{Failure, status};
@@ -107,8 +107,8 @@ pub struct RunOptions {
     package: Option<String>,
 
     /// What the guest starts with: none (a kernel is loaded), bios (SeaBIOS) or uefi (OVMF), which
-    /// boot from a disk, with [,file=PATH][,log=PATH]. The default is none, and bios for an IMAGE
-    /// that is a disk
+    /// boot from a disk, with [,file=PATH][,log=PATH], and uefi[,vars=PATH] to keep its variables
+    /// [default: bios with a disk or CD and without a kernel, else none]
     #[arg(long, value_name = "FIRMWARE")]
     firmware: Option<String>,
 
@@ -172,6 +172,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "FOLDER")]
     cloud_init: Option<PathBuf>,
 
+    /// CD in a drive of the guest, such as an installer: an ISO image. Give it once for each
+    #[arg(long = "cdrom", value_name = "FILE")]
+    cdroms: Vec<PathBuf>,
+
     /// Give the guest random bytes of the host's
     #[arg(long)]
     rng: bool,
@@ -233,9 +237,11 @@ impl RunOptions {
             (None, None) => Kernel::Default,
         };
         let from_disk = self.kernel.is_none() && self.image_is_disk();
+        let named = kernel != Kernel::Default || self.package.is_some() || self.initrd.is_some();
+        let disks = self.disks()?;
         let firmware = match self.firmware.as_deref() {
             Some(text) => text.parse()?,
-            None if from_disk => Firmware { kind: FirmwareKind::Bios, ..Firmware::default() },
+            None if from_disk || !named && !disks.is_empty() => Firmware { kind: FirmwareKind::Bios, ..Firmware::default() },
             None => Firmware::default(),
         };
         if from_disk && firmware.is_none() {
@@ -282,7 +288,7 @@ impl RunOptions {
             input: self.input,
             ports: parse_ports(&self.ports)?,
             rng: self.rng,
-            disks: self.disks()?,
+            disks,
             cloud_init: self.cloud_init.clone(),
             net: self.net.parse()?,
             display: self.display.parse()?,
@@ -302,6 +308,13 @@ impl RunOptions {
         for disk in &self.disks {
             disks.push(disk.parse()?);
         }
+        disks.extend(self.cdroms.iter().map(|path| Disk {
+            path: path.clone(),
+            format: Some(DiskFormat::Raw),
+            read_only: true,
+            bus: DiskBus::Cd,
+            ..Disk::default()
+        }));
         disks.iter_mut().for_each(|disk| disk.ephemeral |= self.ephemeral);
         Ok(disks)
     }
@@ -459,6 +472,21 @@ mod tests {
             assert_eq!(spec.kernel, Kernel::Default);
         }
         assert_eq!(spec("--firmware none a.img").unwrap_err().option(), "IMAGE");
+    }
+
+    #[test]
+    fn disks_boot_by_firmware_and_kernels_without() {
+        let kind = |line: &str| options(line).unwrap().to_spec().unwrap().firmware.kind;
+        assert_eq!(kind(""), FirmwareKind::None);
+        assert_eq!(kind("--kernel k --disk a"), FirmwareKind::None);
+        assert_eq!(kind("--built-in --cdrom a"), FirmwareKind::None);
+        assert_eq!(kind("--disk a"), FirmwareKind::Bios);
+        assert_eq!(kind("--cdrom a"), FirmwareKind::Bios);
+        assert_eq!(kind("--firmware none --disk a"), FirmwareKind::None);
+        assert_eq!(kind("--firmware uefi --disk a"), FirmwareKind::Uefi);
+        let spec = options("--cdrom a,b.iso --disk c").unwrap().to_spec().unwrap();
+        let buses: Vec<_> = spec.disks.iter().map(|disk| (disk.bus, disk.read_only)).collect();
+        assert_eq!(buses, [(DiskBus::Virtio, false), (DiskBus::Cd, true)]);
     }
 
     #[test]

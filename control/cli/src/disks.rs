@@ -88,7 +88,7 @@ fn open_one(disk: &Disk) -> Result<DiskPart, Failure> {
         }
     })?;
     OPENED.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&opened));
-    Ok(DiskPart { disk: opened, serial: disk.serial.clone() })
+    Ok(DiskPart { disk: opened, serial: disk.serial.clone(), bus: disk.bus })
 }
 
 fn format(disk: &Disk) -> Result<Format, Failure> {

@@ -195,9 +195,12 @@ impl Device for Ahci {
         format!("ahci in slot {}", self.slot)
     }
 
+    /// Waits for commands under way: what they move arrives before, or not at all.
     fn reset(&self) {
         let mut hba = self.core.hba();
         hba.reset();
+        let busy = |hba: &mut Hba| hba.is_busy();
+        let hba = self.core.changed.wait_while(hba, busy).unwrap_or_else(PoisonError::into_inner);
         self.core.drives.iter().for_each(Drive::reset);
         self.core.drive_pin(&hba);
     }

@@ -5,7 +5,7 @@ use crate::{
     Error, Tracer,
     apic::{TscOffsets, VcpuApic},
     clock::GuestClock,
-    cpuid,
+    cpuid, disks,
     extras::{self, Extras},
     host::{BoardHost, Interrupts},
     info::{Info, State, VcpuInfo},
@@ -42,10 +42,9 @@ use std::{
 };
 use vcpu_state::{MpState, VcpuState};
 use vga::Vga;
-use virtio_blk::VirtioBlk;
 use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
-use vm_spec::VmSpec;
+use vm_spec::{DiskBus, VmSpec};
 
 /// What a spec names, opened.
 pub struct Parts {
@@ -76,6 +75,7 @@ pub struct ChannelPart {
 pub struct DiskPart {
     pub disk: Arc<dyn Disk>,
     pub serial: String,
+    pub bus: DiskBus,
 }
 
 /// A network, and the card for it.
@@ -195,7 +195,7 @@ pub(crate) fn build(
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     let rom = parts.start.rom(&*vm)?;
     let pci = q35::build(&bridges(spec.ports, ram, rom), &mut wiring);
-    add_disks(parts.disks, &pci, spec.cpus, &mut wiring)?;
+    let bootable = disks::add(parts.disks, &pci, spec.cpus, &mut wiring)?;
     if let Some(source) = parts.entropy {
         virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
     }
@@ -208,7 +208,7 @@ pub(crate) fn build(
     let ports = ports(&pci, spec, owner, &wiring);
 
     let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, spec.cpus);
-    let starter = Starter::new(spec, parts.start, &mut wiring)?;
+    let starter = Starter::new(spec, parts.start, &bootable, &mut wiring)?;
     let (pio, mmio) = (Arc::new(wiring.pio), Arc::new(wiring.mmio));
     let nmi: Vec<Arc<AtomicBool>> = (0..spec.cpus).map(|_| Arc::default()).collect();
     let mut vcpus = Vec::new();
@@ -349,23 +349,6 @@ fn chipset_config(memory: u64, start: &Start) -> chipset::Config {
 fn bridges(ports: u32, ram: Arc<Memfd>, rom: Option<q35::Rom>) -> q35::Config {
     let (ecam, window) = (map::pci_ecam(ports), map::PCI_WINDOW);
     q35::Config { ecam, window, pm_base: chipset::pm::EVENT, ram, rom }
-}
-
-/// Queues that a disk has at most: each takes a thread.
-pub(crate) const DISK_QUEUES_MAX: u32 = 4;
-
-fn add_disks(
-    disks: Vec<DiskPart>,
-    pci: &PciHost,
-    vcpus: u32,
-    wiring: &mut Wiring,
-) -> Result<(), Error> {
-    let queues = vcpus.min(DISK_QUEUES_MAX) as u16;
-    for DiskPart { disk, serial } in disks {
-        let device = VirtioBlk::new(&virtio_blk::Config { serial, queues }, disk);
-        virtio::build(device, pci, wiring).map_err(Error::Thread)?;
-    }
-    Ok(())
 }
 
 /// Ports for what comes while the machine runs. Last on the bus, so that what is there always has

@@ -1,17 +1,19 @@
 //! What firmware is told of the machine.
 
-use crate::{Error, loader::acpi_board, map};
+use crate::{Error, disks::BootPath, loader::acpi_board, map};
 use fw_cfg::{Items, key};
 use vm_spec::VmSpec;
 
 /// Text output and input of the BIOS go to a serial port as well, at this address: a number in
 /// eight bytes. SeaBIOS does that if there is no display.
 const SERIAL_CONSOLE: &str = "etc/sercon-port";
+/// What to boot from, one on a line, and a zero.
+const BOOT_ORDER: &str = "bootorder";
 /// Ranges of memory, 20 bytes each: address, length, type (ACPI 6.5, 15.1).
 const MEMORY_MAP: &str = "etc/e820";
 const RAM: u32 = 1;
 
-pub(crate) fn items(spec: &VmSpec) -> Result<Items, Error> {
+pub(crate) fn items(spec: &VmSpec, bootable: &[BootPath]) -> Result<Items, Error> {
     let mut items = Items::default();
     let cpus = (spec.cpus as u16).to_le_bytes();
     items.set(key::RAM_SIZE, &spec.memory.to_le_bytes());
@@ -21,11 +23,18 @@ pub(crate) fn items(spec: &VmSpec) -> Result<Items, Error> {
     items.set(key::BOOT_MENU, &0u16.to_le_bytes());
     items.set(key::IRQ0_OVERRIDE, &1u32.to_le_bytes());
     items.file(MEMORY_MAP, memory_map(spec.memory))?;
+    items.file(BOOT_ORDER, boot_order(bootable))?;
     items.file(SERIAL_CONSOLE, u64::from(map::COM1).to_le_bytes())?;
     for (name, bytes) in acpi_build::for_firmware(&acpi_board(spec))?.files {
         items.file(name, bytes)?;
     }
     Ok(items)
+}
+
+fn boot_order(bootable: &[BootPath]) -> Vec<u8> {
+    let mut text = bootable.join("\n").into_bytes();
+    text.push(0);
+    text
 }
 
 /// RAM only: firmware knows what of it is its own.

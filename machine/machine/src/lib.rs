@@ -13,6 +13,7 @@ mod apic;
 mod board;
 mod clock;
 mod cpuid;
+mod disks;
 mod dump;
 pub mod engines;
 mod extras;

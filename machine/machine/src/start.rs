@@ -1,6 +1,6 @@
 //! What a machine starts with: a kernel, loaded as firmware would, or firmware.
 
-use crate::{Error, Image, firmware, loader::Loader, map};
+use crate::{Error, Image, disks::BootPath, firmware, loader::Loader, map};
 use byte_stream::Output;
 use device::Wiring;
 use disk::Disk;
@@ -107,13 +107,19 @@ pub(crate) enum Starter {
 }
 
 impl Starter {
-    pub(crate) fn new(spec: &VmSpec, start: Start, wiring: &mut Wiring) -> Result<Self, Error> {
+    /// `bootable` is what firmware may boot from, in the order in which it is to try.
+    pub(crate) fn new(
+        spec: &VmSpec,
+        start: Start,
+        bootable: &[BootPath],
+        wiring: &mut Wiring,
+    ) -> Result<Self, Error> {
         match start {
             Start::Kernel { kernel, initrd, command_line } => {
                 Ok(Self::Kernel(Box::new(Loader::new(spec, kernel, initrd, command_line)?)))
             }
             Start::Firmware(part) => {
-                fw_cfg::build(firmware::items(spec)?, wiring);
+                fw_cfg::build(firmware::items(spec, bootable)?, wiring);
                 if let Some(Variables { contents, store }) = part.variables {
                     // Both sizes are checked where the ROM is mapped.
                     let at = map::ROM_END - (part.image.len() + contents.len()) as u64;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::SpecError;
 
 const OPTION: &str = "--disk";
-const ADVICE: &str = "give FILE[,format=raw|qcow2][,readonly][,ephemeral]\
+const ADVICE: &str = "give FILE[,format=raw|qcow2][,bus=virtio|sata|cd][,readonly][,ephemeral]\
     [,cache=writeback|none|unsafe][,backing=FILE][,serial=TEXT]; a comma in a name is ',,'";
 /// What a virtio disk can tell the guest.
 const SERIAL_MAX: usize = 20;
@@ -57,6 +57,30 @@ impl DiskCache {
     }
 }
 
+/// What the guest reaches the disk through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskBus {
+    /// A virtio disk.
+    #[default]
+    Virtio,
+    /// A disk of a SATA adapter.
+    Sata,
+    /// A disc in a CD drive of the same adapter, read-only.
+    Cd,
+}
+
+impl DiskBus {
+    /// The word for it on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::Sata => "sata",
+            Self::Cd => "cd",
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
@@ -64,6 +88,8 @@ pub struct Disk {
     /// Without one it follows from the file's name, never from what a guest may have written.
     pub format: Option<DiskFormat>,
     pub read_only: bool,
+    #[serde(default)]
+    pub bus: DiskBus,
     /// What the guest writes is dropped at the end.
     #[serde(default)]
     pub ephemeral: bool,
@@ -83,6 +109,9 @@ impl Disk {
         };
         if self.path.as_os_str().is_empty() {
             return refuse("there is no file", ADVICE);
+        }
+        if self.bus == DiskBus::Cd && !self.read_only {
+            return refuse("a CD is read-only", "add ,readonly");
         }
         if self.serial.len() > SERIAL_MAX || !self.serial.bytes().all(|b| b.is_ascii_graphic()) {
             return refuse(
@@ -119,6 +148,10 @@ impl Disk {
             ("cache", Some("none")) => self.cache = DiskCache::None,
             ("cache", Some("unsafe")) => self.cache = DiskCache::Unsafe,
             ("cache", _) => return Err("there is no such cache mode"),
+            ("bus", Some("virtio")) => self.bus = DiskBus::Virtio,
+            ("bus", Some("sata")) => self.bus = DiskBus::Sata,
+            ("bus", Some("cd")) => (self.bus, self.read_only) = (DiskBus::Cd, true),
+            ("bus", _) => return Err("there is no such bus"),
             ("readonly", None) => self.read_only = true,
             ("ephemeral", None) => self.ephemeral = true,
             ("backing", Some(file)) if !file.is_empty() => self.backing.push(file.into()),
@@ -160,6 +193,9 @@ impl fmt::Display for Disk {
         if let Some(format) = self.format {
             write!(f, ",format={}", format.name())?;
         }
+        if self.bus != DiskBus::default() {
+            write!(f, ",bus={}", self.bus.name())?;
+        }
         for (name, set) in [("readonly", self.read_only), ("ephemeral", self.ephemeral)] {
             if set {
                 write!(f, ",{name}")?;
@@ -189,8 +225,7 @@ mod tests {
         assert!(disk.read_only && disk.serial == "x,y");
         assert_eq!(disk.to_string(), "a,,b.img,readonly,serial=x,,y");
         assert_eq!(disk.to_string().parse::<Disk>().unwrap(), disk);
-        let all =
-            "a.img,format=qcow2,readonly,ephemeral,cache=none,backing=b,,c,backing=d,serial=s";
+        let all = "a.img,format=qcow2,bus=sata,readonly,ephemeral,cache=none,backing=b,,c,backing=d,serial=s";
         let disk: Disk = all.parse().unwrap();
         assert_eq!((disk.format, disk.cache), (Some(DiskFormat::Qcow2), DiskCache::None));
         assert_eq!(disk.backing, [PathBuf::from("b,c"), PathBuf::from("d")]);
@@ -207,6 +242,7 @@ mod tests {
             ",readonly",
             "a,format=vhd",
             "a,colour=red",
+            "a,bus=ide",
             "a,",
             "a,serial=x y",
             &long,

@@ -23,14 +23,14 @@ use serde::{Deserialize, Serialize};
 
 pub use channel::{CHANNELS_MAX, Channel};
 pub use console::{Console, ConsoleDevice, parse_console};
-pub use disk::{Disk, DiskCache, DiskFormat};
+pub use disk::{Disk, DiskBus, DiskCache, DiskFormat};
 pub use display::{Display, Vnc};
 pub use error::SpecError;
 pub use firmware::{Firmware, FirmwareKind};
 pub use gdb::GdbAddress;
 pub use limits::{
     CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
-    MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, PORTS_MAX,
+    MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, PORTS_MAX, SATA_MAX,
 };
 pub use net::{Forward, Net, Transport, UserNet};
 pub use trace::{Trace, TraceKind};
@@ -251,6 +251,15 @@ impl VmSpec {
                 &format!("give at most {most}"),
             ));
         }
+        let sata = self.disks.iter().filter(|disk| disk.bus != DiskBus::Virtio);
+        if let Some(one_more) = sata.clone().nth(SATA_MAX) {
+            return Err(SpecError::new(
+                "--disk",
+                &one_more.path.display().to_string(),
+                "the SATA adapter has no port for so many disks and CD drives",
+                &format!("give at most {SATA_MAX} of them"),
+            ));
+        }
         self.disks.iter().try_for_each(Disk::validate)
     }
 
@@ -367,6 +376,10 @@ mod tests {
             (VmSpec { append: "a\nb".into(), ..VmSpec::default() }, "--append"),
             (VmSpec { cpu_model: Some("a b".into()), ..VmSpec::default() }, "--cpu-model"),
             (VmSpec { disks: vec![Disk::default()], ..VmSpec::default() }, "--disk"),
+            (
+                VmSpec { disks: vec!["a,bus=sata".parse().unwrap(); 7], ..VmSpec::default() },
+                "--disk",
+            ),
             (VmSpec { disks: vec!["a".parse().unwrap(); 25], ..VmSpec::default() }, "--disk"),
         ] {
             let error = spec.validate().unwrap_err();

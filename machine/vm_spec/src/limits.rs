@@ -22,6 +22,8 @@ pub const COMMAND_LINE_MAX: usize = 1600;
 
 /// Disks of a VM: with them the PCI bus has places left for other devices.
 pub const DISKS_MAX: usize = 24;
+/// Disks and CD drives of the SATA adapter: its ports.
+pub const SATA_MAX: usize = 6;
 
 /// Ports for devices that come later: each has a bus and a place on the root bus.
 pub const PORTS_MAX: u32 = 8;

@@ -105,6 +105,11 @@ impl Options {
             .map(str::to_owned)
             .to_vec();
         line.extend(["--console".to_owned(), self.console.clone()]);
+        let has = |names: &[&str]| self.args.iter().any(|arg| names.contains(&&**arg));
+        // The default guest, with disks beside it: they alone would be booted from.
+        if has(&["--disk", "--cdrom"]) && !has(&["--firmware"]) {
+            line.extend(["--firmware", "none"].map(str::to_owned));
+        }
         line.extend(self.args.iter().cloned());
         line
     }

@@ -140,3 +140,30 @@ fn ovmf_boots_a_kernel_from_a_disk_and_keeps_its_variables() -> Result<(), Error
     assert!(kept.len() == template.len() && kept != template, "what OVMF set is in the file");
     Ok(())
 }
+
+#[test]
+fn a_cd_boots_and_linux_reads_it_and_a_sata_disk() -> Result<(), Error> {
+    if !has(SEABIOS) {
+        return Ok(());
+    }
+    let Some(image) = Image::new("cd") else { return Ok(()) };
+    let disk = image.0.with_extension("disk");
+    fs::write(&disk, vec![0; 8 << 20]).unwrap();
+    let options = Options::default()
+        .arg("--firmware", "bios")
+        .arg("--disk", &format!("{},bus=sata,serial=SATA-1", disk.display()))
+        .arg("--cdrom", &image.path());
+    let mut guest = Guest::boot(&options)?;
+    // The disk comes first, and has nothing to boot from.
+    guest.expect("Booting from Hard Disk", BOOT)?;
+    guest.expect("Booting from DVD/CD", BOOT)?;
+    guest.shell()?;
+    let found = "dmesg | grep -c -e 'ATA-8.*SARANG HARDDISK' -e 'ATAPI: SARANG CD-ROM'";
+    if guest.command("modprobe ahci", COMMAND)?.1 == 0 {
+        let line = format!("until [ $({found}) = 2 ]; do sleep 1; done");
+        guest.command(&line, BOOT)?;
+    }
+    power_off(guest)?;
+    fs::remove_file(&disk).unwrap();
+    Ok(())
+}

@@ -107,6 +107,7 @@ impl World {
             disks: vec![DiskPart {
                 disk: Arc::new(RawDisk::open(&self.disk.0, false).unwrap()),
                 serial: String::new(),
+                bus: vm_spec::DiskBus::Virtio,
             }],
             networks: self.peer.iter().map(network).collect(),
             entropy: None,
