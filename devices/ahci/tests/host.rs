@@ -278,7 +278,7 @@ proptest! {
             if tame {
                 fis[..2].copy_from_slice(&[0x27, 0x80]);
                 fis[2] = [0x25, 0x35, 0xec, 0xa0, 0xa1, 0x06, 0xc8, 0xef][usize::from(fis[2] & 7)];
-                fis[4..12].copy_from_slice(&[fis[4], fis[5], 0, 0x40, 0, 0, 0, 0]);
+                fis[6..12].copy_from_slice(&[0, 0x40, 0, 0, 0, 0]);
             }
             let lengths = vec![4096; regions];
             board.command(port, &fis, &packet, flags & 0xffe0, &lengths);
