@@ -12,7 +12,7 @@ use disk_image::{Format, Guess, ImageDisk, OpenError, Options};
 use disk_raw::RawDisk;
 use disk_seed::{SeedDisk, SeedError};
 use machine::DiskPart;
-use vm_spec::{Disk, DiskCache, DiskFormat};
+use vm_spec::{Disk, DiskBus, DiskCache, DiskFormat};
 
 use crate::{Failure, report};
 
@@ -46,7 +46,7 @@ fn seed(folder: &Path) -> Result<DiskPart, Failure> {
             SeedError::Volume(_) => Failure::host(format!("{option}: {error}; leave it out")),
         }
     })?;
-    Ok(DiskPart { disk: Arc::new(disk), serial: "cidata".into() })
+    Ok(DiskPart { disk: Arc::new(disk), serial: "cidata".into(), bus: DiskBus::Virtio })
 }
 
 /// Whether a file is by its name a disk.
