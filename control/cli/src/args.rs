@@ -241,7 +241,9 @@ impl RunOptions {
         let disks = self.disks()?;
         let firmware = match self.firmware.as_deref() {
             Some(text) => text.parse()?,
-            None if from_disk || !named && !disks.is_empty() => Firmware { kind: FirmwareKind::Bios, ..Firmware::default() },
+            None if from_disk || !named && !disks.is_empty() => {
+                Firmware { kind: FirmwareKind::Bios, ..Firmware::default() }
+            }
             None => Firmware::default(),
         };
         if from_disk && firmware.is_none() {

@@ -75,16 +75,21 @@ pub(crate) fn disk(shape: &Shape, serial: &str) -> Vec<u8> {
     let sectors = sectors(shape);
     words.set(0, 0x0040);
     // Cylinders, heads and sectors of old: nobody uses them.
-    (words.set(1, 16383), words.set(3, 16), words.set(6, 63));
+    words.set(1, 16383);
+    words.set(3, 16);
+    words.set(6, 63);
     words.set(47, 0x8010);
     words.set(59, 0x0110);
     words.number(60, 2, sectors.min(SECTORS_28));
     // Write cache and look-ahead; flush, and 48 bits of address. Then the same, switched on.
-    (words.set(82, 0x0060), words.set(83, 0x7400));
-    (words.set(85, 0x0060), words.set(86, 0x3400));
+    words.set(82, 0x0060);
+    words.set(83, 0x7400);
+    words.set(85, 0x0060);
+    words.set(86, 0x3400);
     words.number(100, 4, sectors);
     if shape.discard {
-        (words.set(105, TRIM_BLOCKS), words.set(169, 0x0001));
+        words.set(105, TRIM_BLOCKS);
+        words.set(169, 0x0001);
     }
     let ratio = (shape.physical_block / shape.logical_block.max(1)).max(1).ilog2() as u16;
     let large = shape.logical_block > 512;
@@ -103,6 +108,7 @@ pub(crate) fn cd() -> Vec<u8> {
     // ATAPI, a CD drive, removable, answers in 50 microseconds, packets of 12 bytes.
     words.set(0, 0x85c0);
     // PACKET, DEVICE RESET, NOP.
-    (words.set(82, 0x4210), words.set(85, 0x4210));
+    words.set(82, 0x4210);
+    words.set(85, 0x4210);
     words.finish()
 }

@@ -174,7 +174,7 @@ fn a_disk_is_identified_read_and_written() {
     board.put(8, u32::MAX);
     assert!(!board.pin.level());
 
-    let data: Vec<u8> = (0..3 * 512).map(|i| (i * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..3 * 512).map(|i| ((i * 7) >> 3) as u8).collect();
     board.write(DATA, &data);
     assert_eq!(board.command(0, &fis(0x35, 5, 3), &[], WRITE, &[512, 1000, 24]), (0x50, 0));
     let mut stored = vec![0; data.len()];
