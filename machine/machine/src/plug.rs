@@ -1,6 +1,9 @@
 //! Devices that come and go while the machine runs, behind the ports of the spec.
 
-use crate::board::{DISK_QUEUES_MAX, DiskPart, NetworkPart};
+use crate::{
+    board::{DiskPart, NetworkPart},
+    disks::QUEUES_MAX,
+};
 use device::Device;
 use guest_mem::GuestMem;
 use pci::PciHost;
@@ -9,6 +12,7 @@ use virtio::VirtioDevice;
 use virtio_blk::VirtioBlk;
 use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
+use vm_spec::DiskBus;
 
 /// What can be put behind a port.
 pub enum Plug {
@@ -31,6 +35,8 @@ impl fmt::Debug for Plug {
 /// Why a device was not put behind a port.
 #[derive(Debug, thiserror::Error)]
 pub enum PlugError {
+    #[error("only virtio disks can be added; leave bus= out")]
+    Bus,
     #[error("the machine has no port that is free")]
     NoPort,
     #[error("this host has no thread for the device")]
@@ -74,8 +80,11 @@ impl Ports {
         let port = free.ok_or(PlugError::NoPort)?;
         let mut devices = Vec::new();
         let device: Arc<dyn VirtioDevice> = match plug {
-            Plug::Disk(DiskPart { disk, serial }) => {
-                let queues = self.vcpus.min(DISK_QUEUES_MAX) as u16;
+            Plug::Disk(DiskPart { bus, .. }) if bus != DiskBus::Virtio => {
+                return Err(PlugError::Bus);
+            }
+            Plug::Disk(DiskPart { disk, serial, .. }) => {
+                let queues = self.vcpus.min(QUEUES_MAX) as u16;
                 VirtioBlk::new(&virtio_blk::Config { serial, queues }, disk)
             }
             Plug::Network(NetworkPart { network, device, mac, mtu }) => {
