@@ -275,7 +275,11 @@ impl Board {
         fake::restore(&self.wiring, parts)
     }
 
+    /// Neither runs meanwhile: a device that has just been started may not have looked at its
+    /// queues yet, and would find the other's there.
     pub fn copy_memory_to(&self, other: &Self) {
+        self.pause();
+        other.pause();
         let mut bytes = vec![0; RAM as usize];
         self.memory.read(0, &mut bytes).expect("RAM");
         other.memory.write(0, &bytes).expect("RAM");
