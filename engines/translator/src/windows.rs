@@ -91,7 +91,7 @@ const PATIENCE: Duration = Duration::from_millis(3);
 /// Faults at most in each period; with more, windows are closed, and stay so for a while, which
 /// is longer each time, or until another address space comes. A fault costs some 10 us, with
 /// what follows from it.
-const FAULTS: u32 = 1024;
+const FAULTS: u32 = 448;
 /// As many as one that the guest then gets, too: where that happens often, the way there is to be
 /// short.
 const VAIN: u32 = 3;
@@ -328,6 +328,8 @@ impl Windows {
     /// What was refused when the instruction at `rip` ran last, if windows are as they were.
     pub fn answered(&mut self, rip: u64) -> Option<Awaited> {
         self.awaited.filter(|awaited| self.open && awaited.rip == rip)?;
+        // It was not for nothing.
+        self.budget.faults = self.budget.faults.saturating_sub(VAIN);
         self.awaited.take()
     }
 
