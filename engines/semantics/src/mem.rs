@@ -46,12 +46,14 @@ pub struct Mmu {
     /// The same of global pages with a supervisor's rights, and how often these were forgotten.
     fetched_global: PageFilter,
     global_invalidations: u64,
-    /// By linear address, where these pages are in guest-physical memory.
+    /// By linear address, where these pages are in guest-physical memory: all of them, as long as
+    /// they are no more than [`MOST_COMPARED`].
     global_code: HashMap<u64, u64>,
     tags: Tags,
 }
 
-/// More pages of global code than this are not compared but forgotten.
+/// More pages of global code than this are neither remembered nor compared, but forgotten when
+/// any is.
 const MOST_COMPARED: usize = 8192;
 
 /// Numbers under which translations of linear addresses for fetching may be kept.
@@ -250,12 +252,16 @@ impl Mmu {
     pub fn flush_all_pages(&mut self) {
         self.tlb.flush_all();
         let mut all = self.global_code.iter();
-        let stays =
-            all.len() <= MOST_COMPARED && all.all(|(linear, gpa)| self.is_at(*linear, *gpa));
+        let stays = self.compares() && all.all(|(linear, gpa)| self.is_at(*linear, *gpa));
         if !stays {
             self.forget_global_code();
         }
         self.retag();
+    }
+
+    /// All pages of global code are remembered.
+    fn compares(&self) -> bool {
+        self.global_code.len() <= MOST_COMPARED
     }
 
     /// Of a page of global code the tables say what they said.
@@ -276,7 +282,10 @@ impl Mmu {
         let global = !privilege.is_user() && self.tlb.is_global(linear, privilege);
         if global {
             self.fetched_global.insert(linear);
-            self.global_code.insert(linear & PAGE_MASK, gpa & PAGE_MASK);
+            // With one more than are compared, none is.
+            if self.compares() {
+                self.global_code.insert(linear & PAGE_MASK, gpa & PAGE_MASK);
+            }
         }
         global
     }
@@ -292,7 +301,7 @@ impl Mmu {
         }
         let page = linear & PAGE_MASK;
         let known = || self.global_code.get(&page).is_none_or(|gpa| self.is_at(page, *gpa));
-        let global = global && !(shift == 12 && known());
+        let global = global && !(shift == 12 && self.compares() && known());
         if global {
             self.forget_global_code();
         }

@@ -196,6 +196,34 @@ fn global_code_that_stays_is_known_after_a_flush() {
     }
 }
 
+/// Of more global code than is remembered, each change is seen, too.
+#[test]
+fn global_code_beyond_what_is_remembered_is_forgotten() {
+    const PAGES: u64 = 9000;
+    let mut m = Machine::long();
+    m.put(PT + 8 * 0x20, 0x50000 | P | RW | G | A);
+    // All tables but the first are the same, so that the page is in many places.
+    let at = |n: u64| (n + 1) << 21 | 0x20 << 12;
+    let (directory, pages) = (PT - 0x1000, 511);
+    (1..=pages).for_each(|n| m.put(directory + 8 * n, PT | 7));
+    let pointers = directory - 0x1000;
+    (0..PAGES / pages + 1).for_each(|n| m.put(pointers + 8 * n, directory | 7));
+    m.cpu.mmu.flush_all();
+    let linear = |n: u64| (n / pages) << 30 | at(n % pages);
+    for n in 0..PAGES {
+        assert!(m.ctx().fetch_page(linear(n)).unwrap().global, "{n}");
+    }
+    let global = |m: &Machine| m.cpu.mmu.tags().global;
+    let before = global(&m);
+    m.cpu.mmu.flush_page(linear(PAGES - 1));
+    assert_ne!(global(&m), before);
+    // Now few are known, and stay.
+    m.ctx().fetch_page(linear(0)).unwrap();
+    let before = global(&m);
+    m.cpu.mmu.flush_all_pages();
+    assert_eq!(global(&m), before);
+}
+
 #[test]
 fn data_breakpoints_trap_after_the_access() {
     let mut m = Machine::long();
