@@ -46,9 +46,7 @@ pub fn execute(state: &mut State, env: &mut Env<'_, '_>) -> u32 {
         env.stop = Some(Stop::Shutdown);
         return LEAVE;
     };
-    let rip = state.page.wrapping_add(u64::from(site.start)).wrapping_add(site.end.into());
-    let rip = rip.wrapping_sub(site.bytes.len() as u64);
-    let decoded = env.sites.take(env.ctx, state.site, &site, rip);
+    let decoded = env.sites.take(env.ctx, state.site, &site, site.address(state.page));
     if missed {
         env.counters.tlb_misses += 1;
     } else {
