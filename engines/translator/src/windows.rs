@@ -519,6 +519,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guest_answers_counts_once() {
+        let mut state = crate::region::Region::new().unwrap();
+        let mut windows = Windows::new(Windowing::Patient);
+        windows.open = true;
+        let awaited = Some(Awaited { rip: 7, window: 0, linear: 0x5000, write: true });
+        for answers in 1..=3 {
+            assert!(windows.fault(&mut state));
+            windows.vain(&mut state, awaited);
+            assert_eq!(windows.budget.faults, answers + VAIN);
+            assert!(windows.answered(8).is_none(), "it went elsewhere");
+            assert_eq!(windows.answered(7).map(|a| a.linear), Some(0x5000));
+            assert_eq!(windows.budget.faults, answers);
+            assert!(windows.answered(7).is_none(), "once");
+        }
+    }
+
+    #[test]
     fn faults_of_long_ago_do_not_count() {
         let mut now = Instant::now();
         let mut budget = Budget::new(now);
