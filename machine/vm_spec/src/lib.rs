@@ -14,6 +14,7 @@ mod firmware;
 mod gdb;
 mod limits;
 mod net;
+mod places;
 mod trace;
 mod units;
 
@@ -33,6 +34,7 @@ pub use limits::{
     MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, PORTS_MAX, SATA_MAX,
 };
 pub use net::{Forward, Net, Transport, UserNet};
+pub use places::PCI_MAX;
 pub use trace::{Trace, TraceKind};
 pub use units::{
     format_memory, parse_code_cache, parse_cpus, parse_memory, parse_ports, parse_timeout,
@@ -238,6 +240,7 @@ impl VmSpec {
         self.net.validate()?;
         self.display.validate()?;
         self.check_disks()?;
+        places::check(self)?;
         self.trace.validate()
     }
 

@@ -20,7 +20,8 @@ pub const MEMORY_DEFAULT: u64 = 512 << 20;
 /// and the machine adds its own words.
 pub const COMMAND_LINE_MAX: usize = 1600;
 
-/// Disks of a VM: with them the PCI bus has places left for other devices.
+/// Disks of a VM. With so many virtio disks the PCI bus has places left for some other devices, not
+/// for all at once (see [`crate::PCI_MAX`]).
 pub const DISKS_MAX: usize = 24;
 /// Disks and CD drives of the SATA adapter: its ports.
 pub const SATA_MAX: usize = 6;

@@ -2,6 +2,7 @@
 
 mod common;
 mod ends;
+mod full;
 mod guests;
 mod operator;
 mod saving;

@@ -1,0 +1,76 @@
+//! The places on the PCI bus, and what takes one.
+
+use crate::{ConsoleDevice, DiskBus, Net, SpecError, VmSpec};
+
+/// Places for devices: a bus has 32, and the bridges have two of them.
+pub const PCI_MAX: usize = 30;
+
+/// How many places the devices take. Those of the SATA adapter share its one.
+fn taken(spec: &VmSpec) -> usize {
+    let virtio = spec.disks.iter().filter(|disk| disk.bus == DiskBus::Virtio).count();
+    let single = [
+        virtio < spec.disks.len(),
+        spec.cloud_init.is_some(),
+        spec.rng,
+        spec.net != Net::None,
+        spec.display.is_there(),
+        spec.console_device == ConsoleDevice::Virtio,
+        !spec.channels.is_empty(),
+        // The keyboard, and the tablet.
+        spec.input,
+        spec.input,
+        spec.balloon,
+    ];
+    virtio + spec.ports as usize + single.into_iter().filter(|there| *there).count()
+}
+
+/// Without many disks there are never too many.
+pub(crate) fn check(spec: &VmSpec) -> Result<(), SpecError> {
+    let taken = taken(spec);
+    if taken <= PCI_MAX {
+        return Ok(());
+    }
+    let last = spec.disks.last().map(|disk| disk.path.display().to_string());
+    Err(SpecError::new(
+        "--disk",
+        &last.unwrap_or_default(),
+        &format!("the PCI bus has {PCI_MAX} places, and disks and other devices take {taken}"),
+        "give fewer disks, make some of them bus=sata, or leave out other devices",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Disk;
+
+    #[test]
+    fn each_device_takes_a_place() {
+        let disk = |text: &str| text.parse::<Disk>().unwrap();
+        let spec = VmSpec {
+            disks: vec![disk("a"), disk("b,bus=sata"), disk("c,bus=cd"), disk("d")],
+            cloud_init: Some("/seed".into()),
+            rng: true,
+            balloon: true,
+            input: true,
+            ports: 3,
+            console_device: ConsoleDevice::Virtio,
+            channels: vec!["x=pty".parse().unwrap(), "y=pty".parse().unwrap()],
+            net: "user".parse().unwrap(),
+            display: "vnc=127.0.0.1:7".parse().unwrap(),
+            ..VmSpec::default()
+        };
+        assert_eq!(taken(&spec), 3 + 1 + 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1);
+        assert_eq!(taken(&VmSpec::default()), 0);
+    }
+
+    #[test]
+    fn too_many_are_refused_with_what_to_do() {
+        let disks = |count| vec!["a".parse().unwrap(); count];
+        let full = VmSpec { disks: disks(22), ports: 8, ..VmSpec::default() };
+        assert_eq!(full.validate(), Ok(()));
+        let error = VmSpec { rng: true, ..full }.validate().unwrap_err();
+        assert_eq!(error.option(), "--disk");
+        assert!(error.to_string().contains("30 places") && error.to_string().contains("bus=sata"));
+    }
+}
