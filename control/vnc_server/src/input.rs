@@ -13,7 +13,10 @@ pub(crate) struct Hands {
     seat: Seat,
     /// What goes up when the client goes.
     held: BTreeSet<Key>,
+    /// In pixels of the client's picture.
     place: Option<(u16, u16)>,
+    /// The same as the guest was told it.
+    told: (u16, u16),
     buttons: u8,
 }
 
@@ -28,11 +31,11 @@ impl Drop for Hands {
 
 impl Hands {
     pub(crate) fn new(seat: Seat) -> Self {
-        Self { seat, held: BTreeSet::new(), place: None, buttons: 0 }
+        Self { seat, held: BTreeSet::new(), place: None, told: (0, 0), buttons: 0 }
     }
 
     fn at_rest(&self) -> PointerEvent {
-        let (x, y) = self.place.unwrap_or_default();
+        let (x, y) = self.told;
         PointerEvent { x, y, ..PointerEvent::default() }
     }
 
@@ -98,7 +101,8 @@ impl Hands {
                 (event.dx, event.dy) = (way(x, old_x), way(y, old_y));
             }
             self.place = Some((x, y));
-            (event.x, event.y) = (part(x, size.0), part(y, size.1));
+            self.told = (part(x, size.0), part(y, size.1));
+            (event.x, event.y) = self.told;
         }
         let is = |bit: u8| buttons >> bit & 1 != 0;
         event.buttons = Buttons { left: is(0), middle: is(1), right: is(2) };
@@ -193,5 +197,16 @@ mod tests {
         assert_eq!(events[1], second);
         assert_eq!((events[2].dx, events[2].dy), (3, -4));
         assert_eq!(events[3].x, 0x7fff);
+    }
+
+    #[test]
+    fn a_button_is_let_go_where_the_pointer_was() {
+        let (mut hands, log) = hands();
+        hands.point(1, 100, 50, (101, 101), false);
+        drop(hands);
+        let events = log.1.lock().unwrap();
+        let place = (0x7fff, 0x7fff / 2);
+        assert_eq!(events.iter().map(|e| (e.x, e.y)).collect::<Vec<_>>(), [place, place]);
+        assert_eq!(events[1].buttons, Buttons::default());
     }
 }
