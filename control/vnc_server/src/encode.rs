@@ -1,8 +1,8 @@
 //! Rectangles as they are sent: raw (RFC 6143, 7.7.1) and ZRLE (7.7.6).
 
 use crate::pixel::PixelFormat;
-use flate2::{Compress, Compression, FlushCompress, Status};
-use std::io;
+use flate2::{Compression, write::ZlibEncoder};
+use std::io::{self, Write};
 
 /// Sides of ZRLE's tiles.
 const TILE: usize = 64;
@@ -24,14 +24,14 @@ pub(crate) fn raw(pixels: Pixels<'_>, format: &PixelFormat, out: &mut Vec<u8>) {
 /// The compressed stream of a connection, which goes on from rectangle to rectangle.
 #[derive(Debug)]
 pub(crate) struct Zrle {
-    stream: Compress,
+    stream: ZlibEncoder<Vec<u8>>,
     plain: Vec<u8>,
 }
 
 impl Default for Zrle {
     fn default() -> Self {
         // Screens are mostly the same bytes again and again: the fastest level finds that.
-        Self { stream: Compress::new(Compression::fast(), true), plain: Vec::new() }
+        Self { stream: ZlibEncoder::new(Vec::new(), Compression::fast()), plain: Vec::new() }
     }
 }
 
@@ -53,33 +53,13 @@ impl Zrle {
                 put_tile(&tile, width, format, &mut self.plain);
             }
         }
-        let length_at = out.len();
-        out.extend([0; 4]);
-        self.compress(out)?;
-        let length = u32::try_from(out.len() - length_at - 4).map_err(io::Error::other)?;
-        if let Some(place) = out.get_mut(length_at..length_at + 4) {
-            place.copy_from_slice(&length.to_be_bytes());
-        }
+        self.stream.write_all(&self.plain)?;
+        // Everything out that the stream held back.
+        self.stream.flush()?;
+        let data = self.stream.get_mut();
+        out.extend(u32::try_from(data.len()).map_err(io::Error::other)?.to_be_bytes());
+        out.append(data);
         Ok(())
-    }
-
-    /// All of `plain`, and everything out that the stream held back.
-    fn compress(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
-        let start = self.stream.total_in();
-        loop {
-            out.reserve(self.plain.len() / 8 + 1024);
-            let taken =
-                usize::try_from(self.stream.total_in() - start).map_err(io::Error::other)?;
-            let rest = self.plain.get(taken..).unwrap_or_default();
-            let status = self.stream.compress_vec(rest, out, FlushCompress::Sync);
-            let all = self.stream.total_in() - start == self.plain.len() as u64;
-            match status.map_err(io::Error::other)? {
-                // With room left nothing more is to come.
-                Status::Ok | Status::BufError if all && out.len() < out.capacity() => return Ok(()),
-                Status::StreamEnd => return Err(io::Error::other("a stream that ended")),
-                _ => {}
-            }
-        }
     }
 }
 
