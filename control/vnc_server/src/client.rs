@@ -20,6 +20,9 @@ use std::{
 /// Who guesses passwords waits between two guesses.
 const WRONG: Duration = Duration::from_secs(1);
 
+/// Bytes of an update that are sent together, if the next rectangle does not make them more.
+const BATCH: usize = 64 << 10;
+
 /// A stream on which all reads together take no longer than this.
 struct Until<'a>(&'a TcpStream, Instant);
 
@@ -145,7 +148,9 @@ struct Update {
     size: Option<(u16, u16)>,
     extended_key: bool,
     absolute: Option<bool>,
-    parts: Vec<(Rect, Vec<u32>)>,
+    /// Their pixels are copied one after the other as they are sent, so that a client that reads
+    /// slowly has no picture of its own here.
+    parts: Vec<Rect>,
 }
 
 struct Writer {
@@ -164,10 +169,20 @@ impl Writer {
     }
 
     fn run(&mut self) -> io::Result<()> {
+        let (mut pixels, mut bytes) = (Vec::new(), Vec::new());
         while let Some(update) = self.next() {
-            let mut bytes = Vec::new();
-            self.encode(&update, &mut bytes)?;
+            begin(&update, &mut bytes)?;
+            for part in &update.parts {
+                // What changed since it was found to have changed is sent again later.
+                self.shared.lock().picture.copy(*part, &mut pixels);
+                self.encode(*part, &pixels, &update.wishes, &mut bytes)?;
+                if bytes.len() >= BATCH {
+                    self.stream.write_all(&bytes)?;
+                    bytes.clear();
+                }
+            }
             self.stream.write_all(&bytes)?;
+            bytes.clear();
         }
         Ok(())
     }
@@ -211,11 +226,7 @@ impl Writer {
         if let Some(anew) = wishes.anew.take() {
             self.seen.forget(anew);
         }
-        for part in self.seen.take_changes(picture, area) {
-            let mut pixels = Vec::new();
-            picture.copy(part, &mut pixels);
-            update.parts.push((part, pixels));
-        }
+        update.parts = self.seen.take_changes(picture, area);
         if update.parts.is_empty() && !update.extended_key && update.absolute.is_none() {
             return Some(None);
         }
@@ -224,42 +235,49 @@ impl Writer {
         Some(Some(update))
     }
 
-    fn encode(&mut self, update: &Update, out: &mut Vec<u8>) -> io::Result<()> {
-        if update.wishes.map
-            && let Some(map) = update.wishes.format.color_map()
-        {
-            out.extend(map);
+    fn encode(
+        &mut self,
+        rect: Rect,
+        pixels: &[u32],
+        wishes: &Wishes,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let pixels = Pixels { width: rect.width.into(), pixels };
+        if wishes.encodings.zrle {
+            put_header(rect, encoding::ZRLE, out);
+            return self.zrle.encode(pixels, &wishes.format, out);
         }
-        let mut pseudo = Vec::new();
-        if let Some((width, height)) = update.size {
-            pseudo.push((Rect { width, height, ..Rect::default() }, encoding::DESKTOP_SIZE));
-        }
-        if update.extended_key {
-            pseudo.push((Rect::default(), encoding::EXTENDED_KEY));
-        }
-        if let Some(absolute) = update.absolute {
-            let x = u16::from(absolute);
-            pseudo.push((Rect { x, ..Rect::default() }, encoding::POINTER_MOTION));
-        }
-        let count = u16::try_from(pseudo.len() + update.parts.len()).map_err(io::Error::other)?;
-        out.extend([0, 0]);
-        out.extend(count.to_be_bytes());
-        for (rect, encoding) in pseudo {
-            put_header(rect, encoding, out);
-        }
-        let Wishes { format, encodings, .. } = update.wishes;
-        for (rect, pixels) in &update.parts {
-            let pixels = Pixels { width: rect.width.into(), pixels };
-            if encodings.zrle {
-                put_header(*rect, encoding::ZRLE, out);
-                self.zrle.encode(pixels, &format, out)?;
-            } else {
-                put_header(*rect, encoding::RAW, out);
-                encode::raw(pixels, &format, out);
-            }
-        }
+        put_header(rect, encoding::RAW, out);
+        encode::raw(pixels, &wishes.format, out);
         Ok(())
     }
+}
+
+/// What comes before an update's pixels.
+fn begin(update: &Update, out: &mut Vec<u8>) -> io::Result<()> {
+    if update.wishes.map
+        && let Some(map) = update.wishes.format.color_map()
+    {
+        out.extend(map);
+    }
+    let mut pseudo = Vec::new();
+    if let Some((width, height)) = update.size {
+        pseudo.push((Rect { width, height, ..Rect::default() }, encoding::DESKTOP_SIZE));
+    }
+    if update.extended_key {
+        pseudo.push((Rect::default(), encoding::EXTENDED_KEY));
+    }
+    if let Some(absolute) = update.absolute {
+        let x = u16::from(absolute);
+        pseudo.push((Rect { x, ..Rect::default() }, encoding::POINTER_MOTION));
+    }
+    let count = u16::try_from(pseudo.len() + update.parts.len()).map_err(io::Error::other)?;
+    out.extend([0, 0]);
+    out.extend(count.to_be_bytes());
+    for (rect, encoding) in pseudo {
+        put_header(rect, encoding, out);
+    }
+    Ok(())
 }
 
 fn put_header(rect: Rect, encoding: i32, out: &mut Vec<u8>) {
