@@ -39,17 +39,20 @@ impl Vram {
 
     /// Zeroes the bytes from 0 to `end`; pages that are zero stay untouched.
     pub(crate) fn clear(&self, end: u32) {
-        for (at, page) in self.used() {
-            if at < end {
-                let len = page.len().min((end - at) as usize);
-                self.write(at.into(), &vec![0; len]);
-            }
+        for (at, page) in self.used_before(end) {
+            let len = page.len().min((end - at) as usize);
+            self.write(at.into(), &vec![0; len]);
         }
     }
 
     /// Pages that are not all zero, each with its offset.
     pub(crate) fn used(&self) -> impl Iterator<Item = (u32, Vec<u8>)> + '_ {
-        (0..SIZE).step_by(PAGE).filter_map(|at| {
+        self.used_before(SIZE)
+    }
+
+    /// Those that begin before `end`.
+    fn used_before(&self, end: u32) -> impl Iterator<Item = (u32, Vec<u8>)> + '_ {
+        (0..end.min(SIZE)).step_by(PAGE).filter_map(|at| {
             let mut page = vec![0; PAGE];
             self.read(at.into(), &mut page);
             page.iter().any(|byte| *byte != 0).then_some((at, page))
