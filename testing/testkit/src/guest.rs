@@ -159,6 +159,47 @@ impl Guest {
         Ok((output, status))
     }
 
+    /// Runs a command that must succeed; what it prints, without white space around it.
+    ///
+    /// # Errors
+    /// When it does not end in time, or fails.
+    pub fn says(&mut self, line: &str) -> Result<String, Error> {
+        match self.command(line, crate::COMMAND)? {
+            (text, 0) => Ok(text.trim().to_owned()),
+            (text, code) => Err(self.error(format!("`{line}` ends with {code}: {text}"))),
+        }
+    }
+
+    /// What the monitor prompt answers to a line.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn monitor(&mut self, line: &str) -> Result<String, Error> {
+        self.send_bytes(b"\x01c")?;
+        self.expect("(sarang) ", crate::COMMAND)?;
+        self.send_bytes(format!("{line}\r").as_bytes())?;
+        self.expect("\n", crate::COMMAND)?;
+        let answer = self.expect("(sarang) ", crate::COMMAND)?;
+        self.send_bytes(b"\x01c")?;
+        Ok(answer)
+    }
+
+    /// Has the shell power off, and waits for the end.
+    ///
+    /// # Errors
+    /// When that does not come in time, or is another one.
+    pub fn power_off(mut self) -> Result<(), Error> {
+        self.send("poweroff")?;
+        let end = self.finish(crate::COMMAND)?;
+        match end.status {
+            Some(crate::status::POWERED_OFF) => Ok(()),
+            other => {
+                let what = format!("it was to power off, and ends with {other:?}");
+                Err(Error::new(what, &end.console, &end.stderr))
+            }
+        }
+    }
+
     /// Sends the program a signal, by its name for `kill`: `TERM`.
     ///
     /// # Errors

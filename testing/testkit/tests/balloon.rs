@@ -4,24 +4,13 @@ use std::{
     fs, thread,
     time::{Duration, Instant},
 };
-use testkit::{BOOT, COMMAND, Error, Guest, Options, guest_files, status};
+use testkit::{BOOT, COMMAND, Error, Guest, Options, guest_files};
 
 /// KiB of guest RAM that the host holds: the shared memory of the process.
 fn held(guest: &Guest) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/status", guest.process())).unwrap();
     let line = text.lines().find(|line| line.starts_with("RssShmem:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// What the monitor answers.
-fn monitor(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    guest.send_bytes(b"\x01c")?;
-    guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(format!("{line}\r").as_bytes())?;
-    guest.expect("\n", COMMAND)?;
-    let answer = guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(b"\x01c")?;
-    Ok(answer)
 }
 
 fn number(text: &str, name: &str) -> u64 {
@@ -37,7 +26,7 @@ fn until(
 ) -> Result<String, Error> {
     let limit = Instant::now() + COMMAND;
     loop {
-        let info = monitor(guest, "info balloon")?;
+        let info = guest.monitor("info balloon")?;
         if done(&info, guest) {
             return Ok(info);
         }
@@ -64,12 +53,12 @@ fn a_balloon_takes_memory_and_gives_it_back() -> Result<(), Error> {
     guest.command("dd if=/dev/zero of=/tmp/fill bs=1M count=200 2> /dev/null", COMMAND)?;
     let before = held(&guest);
     assert!(before > 200 << 10, "{before} KiB");
-    let info = monitor(&mut guest, "info balloon")?;
+    let info = guest.monitor("info balloon")?;
     assert_eq!(number(&info, "given by the guest"), 0);
     assert!((400..512).contains(&(number(&info, "total") >> 10)), "{info}");
 
     guest.command("rm /tmp/fill", COMMAND)?;
-    assert!(monitor(&mut guest, "balloon 200")?.contains("asked"));
+    assert!(guest.monitor("balloon 200")?.contains("asked"));
     let info = until(&mut guest, "inflating", |info, _| number(info, "given by the guest") == 312)?;
     assert_eq!(number(&info, "wanted from the guest"), 312);
     // Where the balloon shrinks by itself its pages count as memory, but are not free.
@@ -77,17 +66,15 @@ fn a_balloon_takes_memory_and_gives_it_back() -> Result<(), Error> {
     let small = held(&guest);
     assert!(small < 200 << 10 && small < before, "{small} KiB are held of {before}");
 
-    assert!(monitor(&mut guest, "balloon 512M")?.contains("asked"));
+    assert!(guest.monitor("balloon 512M")?.contains("asked"));
     until(&mut guest, "deflating", |info, _| number(info, "given by the guest") == 0)?;
     let (text, code) = guest.command(
         "dd if=/dev/urandom of=/tmp/a bs=1M count=100 2> /dev/null; cp /tmp/a /tmp/b; cmp /tmp/a /tmp/b",
         COMMAND,
     )?;
     assert_eq!(code, 0, "{text}");
-    assert!(monitor(&mut guest, "balloon lots")?.contains("give a size"));
-    guest.send("poweroff")?;
-    assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
-    Ok(())
+    assert!(guest.monitor("balloon lots")?.contains("give a size"));
+    guest.power_off()
 }
 
 #[test]
@@ -98,23 +85,19 @@ fn free_memory_returns_by_itself() -> Result<(), Error> {
     guest.command("rm /tmp/fill", COMMAND)?;
     // Linux reports some two seconds later, and again, in large blocks.
     until(&mut guest, "reporting", |_, guest| held(guest) + (150 << 10) < full)?;
-    guest.send("poweroff")?;
-    assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
-    Ok(())
+    guest.power_off()
 }
 
 #[test]
 fn a_guest_without_memory_takes_from_its_balloon() -> Result<(), Error> {
     let Some(mut guest) = boot("512M")? else { return Ok(()) };
-    monitor(&mut guest, "balloon 160")?;
+    guest.monitor("balloon 160")?;
     until(&mut guest, "inflating", |info, _| number(info, "given by the guest") > 300)?;
     // More than is left.
     let line = "dd if=/dev/urandom of=/tmp/fill bs=1M count=200 2> /dev/null";
     let (text, code) = guest.command(line, COMMAND)?;
     assert_eq!(code, 0, "{text}");
-    let info = monitor(&mut guest, "info balloon")?;
+    let info = guest.monitor("info balloon")?;
     assert!(number(&info, "given by the guest") < 340, "{info}");
-    guest.send("poweroff")?;
-    assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
-    Ok(())
+    guest.power_off()
 }

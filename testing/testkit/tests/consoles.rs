@@ -7,27 +7,13 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files, status};
+use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files};
 
 fn here(kernel: &str) -> bool {
     guest_files(kernel).is_some()
 }
 
 const KERNEL: &str = "linux-image-6.1.0-*-cloud-amd64";
-
-/// What a command prints, which must succeed.
-fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    let (text, code) = guest.command(line, COMMAND)?;
-    assert_eq!(code, 0, "{line}: {text}");
-    Ok(text.trim().to_owned())
-}
-
-fn power_off(mut guest: Guest) -> Result<(), Error> {
-    guest.send("poweroff")?;
-    let end = guest.finish(COMMAND)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
-}
 
 fn socket(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("sarang-{name}-{}.sock", std::process::id()))
@@ -52,17 +38,17 @@ fn connect(path: &PathBuf) -> UnixStream {
 fn terminal(options: Options) -> Result<(), Error> {
     let mut guest = Guest::boot(&options.console("virtio"))?;
     guest.shell()?;
-    assert_eq!(says(&mut guest, "tail -n 1 /sys/class/tty/console/active")?, "hvc0");
-    assert_eq!(says(&mut guest, "tty")?, "/dev/hvc0");
+    assert_eq!(guest.says("tail -n 1 /sys/class/tty/console/active")?, "hvc0");
+    assert_eq!(guest.says("tty")?, "/dev/hvc0");
     // Far more than any buffer on the way, and all of it in order.
-    let text = says(&mut guest, "seq 1 5000")?;
+    let text = guest.says("seq 1 5000")?;
     let want: Vec<String> = (1..=5_000).map(|n| n.to_string()).collect();
     assert!(text.lines().map(str::trim).eq(want), "{} bytes", text.len());
     // What is typed in one go is read by the guest as it comes to it.
     let long = "x".repeat(700);
-    assert_eq!(says(&mut guest, &format!("echo {long} | wc -c"))?, "701");
-    says(&mut guest, "echo kernel speaks > /dev/kmsg; dmesg | grep -q 'kernel speaks'")?;
-    power_off(guest)
+    assert_eq!(guest.says(&format!("echo {long} | wc -c"))?, "701");
+    guest.says("echo kernel speaks > /dev/kmsg; dmesg | grep -q 'kernel speaks'")?;
+    guest.power_off()
 }
 
 #[test]
@@ -95,7 +81,7 @@ fn channels_carry_bytes_to_sockets() -> Result<(), Error> {
     )?;
     let names = "cat /sys/class/virtio-ports/*/name | tr '\\n' ' '";
     guest.command(&format!("until {names} | grep -q other; do sleep 1; done"), BOOT)?;
-    assert_eq!(says(&mut guest, names)?, "org.example.agent other");
+    assert_eq!(guest.says(names)?, "org.example.agent other");
     let port = |name: &str| {
         format!(
             "$(grep -lx {name} /sys/class/virtio-ports/*/name | sed 's,.*/\\(vport[^/]*\\)/name,/dev/\\1,')"
@@ -107,7 +93,7 @@ fn channels_carry_bytes_to_sockets() -> Result<(), Error> {
     let agent = port("org.example.agent");
     let mut stream = connect(&first);
     let serve = "while read -r l; do echo \"got $l\"; done <&3 >&3";
-    says(&mut guest, &format!("P={agent}; (exec 3<>$P; {serve}) & sleep 1"))?;
+    guest.says(&format!("P={agent}; (exec 3<>$P; {serve}) & sleep 1"))?;
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     for word in ["one", "two", "three"] {
         writeln!(stream, "{word}").unwrap();
@@ -119,10 +105,8 @@ fn channels_carry_bytes_to_sockets() -> Result<(), Error> {
     // A client that reads slowly holds the guest back, and loses nothing.
     let mut slow = connect(&second);
     let other = port("other");
-    says(&mut guest, &format!("P={other}; (seq 1 200000 > $P; echo sent > /tmp/sent) & sleep 2"))?;
-    assert!(
-        says(&mut guest, "cat /tmp/sent 2> /dev/null || echo held back")?.contains("held back")
-    );
+    guest.says(&format!("P={other}; (seq 1 200000 > $P; echo sent > /tmp/sent) & sleep 2"))?;
+    assert!(guest.says("cat /tmp/sent 2> /dev/null || echo held back")?.contains("held back"));
     let want: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
     let mut got = vec![0; want.len()];
     slow.read_exact(&mut got).unwrap();
@@ -136,14 +120,14 @@ fn channels_carry_bytes_to_sockets() -> Result<(), Error> {
         slow
     });
     let line = format!("P={other}; head -c {} < $P | sha256sum | cut -d ' ' -f 1", want.len());
-    let sum = says(&mut guest, &line)?;
+    let sum = guest.says(&line)?;
     drop(writer.join().unwrap());
     let path = std::env::temp_dir().join(format!("sarang-channel-{}", std::process::id()));
     std::fs::write(&path, &want).unwrap();
     let out = std::process::Command::new("sha256sum").arg(&path).output().unwrap();
     std::fs::remove_file(&path).unwrap();
     assert!(String::from_utf8_lossy(&out.stdout).starts_with(&sum), "{sum}");
-    power_off(guest)?;
+    guest.power_off()?;
     assert!(!first.exists() && !second.exists(), "sockets are removed");
     Ok(())
 }

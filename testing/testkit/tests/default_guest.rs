@@ -7,13 +7,6 @@ fn here() -> bool {
     guest_files("linux-image-6.1.0-*-cloud-amd64").is_some()
 }
 
-fn power_off(mut guest: Guest) -> Result<(), Error> {
-    guest.send("poweroff")?;
-    let end = guest.finish(COMMAND)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
-}
-
 #[test]
 fn a_shell_and_its_commands() -> Result<(), Error> {
     if !here() {
@@ -48,7 +41,7 @@ fn a_shell_and_its_commands() -> Result<(), Error> {
 
     let (_, code) = guest.command("test -d /no-such-folder", COMMAND)?;
     assert_eq!(code, 1);
-    power_off(guest)
+    guest.power_off()
 }
 
 #[test]
@@ -65,7 +58,7 @@ fn an_interrupt_ends_a_command() -> Result<(), Error> {
     guest.expect("# ", COMMAND)?;
     let (text, code) = guest.command("echo still $((6 * 7))", COMMAND)?;
     assert_eq!((text.trim(), code), ("still 42", 0));
-    power_off(guest)
+    guest.power_off()
 }
 
 fn counts_cpus(cpus: u32) -> Result<(), Error> {
@@ -81,7 +74,7 @@ fn counts_cpus(cpus: u32) -> Result<(), Error> {
                 cat /tmp/[0-7] | tr '\\n' ' '";
     let (text, _) = guest.command(line, COMMAND)?;
     assert_eq!(text.trim(), "200 200 200 200 200 200 200 200");
-    power_off(guest)
+    guest.power_off()
 }
 
 #[test]
@@ -102,7 +95,7 @@ fn the_6_12_kernel() -> Result<(), Error> {
     guest.shell()?;
     let (text, _) = guest.command("uname -r", COMMAND)?;
     assert!(text.trim().starts_with("6.12."), "{text}");
-    power_off(guest)
+    guest.power_off()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use testkit::{BOOT, COMMAND, Error, Guest, Options, guest_files, status};
+use testkit::{BOOT, COMMAND, Error, Guest, Options, guest_files};
 
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
@@ -70,20 +70,6 @@ fn has(file: &str) -> bool {
     there
 }
 
-/// What a command prints, which must succeed.
-fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    let (text, code) = guest.command(line, COMMAND)?;
-    assert_eq!(code, 0, "{line}: {text}");
-    Ok(text.trim().to_owned())
-}
-
-fn power_off(mut guest: Guest) -> Result<(), Error> {
-    guest.send("poweroff")?;
-    let end = guest.finish(COMMAND)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
-}
-
 #[test]
 fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Error> {
     if !has(SEABIOS) {
@@ -100,19 +86,19 @@ fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Er
     guest.shell()?;
     // Tables that SeaBIOS placed, by our own description.
     assert_eq!(
-        says(&mut guest, "cat /sys/firmware/acpi/tables/FACP | head -c 16 | tail -c 6")?,
+        guest.says("cat /sys/firmware/acpi/tables/FACP | head -c 16 | tail -c 6")?,
         "SARANG"
     );
-    assert_eq!(says(&mut guest, "grep -c ^processor /proc/cpuinfo")?, "2");
+    assert_eq!(guest.says("grep -c ^processor /proc/cpuinfo")?, "2");
     let bridges =
         "cd /sys/bus/pci/devices; cat 0000:00:00.0/device 0000:00:1f.0/device | tr '\\n' ' '";
-    assert_eq!(says(&mut guest, bridges)?, "0x29c0 0x2918");
+    assert_eq!(guest.says(bridges)?, "0x29c0 0x2918");
     let trouble = "dmesg | grep -i -e 'fw bug' -e 'firmware bug' -e conflict -e 'failed to assign'";
     assert_eq!(guest.command(trouble, COMMAND)?.0.trim(), "");
     guest.send("reboot -f")?;
     guest.expect("SeaBIOS (version", BOOT)?;
     guest.shell()?;
-    power_off(guest)?;
+    guest.power_off()?;
     let text = fs::read_to_string(&log).unwrap();
     fs::remove_file(&log).unwrap();
     assert!(text.contains("found virtio-blk at") && text.contains("Found 2 cpu(s)"), "{text}");
@@ -132,8 +118,8 @@ fn ovmf_boots_a_kernel_from_a_disk_and_keeps_its_variables() -> Result<(), Error
     let mut guest = Guest::boot(&options)?;
     guest.shell()?;
     let found = "dmesg | grep -c -e 'efi: EFI v2' -e 'ACPI: FACP.*SARANG'";
-    assert_eq!(says(&mut guest, found)?, "2");
-    power_off(guest)?;
+    assert_eq!(guest.says(found)?, "2");
+    guest.power_off()?;
     let template = fs::read(OVMF.replace("CODE", "VARS")).unwrap();
     let kept = fs::read(&variables).unwrap();
     fs::remove_file(&variables).unwrap();
@@ -163,7 +149,7 @@ fn a_cd_boots_and_linux_reads_it_and_a_sata_disk() -> Result<(), Error> {
         let line = format!("until [ $({found}) = 2 ]; do sleep 1; done");
         guest.command(&line, BOOT)?;
     }
-    power_off(guest)?;
+    guest.power_off()?;
     fs::remove_file(&disk).unwrap();
     Ok(())
 }

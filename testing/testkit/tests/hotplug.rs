@@ -25,29 +25,12 @@ impl Drop for Image {
     }
 }
 
-/// What the monitor answers.
-fn monitor(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    guest.send_bytes(b"\x01c")?;
-    guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(format!("{line}\r").as_bytes())?;
-    guest.expect("\n", COMMAND)?;
-    let answer = guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(b"\x01c")?;
-    Ok(answer)
-}
-
-fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    let (text, code) = guest.command(line, COMMAND)?;
-    assert_eq!(code, 0, "{line}: {text}");
-    Ok(text.trim().to_owned())
-}
-
 /// Removes what is behind a port, and waits until the guest has let go of it.
 fn remove(guest: &mut Guest, port: usize) -> Result<(), Error> {
-    assert!(monitor(guest, &format!("device remove {port}"))?.contains("asked"));
+    assert!(guest.monitor(&format!("device remove {port}"))?.contains("asked"));
     let limit = Instant::now() + COMMAND;
     let empty = format!("port {port}  empty");
-    while !monitor(guest, "device list")?.contains(&empty) {
+    while !guest.monitor("device list")?.contains(&empty) {
         assert!(Instant::now() < limit, "the guest does not let go");
         thread::sleep(Duration::from_millis(500));
     }
@@ -62,21 +45,21 @@ fn devices_come_and_go() -> Result<(), Error> {
     let image = Image::new("plugged");
     let mut guest = Guest::boot(&Options::default().cpus(2).arg("--ports", "2"))?;
     guest.shell()?;
-    says(&mut guest, "modprobe virtio_pci && modprobe virtio_blk && modprobe virtio_net")?;
+    guest.says("modprobe virtio_pci && modprobe virtio_blk && modprobe virtio_net")?;
     let none = "! ls /sys/block | grep -q vd";
-    says(&mut guest, none)?;
+    guest.says(none)?;
 
     // A disk, twice in the same place.
     for round in 1..=2 {
         let add = format!("device add disk {},serial=ROUND-{round}", image.0.display());
-        let answer = monitor(&mut guest, &add)?;
+        let answer = guest.monitor(&add)?;
         assert!(answer.contains("behind port 0"), "{answer}");
         guest.command("until [ -b /dev/vda ]; do sleep 1; done", BOOT)?;
-        assert_eq!(says(&mut guest, "cat /sys/block/vda/serial")?, format!("ROUND-{round}"));
-        assert_eq!(says(&mut guest, "head -c 100 /dev/vda | tr -d Z | wc -c")?, "0");
+        assert_eq!(guest.says("cat /sys/block/vda/serial")?, format!("ROUND-{round}"));
+        assert_eq!(guest.says("head -c 100 /dev/vda | tr -d Z | wc -c")?, "0");
         let write = "dd of=/dev/vda bs=512 conv=fsync,notrunc 2> /dev/null";
-        says(&mut guest, &format!("echo round {round} | {write} seek={round}"))?;
-        let again = monitor(&mut guest, &format!("device add disk {}", image.0.display()))?;
+        guest.says(&format!("echo round {round} | {write} seek={round}"))?;
+        let again = guest.monitor(&format!("device add disk {}", image.0.display()))?;
         assert!(again.contains("another program uses it"), "{again}");
         remove(&mut guest, 0)?;
         guest.command(&format!("until {none}; do sleep 1; done"), COMMAND)?;
@@ -86,17 +69,17 @@ fn devices_come_and_go() -> Result<(), Error> {
 
     // A network card and an entropy device side by side; there is no third port.
     let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let answer = monitor(&mut guest, &format!("device add net user,forward=tcp:{at}-:80"))?;
+    let answer = guest.monitor(&format!("device add net user,forward=tcp:{at}-:80"))?;
     assert!(answer.contains("behind port 0"), "{answer}");
-    assert!(monitor(&mut guest, "device add rng")?.contains("behind port 1"));
-    assert!(monitor(&mut guest, "device add rng")?.contains("no port that is free"));
-    assert!(monitor(&mut guest, "device add disk /nonexistent")?.contains("no such file"));
+    assert!(guest.monitor("device add rng")?.contains("behind port 1"));
+    assert!(guest.monitor("device add rng")?.contains("no port that is free"));
+    assert!(guest.monitor("device add disk /nonexistent")?.contains("no such file"));
     guest.command("until ip link set eth0 up; do sleep 1; done", BOOT)?;
-    says(&mut guest, "ip addr add 10.0.2.15/24 dev eth0; ping -c 1 10.0.2.2")?;
-    says(&mut guest, "modprobe virtio_rng; head -c 16 /dev/hwrng | wc -c")?;
+    guest.says("ip addr add 10.0.2.15/24 dev eth0; ping -c 1 10.0.2.2")?;
+    guest.says("modprobe virtio_rng; head -c 16 /dev/hwrng | wc -c")?;
     remove(&mut guest, 0)?;
-    says(&mut guest, "! ip link show eth0 2> /dev/null")?;
-    says(&mut guest, "head -c 16 /dev/hwrng | wc -c")?;
+    guest.says("! ip link show eth0 2> /dev/null")?;
+    guest.says("head -c 16 /dev/hwrng | wc -c")?;
     assert!(TcpListener::bind(at).is_ok(), "the forward ended with the card");
 
     // What is plugged in is there after a reset, too.
@@ -104,21 +87,18 @@ fn devices_come_and_go() -> Result<(), Error> {
     guest.expect("\nsarang:", BOOT)?;
     guest.expect("# ", COMMAND)?;
     let class = "cat /sys/bus/pci/devices/*:02:00.0/device";
-    assert!(says(&mut guest, class)?.ends_with("0x1044"));
+    assert!(guest.says(class)?.ends_with("0x1044"));
     remove(&mut guest, 1)?;
-    guest.send("poweroff")?;
-    let end = guest.finish(COMMAND)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
+    guest.power_off()
 }
 
 #[test]
 fn a_machine_without_ports_says_so() -> Result<(), Error> {
     let mut guest = Guest::boot(&Options::default().built_in(""))?;
     guest.expect("Type help", COMMAND)?;
-    assert!(monitor(&mut guest, "device add rng")?.contains("--ports N"));
-    assert!(monitor(&mut guest, "device list")?.contains("--ports N"));
-    assert!(monitor(&mut guest, "device remove 0")?.contains("nothing is behind"));
+    assert!(guest.monitor("device add rng")?.contains("--ports N"));
+    assert!(guest.monitor("device list")?.contains("--ports N"));
+    assert!(guest.monitor("device remove 0")?.contains("nothing is behind"));
     guest.send_bytes(b"\x01x")?;
     assert_eq!(guest.finish(COMMAND)?.status, Some(status::QUIT));
     Ok(())

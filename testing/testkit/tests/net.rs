@@ -7,7 +7,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testkit::{COMMAND, Error, Guest, Options, guest_files, status};
+use testkit::{COMMAND, Error, Guest, Options, guest_files};
 
 const SIZE: usize = 3_000_000;
 
@@ -15,37 +15,23 @@ fn here() -> bool {
     guest_files("linux-image-6.1.0-*-cloud-amd64").is_some()
 }
 
-/// What a command prints, which must succeed.
-fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    let (text, code) = guest.command(line, COMMAND)?;
-    assert_eq!(code, 0, "{line}: {text}");
-    Ok(text.trim().to_owned())
-}
-
 /// A guest with an address, which it got by DHCP.
 fn boot(options: &Options) -> Result<Guest, Error> {
     let mut guest = Guest::boot(options)?;
     guest.shell()?;
-    says(&mut guest, "modprobe virtio_net && modprobe virtio_pci")?;
-    says(&mut guest, "until ip link set eth0 up; do sleep 1; done")?;
+    guest.says("modprobe virtio_net && modprobe virtio_pci")?;
+    guest.says("until ip link set eth0 up; do sleep 1; done")?;
     for line in [
         "echo '[ $1 = bound ] || exit 0' > /tmp/dhcp",
         "echo 'ifconfig $interface $ip netmask $subnet' >> /tmp/dhcp",
         "echo 'route add default gw $router; echo nameserver $dns > /etc/resolv.conf' >> /tmp/dhcp",
         "sed -i '1i #!/bin/sh' /tmp/dhcp; chmod +x /tmp/dhcp",
     ] {
-        says(&mut guest, line)?;
+        guest.says(line)?;
     }
-    let told = says(&mut guest, "udhcpc -i eth0 -n -q -t 20 -s /tmp/dhcp 2>&1")?;
+    let told = guest.says("udhcpc -i eth0 -n -q -t 20 -s /tmp/dhcp 2>&1")?;
     assert!(told.contains("lease of 10.0.2.15 obtained from 10.0.2.2"), "{told}");
     Ok(guest)
-}
-
-fn power_off(mut guest: Guest) -> Result<(), Error> {
-    guest.send("poweroff")?;
-    let end = guest.finish(COMMAND)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
 }
 
 fn contents() -> Vec<u8> {
@@ -94,18 +80,18 @@ fn files_come_and_go() -> Result<(), Error> {
     }
     let options = Options::default().cpus(2).arg("--net", "user,loopback,mac=52:54:00:aa:bb:cc");
     let mut guest = boot(&options)?;
-    assert_eq!(says(&mut guest, "cat /sys/class/net/eth0/address")?, "52:54:00:aa:bb:cc");
-    assert_eq!(says(&mut guest, "cat /sys/class/net/eth0/mtu")?, "1500");
-    says(&mut guest, "ping -c 1 10.0.2.2")?;
+    assert_eq!(guest.says("cat /sys/class/net/eth0/address")?, "52:54:00:aa:bb:cc");
+    assert_eq!(guest.says("cat /sys/class/net/eth0/mtu")?, "1500");
+    guest.says("ping -c 1 10.0.2.2")?;
     let prefix =
         "until ip -6 addr show eth0 | grep -q 'fd53:6172:616e:0:.*global'; do sleep 1; done";
-    says(&mut guest, prefix)?;
+    guest.says(prefix)?;
 
     let http = serve_http();
-    says(&mut guest, &format!("wget -q -O /tmp/file http://10.0.2.2:{http}/file"))?;
-    assert_eq!(says(&mut guest, "wc -c < /tmp/file")?, SIZE.to_string());
+    guest.says(&format!("wget -q -O /tmp/file http://10.0.2.2:{http}/file"))?;
+    assert_eq!(guest.says("wc -c < /tmp/file")?, SIZE.to_string());
     let (upload, told) = serve_upload();
-    let reply = says(&mut guest, &format!("nc 10.0.2.2 {upload} < /tmp/file"))?;
+    let reply = guest.says(&format!("nc 10.0.2.2 {upload} < /tmp/file"))?;
     assert_eq!(reply, format!("got {SIZE}"), "the end of one side is not that of the other");
     assert!(told.recv().unwrap() == contents(), "what went in and out again is the same");
 
@@ -115,7 +101,7 @@ fn files_come_and_go() -> Result<(), Error> {
     assert!(code != 0 && text.contains("refused"), "{text}");
     let (text, code) = guest.command("nc 169.254.169.254 80 2>&1", COMMAND)?;
     assert!(code != 0 && text.contains("refused"), "{text}");
-    power_off(guest)
+    guest.power_off()
 }
 
 #[test]
@@ -126,13 +112,13 @@ fn a_forward_reaches_a_server_of_the_guest() -> Result<(), Error> {
     let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let net = format!("user,forward=tcp:{at}-:80");
     let mut guest = boot(&Options::default().arg("--net", &net))?;
-    says(&mut guest, "mkdir /tmp/www; seq 1 100000 > /tmp/www/numbers")?;
-    says(&mut guest, "{ while true; do nc -l -p 80 < /tmp/www/numbers; done > /tmp/got 2>&1 & }")?;
+    guest.says("mkdir /tmp/www; seq 1 100000 > /tmp/www/numbers")?;
+    guest.says("{ while true; do nc -l -p 80 < /tmp/www/numbers; done > /tmp/got 2>&1 & }")?;
     let got = call(at);
     let numbers: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
     assert!(got == numbers, "{} bytes", got.len());
-    assert_eq!(says(&mut guest, "head -n 1 /tmp/got")?, "from outside");
-    power_off(guest)
+    assert_eq!(guest.says("head -n 1 /tmp/got")?, "from outside");
+    guest.power_off()
 }
 
 /// Calls until the guest's server answers.

@@ -33,16 +33,6 @@ fn screen(guest: &Guest) -> Screen {
     Screen::connect(address).unwrap()
 }
 
-fn monitor(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    guest.send_bytes(b"\x01c")?;
-    guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(format!("{line}\r").as_bytes())?;
-    guest.expect("\n", COMMAND)?;
-    let answer = guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(b"\x01c")?;
-    Ok(answer)
-}
-
 /// A file of a Debian package: installed, or fetched for this test, as a user may.
 fn debian_file(package: &str, path: &str) -> Option<PathBuf> {
     if Path::new(path).is_file() {
@@ -73,13 +63,13 @@ fn a_shell_on_the_screen_is_typed_at() -> Result<(), Error> {
     screen.expect("\n1\n", COMMAND).unwrap_or_else(|error| panic!("{text}\n{error}"));
     // The monitor sees the same, and types, too.
     let file = std::env::temp_dir().join(format!("sarang-screen-{}.png", std::process::id()));
-    let answer = monitor(&mut guest, &format!("screendump {}", file.display()))?;
+    let answer = guest.monitor(&format!("screendump {}", file.display()))?;
     assert!(answer.contains(", 720 x "), "{answer}");
     assert!(fs::read(&file).unwrap().starts_with(b"\x89PNG\r\n\x1a\n"));
     fs::remove_file(&file).unwrap();
     screen.type_line("read -r line").unwrap();
     for key in ["x", "shift-y", "7", "ret"] {
-        assert!(monitor(&mut guest, &format!("sendkey {key}"))?.contains("sent"));
+        assert!(guest.monitor(&format!("sendkey {key}"))?.contains("sent"));
     }
     screen.type_line("echo \"<$line>\"").unwrap();
     screen.expect("<xY7>", COMMAND).unwrap();
@@ -95,7 +85,7 @@ fn the_screen_comes_back_after_a_reset() -> Result<(), Error> {
     screen.expect("sarang:", BOOT).unwrap();
     screen.type_line("clear; echo be\"\"fore").unwrap();
     screen.expect("before", COMMAND).unwrap();
-    assert!(monitor(&mut guest, "reset")?.contains("reset"));
+    assert!(guest.monitor("reset")?.contains("reset"));
     let text = screen.expect("Sarang: Debian", BOOT).unwrap();
     assert!(!text.contains("before"), "{text}");
     screen.expect("sarang:", BOOT).unwrap();

@@ -53,20 +53,6 @@ fn boot(options: &Options, disks: &str) -> Result<Guest, Error> {
     Ok(guest)
 }
 
-/// What a command prints, which must succeed.
-fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    let (text, code) = guest.command(line, COMMAND)?;
-    assert_eq!(code, 0, "{line}: {text}");
-    Ok(text.trim().to_owned())
-}
-
-fn power_off(mut guest: Guest) -> Result<(), Error> {
-    guest.send("poweroff")?;
-    let end = guest.finish(COMMAND)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
-}
-
 /// The host's own word for the bytes.
 fn sha256(path: &Path) -> String {
     let out = std::process::Command::new("sha256sum").arg(path).output().unwrap();
@@ -81,24 +67,24 @@ fn a_guest_reads_and_writes_its_disk() -> Result<(), Error> {
     let image = Image::new("writes");
     let options = Options::default().cpus(2).arg("--disk", &image.option(",serial=SARANG-1"));
     let mut guest = boot(&options, "vda")?;
-    assert_eq!(says(&mut guest, "cat /sys/block/vda/size")?, (SIZE / 512).to_string());
-    assert_eq!(says(&mut guest, "cat /sys/block/vda/serial")?, "SARANG-1");
-    assert_eq!(says(&mut guest, "ls /sys/block/vda/mq | wc -l")?, "2", "a queue for each CPU");
-    assert_eq!(says(&mut guest, "cat /sys/block/vda/queue/write_cache")?, "write back");
+    assert_eq!(guest.says("cat /sys/block/vda/size")?, (SIZE / 512).to_string());
+    assert_eq!(guest.says("cat /sys/block/vda/serial")?, "SARANG-1");
+    assert_eq!(guest.says("ls /sys/block/vda/mq | wc -l")?, "2", "a queue for each CPU");
+    assert_eq!(guest.says("cat /sys/block/vda/queue/write_cache")?, "write back");
     let device = "cat /sys/bus/pci/devices/0000:00:01.0/device";
-    assert_eq!(says(&mut guest, device)?, "0x1042");
-    assert!(says(&mut guest, "grep virtio /proc/interrupts")?.contains("req.0"), "by messages");
-    let sum = says(&mut guest, "sha256sum < /dev/vda | cut -d ' ' -f 1")?;
+    assert_eq!(guest.says(device)?, "0x1042");
+    assert!(guest.says("grep virtio /proc/interrupts")?.contains("req.0"), "by messages");
+    let sum = guest.says("sha256sum < /dev/vda | cut -d ' ' -f 1")?;
     assert_eq!(sum, sha256(&image.0));
 
     // 1 MiB of noise at 4 MiB, a text inside a block, zeroes, and a hole.
-    says(&mut guest, "dd if=/dev/urandom of=/tmp/noise bs=64k count=16 2> /dev/null")?;
-    says(&mut guest, "dd if=/tmp/noise of=/dev/vda bs=64k seek=64 conv=fsync 2> /dev/null")?;
-    says(&mut guest, "echo inside | dd of=/dev/vda bs=1 seek=1000 conv=notrunc 2> /dev/null")?;
-    says(&mut guest, "sync; blkdiscard -o 65536 -l 65536 /dev/vda")?;
-    let noise = says(&mut guest, "sha256sum < /tmp/noise | cut -d ' ' -f 1")?;
-    let all = says(&mut guest, "sync; sha256sum < /dev/vda | cut -d ' ' -f 1")?;
-    power_off(guest)?;
+    guest.says("dd if=/dev/urandom of=/tmp/noise bs=64k count=16 2> /dev/null")?;
+    guest.says("dd if=/tmp/noise of=/dev/vda bs=64k seek=64 conv=fsync 2> /dev/null")?;
+    guest.says("echo inside | dd of=/dev/vda bs=1 seek=1000 conv=notrunc 2> /dev/null")?;
+    guest.says("sync; blkdiscard -o 65536 -l 65536 /dev/vda")?;
+    let noise = guest.says("sha256sum < /tmp/noise | cut -d ' ' -f 1")?;
+    let all = guest.says("sync; sha256sum < /dev/vda | cut -d ' ' -f 1")?;
+    guest.power_off()?;
 
     assert_eq!(sha256(&image.0), all, "the file is what the guest last saw");
     let (bytes, before) = (image.bytes(), Image::contents());
@@ -123,16 +109,16 @@ fn two_disks_one_of_them_read_only() -> Result<(), Error> {
         .arg("--disk", &first.option(",readonly"))
         .arg("--disk", &second.option(",format=raw"));
     let mut guest = boot(&options, "vda vdb")?;
-    assert_eq!(says(&mut guest, "cat /sys/block/vda/ro /sys/block/vdb/ro | tr -d '\\n'")?, "10");
+    assert_eq!(guest.says("cat /sys/block/vda/ro /sys/block/vdb/ro | tr -d '\\n'")?, "10");
     let (_, code) = guest.command("echo x > /dev/vda", COMMAND)?;
     assert_ne!(code, 0);
-    says(&mut guest, "dd if=/dev/vda of=/dev/vdb bs=64k count=1 seek=1 conv=fsync 2> /dev/null")?;
+    guest.says("dd if=/dev/vda of=/dev/vdb bs=64k count=1 seek=1 conv=fsync 2> /dev/null")?;
     // A driver that goes and comes again resets the device.
-    says(&mut guest, "cd /sys/bus/virtio/drivers/virtio_blk && echo virtio1 > unbind")?;
-    says(&mut guest, "cd /sys/bus/virtio/drivers/virtio_blk && echo virtio1 > bind")?;
+    guest.says("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio1 > unbind")?;
+    guest.says("cd /sys/bus/virtio/drivers/virtio_blk && echo virtio1 > bind")?;
     guest.command("until [ -b /dev/vdb ]; do sleep 1; done", BOOT)?;
-    says(&mut guest, "dd if=/dev/vdb of=/dev/vdb bs=64k count=1 seek=2 conv=fsync 2> /dev/null")?;
-    power_off(guest)?;
+    guest.says("dd if=/dev/vdb of=/dev/vdb bs=64k count=1 seek=2 conv=fsync 2> /dev/null")?;
+    guest.power_off()?;
     let (bytes, before) = (second.bytes(), Image::contents());
     assert_eq!(first.bytes(), before);
     assert_eq!(bytes[1 << 16..2 << 16], before[..1 << 16]);
@@ -151,10 +137,10 @@ fn random_bytes() -> Result<(), Error> {
     let current = "/sys/class/misc/hw_random/rng_current";
     guest.command(&format!("until grep -q virtio_rng {current}; do sleep 1; done"), BOOT)?;
     let line = "dd if=/dev/hwrng bs=64 count=1 2> /dev/null | od -An -tx1 | tr -d ' \\n'";
-    let (first, second) = (says(&mut guest, line)?, says(&mut guest, line)?);
+    let (first, second) = (guest.says(line)?, guest.says(line)?);
     assert_eq!((first.len(), second.len()), (128, 128));
     assert!(first != second && first != "0".repeat(128), "{first}");
-    power_off(guest)
+    guest.power_off()
 }
 
 #[test]
