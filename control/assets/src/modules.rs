@@ -11,6 +11,7 @@ use std::{
 
 /// What the default guest may come to need: its board's devices, and virtio in all its forms.
 pub const WANTED: &[&str] = &[
+    "ahci",
     "button",
     "evdev",
     "pvpanic_mmio",
