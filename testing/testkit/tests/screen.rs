@@ -95,6 +95,33 @@ fn the_screen_comes_back_after_a_reset() -> Result<(), Error> {
 }
 
 #[test]
+fn the_bios_writes_to_the_screen_by_the_firmware_of_the_vga() -> Result<(), Error> {
+    let parts =
+        ["bios-256k.bin", "vgabios-stdvga.bin"].map(|name| format!("/usr/share/seabios/{name}"));
+    if let Some(part) = parts.iter().find(|part| !Path::new(part).is_file()) {
+        eprintln!("skipped: not on this host: {part}");
+        return Ok(());
+    }
+    let disk = std::env::temp_dir().join(format!("sarang-blank-{}.img", std::process::id()));
+    fs::write(&disk, [0; 4096]).unwrap();
+    let options = Options::default()
+        .arg("--firmware", "bios")
+        .arg("--display", "vnc=127.0.0.1:auto")
+        .arg("--disk", &disk.to_string_lossy());
+    let mut guest = Guest::boot(&options)?;
+    // On the serial port, too.
+    guest.expect("No bootable device", BOOT)?;
+    fs::remove_file(&disk).unwrap();
+    let mut screen = screen(&guest);
+    screen.look().unwrap();
+    let (width, height, pixels) = screen.picture();
+    assert_eq!((width, height), (720, 400));
+    let lines = pixels.chunks(720 * 16).filter(|line| line.iter().any(|pixel| *pixel != 0)).count();
+    assert!((4..12).contains(&lines), "{lines} lines of text");
+    Ok(())
+}
+
+#[test]
 fn a_stock_client_takes_a_picture() -> Result<(), Error> {
     let Some(client) = ["gvnccapture", "vncsnapshot"]
         .iter()
