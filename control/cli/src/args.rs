@@ -139,7 +139,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
     console: String,
 
-    /// Disk of the guest: FILE[,format=raw|qcow2][,readonly][,ephemeral]
+    /// Disk of the guest: FILE[,format=raw|qcow2][,bus=virtio|sata][,readonly][,ephemeral]
     /// [,cache=writeback|none|unsafe][,backing=FILE][,serial=TEXT]; a comma in a name is ',,'.
     /// Give it once for each disk
     #[arg(long = "disk", value_name = "DISK")]
@@ -260,6 +260,14 @@ impl RunOptions {
                 &firmware.to_string(),
                 "firmware boots from a disk, not a kernel that is given",
                 "give --disk FILE in place of the kernel, or --firmware none",
+            ));
+        }
+        if !firmware.is_none() && !self.append.trim().is_empty() {
+            return Err(SpecError::new(
+                "--append",
+                &self.append,
+                "firmware boots from a disk, whose boot loader gives the kernel its command line",
+                "leave it out, or load a kernel by --kernel FILE or --firmware none",
             ));
         }
         if self.initrd.is_some() && kernel == Kernel::Default {
@@ -511,6 +519,8 @@ mod tests {
             ("--disk a,format=vhd", "--disk"),
             ("--firmware openfirmware", "--firmware"),
             ("--firmware bios --kernel k", "--firmware"),
+            ("--disk a --append quiet", "--append"),
+            ("--append quiet a.qcow2", "--append"),
             ("--net user,forward=22", "--net"),
             ("--channel pty", "--channel"),
             ("--display vnc=0.0.0.0:0", "--display"),
