@@ -32,6 +32,8 @@ pub const STATUS: u16 = 1;
 const QUEUE_SIZE: u16 = 64;
 /// Events that wait at most.
 const PENDING_MAX: usize = 512;
+/// Events of a group at most: a place, the wheel, three buttons, and the end.
+const GROUP_MAX: usize = 7;
 
 /// Where the parts of the configuration are (5.8.5).
 mod config {
@@ -128,11 +130,15 @@ impl VirtioInput {
         inner.pending.extend(group);
     }
 
-    /// A key or button went down or up, as an event if that is news.
+    /// A key or button went down or up, as an event if that is news and its group has room.
     fn press(inner: &mut Inner, code: u16, down: bool) -> Option<Event> {
         let news = inner.down.contains(&code) != down;
-        let full = inner.pending.len() + 2 > PENDING_MAX;
+        let full = inner.pending.len() + GROUP_MAX > PENDING_MAX;
         if !news {
+            // Held again before the driver heard that it went up.
+            if down {
+                inner.late.remove(&code);
+            }
             return None;
         }
         if full {

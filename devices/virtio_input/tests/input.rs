@@ -86,6 +86,30 @@ fn the_configuration_answers_selections() {
     assert_eq!(board.read(board.bar + CONFIG + 0xff8, 8), 0);
 }
 
+/// What is down after all that waits was taken.
+fn down_at_last(board: &Board) -> std::collections::BTreeSet<u16> {
+    let mut down = std::collections::BTreeSet::new();
+    let mut taken = 0;
+    loop {
+        let before = board.used(EVENTS);
+        board.submit(EVENTS, &[], 8);
+        std::thread::sleep(std::time::Duration::from_millis(if taken > 500 { 20 } else { 0 }));
+        if taken > 500 && board.used(EVENTS) == before {
+            return down;
+        }
+        board.until("an event", || board.used(EVENTS) != before);
+        let mut bytes = [0; 8];
+        board.memory.read(virtio::fake::buffer(EVENTS) + 0x1000, &mut bytes).unwrap();
+        let code = u16::from_le_bytes([bytes[2], bytes[3]]);
+        match (bytes[0], bytes[4]) {
+            (1, 1) => assert!(down.insert(code)),
+            (1, 0) => assert!(down.remove(&code)),
+            _ => {}
+        }
+        taken += 1;
+    }
+}
+
 #[test]
 fn no_key_stays_down_when_there_is_no_room() {
     let (board, input) = started(Kind::Keyboard);
@@ -99,27 +123,46 @@ fn no_key_stays_down_when_there_is_no_room() {
         input.key(key(31), false);
     }
     input.key(key(42), false);
-    let mut down = std::collections::BTreeSet::new();
-    let mut taken = 0;
-    loop {
-        let before = board.used(EVENTS);
-        board.submit(EVENTS, &[], 8);
-        std::thread::sleep(std::time::Duration::from_millis(if taken > 500 { 20 } else { 0 }));
-        if taken > 500 && board.used(EVENTS) == before {
-            break;
-        }
-        board.until("an event", || board.used(EVENTS) != before);
-        let mut bytes = [0; 8];
-        board.memory.read(virtio::fake::buffer(EVENTS) + 0x1000, &mut bytes).unwrap();
-        let code = u16::from_le_bytes([bytes[2], bytes[3]]);
-        match (bytes[0], bytes[4]) {
-            (1, 1) => assert!(down.insert(code)),
-            (1, 0) => assert!(down.remove(&code)),
-            _ => {}
-        }
-        taken += 1;
-    }
+    let down = down_at_last(&board);
     assert!(down.is_empty(), "{down:?}");
+}
+
+#[test]
+fn no_button_stays_down_when_there_is_no_room() {
+    // A place has three events, so that there is room for no more, for one and for two.
+    for wheels in 0..3 {
+        let (board, input) = started(Kind::Tablet);
+        let held = PointerEvent {
+            buttons: Buttons { left: true, ..Buttons::default() },
+            ..PointerEvent::default()
+        };
+        input.point(held);
+        (0..wheels).for_each(|_| input.point(PointerEvent { wheel: 1, ..held }));
+        (0..200).for_each(|x| input.point(PointerEvent { x, ..held }));
+        input.point(PointerEvent::default());
+        // What could not be told as it went down is told once it is pressed again.
+        let right = Buttons { right: true, ..Buttons::default() };
+        input.point(PointerEvent { buttons: right, ..PointerEvent::default() });
+        let down = down_at_last(&board);
+        assert!(down.is_empty(), "{wheels}: {down:?}");
+        // Its first event is in the buffer that is there already.
+        input.point(PointerEvent { buttons: right, ..PointerEvent::default() });
+        let told: Vec<_> = (0..3).map(|_| next(&board)).collect();
+        assert!(told.contains(&(1, 0x111, 1)), "{wheels}: {told:?}");
+    }
+}
+
+#[test]
+fn a_key_that_is_held_again_stays_down() {
+    let (board, input) = started(Kind::Keyboard);
+    input.key(key(42), true);
+    for _ in 0..200 {
+        input.key(key(31), true);
+        input.key(key(31), false);
+    }
+    input.key(key(42), false);
+    input.key(key(42), true);
+    assert_eq!(down_at_last(&board).into_iter().collect::<Vec<_>>(), [42]);
 }
 
 #[test]
