@@ -57,7 +57,8 @@ pub struct InputState {
     pub kind: Kind,
     pub select: u8,
     pub subsel: u8,
-    /// Events that the driver has no buffer for yet.
+    /// Events that the driver has no buffer for yet, and at the end those that there was no room
+    /// for.
     pub pending: Vec<Event>,
     /// Keys and buttons that the driver was told are down.
     pub down: Vec<u16>,
@@ -314,11 +315,13 @@ impl VirtioDevice for VirtioInput {
 
     fn save(&self, to: &mut Writer, instance: u32) {
         let inner = self.lock();
+        let up = |code: &u16| [Event { kind: kind::KEY, code: *code, value: 0 }, Event::SYNC];
+        let late = inner.late.intersection(&inner.down).flat_map(up);
         let state = InputState {
             kind: self.kind,
             select: inner.select,
             subsel: inner.subsel,
-            pending: inner.pending.iter().copied().collect(),
+            pending: inner.pending.iter().copied().chain(late).collect(),
             down: inner.down.difference(&inner.late).copied().collect(),
         };
         to.put(instance, &state);
@@ -329,7 +332,9 @@ impl VirtioDevice for VirtioInput {
         if state.kind != self.kind {
             return Err(malformed::<InputState>("it is of another kind of device"));
         }
-        if state.pending.len() > PENDING_MAX || state.down.len() > usize::from(code::MAX) {
+        let codes = usize::from(code::MAX);
+        // What went up without room comes on top.
+        if state.pending.len() > PENDING_MAX + 2 * codes || state.down.len() > codes {
             return Err(malformed::<InputState>("more events wait than can"));
         }
         let mut inner = self.lock();

@@ -153,6 +153,24 @@ fn no_button_stays_down_when_there_is_no_room() {
 }
 
 #[test]
+fn what_went_up_without_room_is_saved() {
+    let (board, input) = started(Kind::Keyboard);
+    input.key(key(42), true);
+    for _ in 0..200 {
+        input.key(key(31), true);
+        input.key(key(31), false);
+    }
+    input.key(key(42), false);
+    let parts = board.save();
+    let (other, _) = started(Kind::Keyboard);
+    board.copy_memory_to(&other);
+    other.restore(&parts).unwrap();
+    other.resume();
+    let down = down_at_last(&other);
+    assert!(down.is_empty(), "{down:?}");
+}
+
+#[test]
 fn a_key_that_is_held_again_stays_down() {
     let (board, input) = started(Kind::Keyboard);
     input.key(key(42), true);
