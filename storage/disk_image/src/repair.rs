@@ -12,10 +12,12 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// The entry alone leads there.
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
-/// What reads as zeroes may have a cluster nonetheless.
 const ENTRY: usize = 8;
 /// Clusters of an image that is counted here.
 const CLUSTERS_MAX: usize = 1 << 28;
+/// So far behind the file's end data may be: a host that crashed may have written the tables, and
+/// not yet the data.
+const BEYOND_MAX: usize = 1 << 20;
 const REFCOUNT_TABLE_MAX: usize = 8 << 20;
 
 fn bad(what: &str) -> io::Error {
@@ -89,6 +91,8 @@ fn write_changes(
 /// How often each cluster of the file is referred to.
 struct Counts {
     bits: u32,
+    /// Clusters that are in the file.
+    inside: usize,
     counts: Vec<u32>,
 }
 
@@ -97,9 +101,13 @@ impl Counts {
         let bits = header.cluster_bits;
         let clusters = file.metadata()?.len().div_ceil(1 << bits);
         match usize::try_from(clusters) {
-            Ok(clusters @ ..=CLUSTERS_MAX) => Ok(Self { bits, counts: vec![0; clusters] }),
+            Ok(clusters @ ..=CLUSTERS_MAX) => Ok(Self::of_clusters(bits, clusters)),
             _ => Err(bad("it is too large to be counted here")),
         }
+    }
+
+    fn of_clusters(bits: u32, inside: usize) -> Self {
+        Self { bits, inside, counts: vec![0; inside] }
     }
 
     fn cluster(&self) -> usize {
@@ -122,7 +130,8 @@ impl Counts {
     /// One more refers to these bytes.
     fn add(&mut self, at: u64, len: u64) -> io::Result<()> {
         let last = at.checked_add(len.saturating_sub(1)).map(|last| self.index(last));
-        let Some(last @ ..CLUSTERS_MAX) = last else {
+        let end = CLUSTERS_MAX.min(self.inside + BEYOND_MAX);
+        let Some(last) = last.filter(|last| *last < end) else {
             return Err(bad("its tables lead outside of it"));
         };
         if last >= self.counts.len() {
@@ -133,10 +142,10 @@ impl Counts {
         Ok(())
     }
 
-    /// A table that an entry of the L1 table refers to: each has one of its own, or else reading
-    /// them all would have no end.
+    /// A table that an entry of the L1 table refers to: each has one of its own in the file, or
+    /// else reading them all would have no end.
     fn add_table(&mut self, at: u64) -> io::Result<()> {
-        let inside = self.index(at) < self.counts.len();
+        let inside = self.index(at) < self.inside;
         if !at.is_multiple_of(self.cluster() as u64) || !inside || self.of(at) != 0 {
             return Err(bad("its L1 table makes no sense"));
         }
@@ -228,9 +237,23 @@ mod tests {
         assert!(block(&[2], 1).is_err() && block(&[256], 8).is_err());
     }
 
+    /// Of what an image's maker chose, nothing makes this large or long.
+    #[test]
+    fn what_lies_far_behind_the_end_is_not_counted() {
+        const CLUSTER: u64 = 1 << 16;
+        let counts = || Counts::of_clusters(16, 4);
+        let mut near = counts();
+        near.add_data(COPIED | (4 + BEYOND_MAX as u64 - 1) * CLUSTER).unwrap();
+        assert!(near.add_data(COPIED | (4 + BEYOND_MAX as u64) * CLUSTER).is_err());
+        assert_eq!(near.counts.len(), 4 + BEYOND_MAX);
+        near.add_table(3 * CLUSTER).unwrap();
+        assert!(near.add_table(4 * CLUSTER).is_err(), "a table is there, or there is none");
+        assert!(counts().add(0, (CLUSTERS_MAX as u64) * CLUSTER).is_err());
+    }
+
     #[test]
     fn compressed_clusters_are_bytes() {
-        let mut counts = Counts { bits: 16, counts: vec![0; 4] };
+        let mut counts = Counts::of_clusters(16, 4);
         // From 0x1fff0, two more sectors: up to 0x205ff.
         counts.add_data(COMPRESSED | (2 << 54) | 0x1_fff0).unwrap();
         assert_eq!(counts.counts, [0, 1, 1, 0]);
