@@ -86,6 +86,12 @@ impl Core {
         self.hba.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until no drive executes a command. Who calls this has seen to it that none begins.
+    pub(crate) fn rest<'a>(&self, hba: MutexGuard<'a, Hba>) -> MutexGuard<'a, Hba> {
+        let busy = |hba: &mut Hba| hba.is_busy();
+        self.changed.wait_while(hba, busy).unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Drives the pin as the registers say.
     pub(crate) fn drive_pin(&self, hba: &Hba) {
         self.requester.set_pin(hba.interrupt());
@@ -188,6 +194,11 @@ impl Function for Ahci {
     fn became_master(&self) {
         self.core.changed.notify_all();
     }
+
+    /// Commands under way come to their end; those behind them wait.
+    fn lost_master(&self) {
+        drop(self.core.rest(self.core.hba()));
+    }
 }
 
 impl Device for Ahci {
@@ -199,8 +210,7 @@ impl Device for Ahci {
     fn reset(&self) {
         let mut hba = self.core.hba();
         hba.reset();
-        let busy = |hba: &mut Hba| hba.is_busy();
-        let hba = self.core.changed.wait_while(hba, busy).unwrap_or_else(PoisonError::into_inner);
+        let hba = self.core.rest(hba);
         self.core.drives.iter().for_each(Drive::reset);
         self.core.drive_pin(&hba);
     }
@@ -208,8 +218,7 @@ impl Device for Ahci {
     fn pause(&self) {
         let mut hba = self.core.hba();
         hba.paused = true;
-        let busy = |hba: &mut Hba| hba.is_busy();
-        drop(self.core.changed.wait_while(hba, busy));
+        drop(self.core.rest(hba));
     }
 
     fn resume(&self) {

@@ -10,7 +10,10 @@ use guest_mem::{Change, Memfd, Slot};
 use pci::PciHost;
 use proptest::prelude::*;
 use std::{
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,17 +25,25 @@ const RECEIVED: u64 = 0x2000;
 const TABLE: u64 = 0x3000;
 const DATA: u64 = 0x1_0000;
 const DISK: u64 = 1 << 20;
+/// The adapter's command register, and bits of it.
+const COMMAND: u64 = ECAM + (1 << 15) + 4;
+const MEMORY: u8 = 2;
+const MASTER: u8 = 4;
 
 /// A disk at port 0, a CD drive at port 1, nothing at the others.
-struct Board {
+struct Board<D = Memory> {
     wiring: Wiring,
     _pci: Arc<PciHost>,
     ahci: Arc<Ahci>,
-    disk: Arc<Memory>,
+    disk: Arc<D>,
     pin: Arc<Recorder>,
 }
 
 fn board() -> Board {
+    board_with(Arc::new(Memory::new(Shape::of_bytes(DISK))))
+}
+
+fn board_with<D: Disk + 'static>(disk: Arc<D>) -> Board<D> {
     let sink = Arc::new(Recorder::default());
     let mut wiring = wiring(&FakeTime::default(), &sink);
     let pin = Arc::new(Recorder::default());
@@ -42,7 +53,6 @@ fn board() -> Board {
     wiring.memory.update(&[Change::Map(slot)], |_, _| Ok(())).unwrap();
     let config = pci::Config { ecam: ECAM..ECAM + (1 << 20), window: WINDOW..WINDOW + (1 << 28) };
     let pci = pci::build(&config, &mut wiring);
-    let disk = Arc::new(Memory::new(Shape::of_bytes(DISK)));
     let disc = Memory::new(Shape::of_bytes(64 * 2048));
     disc.write(16 * 2048, b"\x01CD001").unwrap();
     let plugs = vec![
@@ -51,13 +61,12 @@ fn board() -> Board {
     ];
     let ahci = ahci::build(plugs, &pci, &mut wiring).unwrap();
     pci.assign();
-    // Memory, bus master.
-    wiring.mmio.write(ECAM + (1 << 15) + 4, &[6, 0]);
+    wiring.mmio.write(COMMAND, &[MEMORY | MASTER, 0]);
     wiring.devices.iter().for_each(|device| device.resume());
     Board { wiring, _pci: pci, ahci, disk, pin }
 }
 
-impl Board {
+impl<D> Board<D> {
     fn base(&self) -> u64 {
         let mut bar = [0; 4];
         self.wiring.mmio.read(ECAM + (1 << 15) + 0x24, &mut bar);
@@ -247,6 +256,65 @@ fn commands_wait_while_the_machine_is_paused_and_go_on_in_another() {
     let mut stored = [0; 512];
     other.disk.read(512, &mut stored).unwrap();
     assert_eq!(stored, [0x77; 512]);
+}
+
+/// A disk of sevens, whose reads tell that they begin, and then wait to be let go.
+struct Slow {
+    begun: Mutex<Sender<()>>,
+    go: Mutex<Receiver<()>>,
+}
+
+impl Disk for Slow {
+    fn shape(&self) -> Shape {
+        Shape::of_bytes(DISK)
+    }
+
+    fn read(&self, _: u64, data: &mut [u8]) -> Result<(), disk::Error> {
+        self.begun.lock().unwrap().send(()).unwrap();
+        self.go.lock().unwrap().recv().unwrap();
+        data.fill(7);
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> Result<(), disk::Error> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), disk::Error> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: bool) -> Result<(), disk::Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_is_left_alone_once_the_guest_says_so() {
+    let ((begins, begun), (go, gone)) = (channel(), channel());
+    let board = board_with(Arc::new(Slow { begun: begins.into(), go: gone.into() }));
+    board.start(0);
+    std::thread::scope(|scope| {
+        let reads = scope.spawn(|| board.command(0, &fis(0x25, 0, 1), &[], 0, &[512]));
+        begun.recv().unwrap();
+        let forbids = scope.spawn(|| {
+            board.wiring.mmio.write(COMMAND, &[MEMORY, 0]);
+            board.read(DATA, 512)
+        });
+        // Time to return too early.
+        std::thread::sleep(Duration::from_millis(200));
+        go.send(()).unwrap();
+        let seen = forbids.join().unwrap();
+        assert_eq!(reads.join().unwrap(), (0x50, 0));
+        assert!(board.read(DATA, 512) == seen, "memory was written later");
+    });
+    // What is issued now waits.
+    board.set(0, 0x38, 1 << 3);
+    assert_eq!(board.port(0, 0x20) & 0x80, 0x80);
+    assert!(begun.try_recv().is_err());
+    go.send(()).unwrap();
+    board.wiring.mmio.write(COMMAND, &[MEMORY | MASTER, 0]);
+    board.wait(|| board.port(0, 0x38) == 0);
 }
 
 proptest! {
