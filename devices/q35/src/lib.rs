@@ -20,7 +20,7 @@ mod lpc;
 mod mch;
 mod shadow;
 
-pub use shadow::{AREA, Rom};
+pub use shadow::{AREA, Rom, ShadowState};
 
 use device::Wiring;
 use guest_mem::Memfd;

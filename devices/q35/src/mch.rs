@@ -63,5 +63,8 @@ fn function(config: &Config) -> FunctionConfig {
 pub(crate) fn build(config: &Config, wiring: &mut Wiring) -> Arc<PciHost> {
     let shadow = Shadow::build(config, wiring);
     let places = pci::Config { ecam: config.ecam.clone(), window: config.window.clone() };
-    pci::build_as(&places, &function(config), Arc::new(Mch(shadow)), wiring)
+    let host = pci::build_as(&places, &function(config), Arc::new(Mch(shadow.clone())), wiring);
+    // After the registers, which say what of its memory is seen.
+    wiring.devices.push(shadow);
+    host
 }

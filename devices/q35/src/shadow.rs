@@ -4,10 +4,15 @@
 //! writes do (MCH, 5.1.17). Firmware starts from ROM, copies itself to RAM below it, and locks
 //! that when it is done. What is not memory, writes that do not go to the memory that is read
 //! included, arrives here from the board's bus.
+//!
+//! RAM that is not seen, or cannot be written, is out of reach of who copies the guest's memory:
+//! its bytes are saved here.
 
 use crate::Config;
-use device::{MmioDevice, SlotMap, Wiring};
+use device::{Device, MmioDevice, SlotMap, Wiring};
 use guest_mem::{Change, Memfd, Slot, SlotId};
+use saved_state::{Error, Reader, Schema, Writer, malformed};
+use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     ops::Range,
@@ -37,6 +42,18 @@ impl fmt::Debug for Rom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Rom({} KiB)", self.len >> 10)
     }
+}
+
+/// The RAM of the area, whatever of it is seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShadowState {
+    pub bytes: Vec<u8>,
+}
+
+impl Schema for ShadowState {
+    const KIND: &'static str = "shadow-ram";
+    const VERSION: u16 = 1;
 }
 
 /// Where a segment is. Register 0 has the last, the others two each, from below.
@@ -113,6 +130,42 @@ impl Shadow {
         let inside = (AREA.end - gpa) <= rom.len;
         let offset = rom.offset + rom.len.checked_sub(AREA.end - gpa)?;
         inside.then(|| Slot { id, gpa, mem: rom.mem.clone(), offset, len, writable: false })
+    }
+}
+
+impl Device for Shadow {
+    fn name(&self) -> String {
+        "shadow RAM".into()
+    }
+
+    /// The bridge's registers lay it out; what is in it stays.
+    fn reset(&self) {}
+
+    fn save(&self, to: &mut Writer) {
+        let mut bytes = vec![0; (AREA.end - AREA.start) as usize];
+        // A memfd of this size gives it.
+        drop(self.ram.read_at(AREA.start, &mut bytes));
+        to.put(0, &ShadowState { bytes });
+    }
+
+    /// What is seen is taken away and shown again, so that nobody goes on with what was there.
+    fn restore(&self, from: &mut Reader) -> Result<(), Error> {
+        let ShadowState { bytes } = from.take(0)?;
+        if bytes.len() as u64 != AREA.end - AREA.start {
+            return Err(malformed::<ShadowState>("the area has another size"));
+        }
+        let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = (0..).zip(&*segments).filter_map(|(at, access)| self.slot(at, (*access)?));
+        let (away, again): (Vec<_>, Vec<_>) =
+            seen.map(|slot| (Change::Unmap(slot.id), Change::Map(slot))).unzip();
+        let done = self.slots.change(&away).is_ok()
+            && self.ram.write_at(AREA.start, &bytes).is_ok()
+            && self.slots.change(&again).is_ok();
+        if !done {
+            *segments = [None; SEGMENTS];
+            return Err(malformed::<ShadowState>("this host cannot lay it out"));
+        }
+        Ok(())
     }
 }
 

@@ -176,14 +176,14 @@ impl Handle {
         self.tell(Request::Debugger(None))
     }
 
-    /// Everything but memory that the guest could notice. A running machine stands still for
-    /// the moment.
+    /// Everything but memory that the guest could notice, and of memory [`q35::AREA`], which the
+    /// guest may have hidden or locked. A running machine stands still for the moment.
     pub fn save(&self) -> Result<Result<Vec<Part>, String>, Gone> {
         self.ask(Request::Save)
     }
 
-    /// The inverse of [`Self::save`], into a machine of the same spec, whose memory the caller
-    /// has filled. The machine is paused afterwards.
+    /// The inverse of [`Self::save`], into a machine of the same spec, whose memory outside of
+    /// [`q35::AREA`] the caller has filled. The machine is paused afterwards.
     pub fn restore(&self, parts: Vec<Part>) -> Result<Result<(), String>, Gone> {
         self.ask(|done| Request::Restore(parts, done))
     }

@@ -97,6 +97,28 @@ fn a_reset_and_a_restore_lay_memory_out_again() {
 }
 
 #[test]
+fn ram_moves_whatever_of_it_is_seen() {
+    let first = board(true);
+    first.pam(0, 0x30);
+    first.pam(1, 0x33);
+    for at in [0xc_0000, 0xc_4000, 0xf_0000] {
+        first.write(at, 0x77);
+    }
+    // Hidden below the ROM, and open for reading only.
+    first.pam(0, 0);
+    first.pam(1, 0x31);
+    let second = board(true);
+    second.pam(1, 0x33);
+    assert_eq!(second.read(0xc_0000), 0xaa);
+    restore(&second.wiring, &save(&first.wiring)).unwrap();
+    assert_eq!([0xc_0000, 0xc_4000, 0xf_0000].map(|at| second.read(at)), [0x77, 0x77, 0x55]);
+    second.write(0xc_0000, 1);
+    assert_eq!(second.read(0xc_0000), 0x77, "locked");
+    second.pam(0, 0x30);
+    assert_eq!((second.read(0xf_0000), second.read(0xf_0001)), (0x77, 0xaa));
+}
+
+#[test]
 fn system_management_is_taken() {
     let board = board(true);
     let mut data = [0; 4];
