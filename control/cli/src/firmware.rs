@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Write},
+    io::{self, ErrorKind, Read, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -45,7 +45,7 @@ pub fn open(firmware: &Firmware) -> Result<FirmwarePart, Failure> {
     if !data.is_file() || data.len() > IMAGE_MAX {
         return Err(fail("this is no firmware"));
     }
-    let image = fs::read(&path).map_err(|e| fail(&report::os_reason(&e)))?;
+    let image = read(&path).map_err(|e| fail(&report::os_reason(&e)))?;
     let log = firmware.log.as_deref().map(log).transpose()?;
     let variables = match firmware.kind {
         FirmwareKind::Uefi => Some(variables(firmware, &path)?),
@@ -54,20 +54,30 @@ pub fn open(firmware: &Firmware) -> Result<FirmwarePart, Failure> {
     Ok(FirmwarePart { image, name: path.display().to_string(), variables, log })
 }
 
+/// All of a file, whatever it said of its size, but no more than is too much.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(IMAGE_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Where the empty store for an image is, by the names that OVMF's packages give both.
+fn empty_store(image: &Path) -> Option<PathBuf> {
+    let name = image.file_name()?.to_str().filter(|name| name.contains("CODE"))?;
+    Some(image.with_file_name(name.replace("CODE", "VARS")))
+}
+
 /// The variables' file, made of the empty store beside the image if it is not there yet.
 fn variables(firmware: &Firmware, image: &Path) -> Result<Variables, Failure> {
     let name = |path: &Path| format!("--firmware uefi: {}", path.display());
     let fail = |path: &Path, why: String, remedy: &str| {
         Failure::host(format!("{}: {why}; {remedy}", name(path)))
     };
-    let empty = image.to_string_lossy().replace("CODE", "VARS");
-    let empty = Path::new(&empty);
     let template = || {
-        let there = empty != image && empty.is_file();
-        let bytes = if there { fs::read(empty) } else { Err(ErrorKind::NotFound.into()) };
-        bytes.map_err(|e| {
-            fail(empty, report::os_reason(&e), "give a copy of its variables with vars=PATH")
-        })
+        let remedy = "give a copy of its variables with vars=PATH";
+        let why = "by its name there is no empty store of variables beside it";
+        let empty = empty_store(image).ok_or_else(|| fail(image, why.into(), remedy))?;
+        read(&empty).map_err(|e| fail(&empty, report::os_reason(&e), remedy))
     };
     let Some(path) = &firmware.variables else {
         return Ok(Variables { contents: template()?, store: None });
@@ -152,15 +162,46 @@ impl Drop for Lines {
 mod tests {
     use super::*;
 
+    fn refused(text: &str) -> String {
+        let failure = open(&text.parse().unwrap()).unwrap_err();
+        assert!(!failure.line.contains('\n'), "{failure:?}");
+        failure.line
+    }
+
     #[test]
     fn what_is_wrong_is_one_line() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let image = image.path().display();
         for (text, why) in [
-            ("bios,file=/nonexistent", "/nonexistent: "),
-            ("bios,file=/proc", "/proc: this is no firmware; give"),
-            ("bios,log=/nonexistent/log,file=/proc/self/exe", "no firmware"),
+            ("bios,file=/nonexistent".into(), "/nonexistent: "),
+            ("bios,file=/proc".into(), "/proc: this is no firmware; give"),
+            (format!("bios,log=/nonexistent/log,file={image}"), "there is no such directory; give"),
         ] {
-            let failure = open(&text.parse().unwrap()).unwrap_err();
-            assert!(failure.line.contains(why) && !failure.line.contains('\n'), "{failure:?}");
+            let line = refused(&text);
+            assert!(line.contains(why), "{line}");
         }
+    }
+
+    #[test]
+    fn variables_are_beside_the_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("CODE");
+        fs::create_dir(&folder).unwrap();
+        let path = |name: &str| folder.join(name).display().to_string();
+        let (code, vars) = (path("OVMF_CODE_4M.fd"), path("OVMF_VARS_4M.fd"));
+        fs::write(&code, [1; 512]).unwrap();
+        let line = refused(&format!("uefi,file={code}"));
+        assert!(line.contains(&format!("{vars}: No such file")), "{line}");
+        fs::write(&vars, [2; 512]).unwrap();
+        let kept = path("kept");
+        let part = open(&format!("uefi,file={code},vars={kept}").parse().unwrap()).unwrap();
+        assert_eq!(part.variables.unwrap().contents, [2; 512]);
+        assert_eq!(fs::read(&kept).unwrap(), [2; 512]);
+
+        let other = path("OVMF.fd");
+        fs::write(&other, [1; 512]).unwrap();
+        let line = refused(&format!("uefi,file={other}"));
+        let why = "by its name there is no empty store of variables beside it; give a copy";
+        assert!(line.contains(&format!("{other}: {why}")), "{line}");
     }
 }

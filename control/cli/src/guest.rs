@@ -56,7 +56,7 @@ fn firmware(spec: &VmSpec) -> Result<Files, Failure> {
     let part = firmware::open(&spec.firmware)?;
     Ok(Files {
         title: part.name.clone(),
-        kernel_name: format!("--firmware {}", spec.firmware.kind.name()),
+        kernel_name: format!("--firmware {}: {}", spec.firmware.kind.name(), part.name),
         initrd_name: "--initrd".into(),
         start: Start::Firmware(part),
     })

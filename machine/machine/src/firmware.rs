@@ -5,7 +5,7 @@ use fw_cfg::{Items, key};
 use vm_spec::VmSpec;
 
 /// Text output and input of the BIOS go to a serial port as well, at this address: a number in
-/// eight bytes. SeaBIOS does that if there is no display.
+/// eight bytes.
 const SERIAL_CONSOLE: &str = "etc/sercon-port";
 /// What to boot from, one on a line, and a zero.
 const BOOT_ORDER: &str = "bootorder";
