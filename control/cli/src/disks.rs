@@ -78,7 +78,7 @@ pub fn close_all() -> Result<(), Failure> {
 fn open_one(disk: &Disk) -> Result<DiskPart, Failure> {
     let format = format(disk)?;
     let opened = open_as(disk, format).map_err(|error| {
-        let (why, remedy) = explain(&error, disk);
+        let (why, remedy) = explain(&error, &disk.path, disk);
         let line = format!("--disk {}: {why}; {remedy}", disk.path.display());
         match error.root() {
             OpenError::File(FileError::Io { .. }) | OpenError::Overlay { .. } => {
@@ -146,13 +146,13 @@ pub fn entropy() -> Result<Box<dyn Read + Send>, Failure> {
     }
 }
 
-/// What is wrong, and what to do.
-fn explain(error: &OpenError, disk: &Disk) -> (String, String) {
+/// What is wrong with an image, the disk's own or one that it stands on, and what to do.
+fn explain(error: &OpenError, image: &Path, disk: &Disk) -> (String, String) {
     if let OpenError::Backing { file, source } = error {
-        let (why, remedy) = explain_backing(source, disk);
+        let (why, remedy) = explain_backing(source, file, disk);
         return (format!("backing file {}: {why}", file.display()), remedy);
     }
-    let path = disk.path.display();
+    let path = image.display();
     let (why, remedy) = match error {
         OpenError::File(error) => return explain_file(error, disk.read_only || disk.ephemeral),
         OpenError::Header(header) if header.repairable() => {
@@ -166,7 +166,11 @@ fn explain(error: &OpenError, disk: &Disk) -> (String, String) {
         }
         OpenError::Header(_) => (
             error.to_string(),
-            format!("make one that is used here: qemu-img convert -O qcow2 {path} NEW.qcow2"),
+            // That takes in all that the disk stands on.
+            format!(
+                "make one that is used here: qemu-img convert -O qcow2 {} NEW.qcow2",
+                disk.path.display()
+            ),
         ),
         OpenError::Damaged(_) | OpenError::Repair(_) => {
             (error.to_string(), format!("look at it: qemu-img check {path}"))
@@ -200,7 +204,9 @@ fn explain(error: &OpenError, disk: &Disk) -> (String, String) {
 }
 
 /// The same of a backing file, which is only read.
-fn explain_backing(error: &OpenError, disk: &Disk) -> (String, String) {
+fn explain_backing(error: &OpenError, file: &Path, disk: &Disk) -> (String, String) {
+    let elsewhere =
+        "put it there, or tell the image where it is: qemu-img rebase -u -b FILE -F FORMAT";
     match error {
         OpenError::File(FileError::InUse) => {
             ("another program writes it".into(), "end that first".into())
@@ -208,18 +214,16 @@ fn explain_backing(error: &OpenError, disk: &Disk) -> (String, String) {
         OpenError::File(FileError::Io { source, .. })
             if source.kind() == io::ErrorKind::NotFound =>
         {
-            (
-                "there is no such file".into(),
-                "put it there, or tell the image where it is: qemu-img rebase -u -b FILE -F FORMAT"
-                    .into(),
-            )
+            ("there is no such file".into(), elsewhere.into())
         }
+        // Only what stands on it says that it is one.
+        OpenError::Header(disk_image::HeaderError::Magic) => (error.to_string(), elsewhere.into()),
         OpenError::File(error) => explain_file(error, true),
         OpenError::Dirty => (
             error.to_string(),
             "open it once for itself, or repair it: qemu-img check -r all".into(),
         ),
-        error => explain(error, disk),
+        error => explain(error, file, disk),
     }
 }
 
@@ -328,11 +332,33 @@ mod tests {
             OpenError::BackingElsewhere("/x".into()),
             OpenError::Chain(64),
         ] {
-            let (why, remedy) = explain(&error, &disk);
+            let (why, remedy) = explain(&error, &disk.path, &disk);
             assert!(!why.is_empty() && !remedy.is_empty(), "{error}");
             let nested = OpenError::Backing { file: "b".into(), source: Box::new(error) };
-            let (why, remedy) = explain(&nested, &disk);
+            let (why, remedy) = explain(&nested, &disk.path, &disk);
             assert!(why.starts_with("backing file b: ") && !remedy.is_empty(), "{why}");
         }
+    }
+
+    /// A line that names another image would have its user break that one.
+    #[test]
+    fn remedies_are_for_the_image_that_is_wrong() {
+        let disk: Disk = "top.qcow2".parse().unwrap();
+        let remedy = |error| {
+            let nested = OpenError::Backing { file: "/x/mid".into(), source: Box::new(error) };
+            explain(&nested, &disk.path, &disk).1
+        };
+        let corrupt = disk_image::HeaderError::Feature("is marked as corrupt");
+        for error in [
+            OpenError::BackingFormat("base".into()),
+            OpenError::Damaged(io::Error::other("x")),
+            OpenError::Header(corrupt),
+        ] {
+            let remedy = remedy(error);
+            assert!(remedy.ends_with(" /x/mid"), "{remedy}");
+        }
+        // As a raw disk, the one that stands on it would be no disk either.
+        let remedy = remedy(OpenError::Header(disk_image::HeaderError::Magic));
+        assert!(!remedy.contains("format=raw") && remedy.contains("rebase"), "{remedy}");
     }
 }
