@@ -1,5 +1,5 @@
 //! Prints the boot plan of a kernel:
-//! `plan KERNEL [INITRD] [--pvh|--linux64] [--guest] [--append TEXT] [--vmlinux OUT] [--segments FOLDER]`.
+//! `plan KERNEL [INITRD] [--pvh|--linux|--multiboot] [--guest] [--append TEXT] [--vmlinux OUT] [--segments FOLDER]`.
 
 use boot::{Bytes, Memory, Protocol, Request, Unpack};
 use std::error::Error;
@@ -14,7 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--pvh" => protocol = Protocol::Pvh,
-            "--linux64" => protocol = Protocol::Linux64,
+            "--linux" => protocol = Protocol::Linux,
+            "--multiboot" => protocol = Protocol::Multiboot,
             "--guest" => unpack = Unpack::Guest,
             "--vmlinux" => vmlinux = args.next(),
             "--segments" => folder = args.next().map(PathBuf::from),

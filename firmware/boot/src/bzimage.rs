@@ -64,7 +64,13 @@ pub struct BzImage<'a> {
 }
 
 impl<'a> BzImage<'a> {
-    /// Checks the header, and that the file is complete and for x86-64.
+    /// Whether there is a setup header.
+    pub fn is_one(file: &[u8]) -> bool {
+        let magic = array::<4>(file, field::HEADER);
+        magic == Some(MAGIC) && u16_at(file, field::BOOT_FLAG) == Some(BOOT_FLAG)
+    }
+
+    /// Checks the header, and that the file is complete.
     pub fn parse(file: &'a [u8]) -> Result<Self, Error> {
         if file.is_empty() {
             return Err(Error::Empty);
@@ -72,9 +78,7 @@ impl<'a> BzImage<'a> {
         let have = file.len() as u64;
         let truncated =
             |part, needed: usize| Error::Truncated { part, needed: needed as u64, have };
-        let magic = array::<4>(file, field::HEADER);
-        let boot_flag = u16_at(file, field::BOOT_FLAG);
-        if magic != Some(MAGIC) || boot_flag != Some(BOOT_FLAG) {
+        if !Self::is_one(file) {
             return Err(explain(file));
         }
         if file.len() < SHORTEST {
@@ -100,7 +104,6 @@ impl<'a> BzImage<'a> {
         };
         let kernel_start = (sectors + 1) * SECTOR;
         let image = Self { file, version, kernel_start, header_end, payload: 0..0 };
-        image.check_64_bit()?;
         let payload = image.find_payload(truncated)?;
         Ok(Self { payload, ..image })
     }
@@ -111,7 +114,7 @@ impl<'a> BzImage<'a> {
     ) -> Result<Range<usize>, Error> {
         let offset = self.u32(field::PAYLOAD_OFFSET) as usize;
         let length = self.u32(field::PAYLOAD_LENGTH) as usize;
-        if (offset, length) == (0, 0) && self.has_entry_64() {
+        if (offset, length) == (0, 0) {
             // Other programs than Linux that go by its protocol, such as Memtest86+, are what they
             // are: nothing is compressed.
             return Ok(self.kernel_start..self.kernel_start);
@@ -127,22 +130,15 @@ impl<'a> BzImage<'a> {
         Ok(start..end)
     }
 
-    /// Before 2.12 there is no flag; then the payload's ELF header tells.
-    fn check_64_bit(&self) -> Result<(), Error> {
-        if self.version >= 0x20c && !self.has_entry_64() {
-            return Err(Error::WrongArchitecture { found: "32-bit x86 (i386)".into() });
-        }
-        Ok(())
-    }
-
-    fn has_entry_64(&self) -> bool {
+    /// Whether the protected-mode kernel has the 64-bit entry. 64-bit kernels before protocol 2.12
+    /// do not say, and have the 32-bit one too.
+    pub fn has_entry_64(&self) -> bool {
         let flags = u16_at(self.file, field::XLOADFLAGS).unwrap_or(0);
         self.version >= 0x20c && flags & XLF_KERNEL_64 != 0
     }
 
-    /// The protected-mode kernel's range in the file, if its 64-bit entry can be used.
-    pub fn entry_64_kernel(&self) -> Result<Range<usize>, Error> {
-        need_version(self.version, 12, "the 64-bit entry")?;
+    /// The protected-mode kernel's range in the file.
+    pub fn protected_mode_kernel(&self) -> Result<Range<usize>, Error> {
         // A signature may follow the kernel; syssize, in units of 16 bytes, leaves it out.
         let length = (self.u32(field::SYSSIZE) as usize).saturating_mul(16);
         let end = self.kernel_start.saturating_add(length).min(self.file.len());
@@ -276,11 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn old_and_32_bit_images_are_refused_by_name() {
+    fn old_images_are_refused_by_name() {
         let mut file = Image::new(gzip_payload(b"x")).build();
         file[field::XLOADFLAGS] = 0;
-        let error = BzImage::parse(&file).unwrap_err();
-        assert!(error.to_string().contains("i386"), "{error}");
+        assert!(!BzImage::parse(&file).unwrap().has_entry_64());
         file[field::VERSION..field::VERSION + 2].copy_from_slice(&0x0204u16.to_le_bytes());
         let error = BzImage::parse(&file).unwrap_err();
         assert!(error.to_string().contains("protocol 2.04"), "{error}");
@@ -295,7 +290,7 @@ mod tests {
         file[field::PAYLOAD_OFFSET..field::PAYLOAD_OFFSET + 8].fill(0);
         let image = BzImage::parse(&file).unwrap();
         assert_eq!((image.compression(), image.payload().len()), (None, 0));
-        assert_eq!(image.entry_64_kernel().unwrap().start, image.kernel_start);
+        assert_eq!(image.protected_mode_kernel().unwrap().start, image.kernel_start);
         file[field::PAYLOAD_LENGTH] = 7;
         assert!(matches!(BzImage::parse(&file), Err(Error::Malformed(_))));
     }

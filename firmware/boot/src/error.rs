@@ -14,7 +14,7 @@ pub enum Error {
          copy or download it again"
     )]
     Truncated { part: &'static str, needed: u64, have: u64 },
-    #[error("the kernel is for {found}: give one built for x86-64")]
+    #[error("the kernel is for {found}: give one built for x86-64 or i386")]
     WrongArchitecture { found: String },
     #[error(
         "the bzImage speaks boot protocol {major}.{minor:02}, and {reason} needs 2.{least:02}: \
@@ -37,12 +37,17 @@ pub enum Error {
     )]
     TooLarge { size: u64, limit: u64 },
     #[error(
-        "the kernel has no PVH entry (no Xen note of type 18): boot it by the Linux 64-bit \
+        "the kernel has no PVH entry (no Xen note of type 18): boot it by the Linux \
          protocol, or build it with CONFIG_PVH"
     )]
     NoPvhEntry,
-    #[error("the kernel is a 32-bit ELF file without a PVH entry: give an x86-64 kernel")]
-    Elf32WithoutPvh,
+    #[error("the kernel has no Multiboot header in its first 32 KiB: boot it by another protocol")]
+    NoMultibootHeader,
+    #[error(
+        "the kernel requires of its boot loader what is not known here (Multiboot {what}): boot it \
+         by its own boot loader, from a disk or CD"
+    )]
+    MultibootFeature { what: String },
     #[error("the guest's memory of {size} bytes is unusable: {reason}")]
     Memory { size: u64, reason: &'static str },
     #[error(

@@ -1,5 +1,5 @@
-//! Direct boot of a kernel without firmware: Linux bzImages, and ELF files by PVH or by the
-//! Linux 64-bit protocol.
+//! Direct boot of a kernel without firmware: Linux bzImages, and ELF files by PVH, by Multiboot or
+//! by Linux' own protocols; other files by Multiboot.
 //!
 //! [`load`] is pure: it takes the files' bytes and a description of the memory, and yields a
 //! plan: what to write where, and the state in which the bootstrap processor starts. The
@@ -7,21 +7,26 @@
 //! each reset.
 //!
 //! ```text
-//!  kernel bytes -> bzimage -> decompress -> elf -> linux64 \
-//!                      \                     \      pvh ----> layout (checks) -> Loaded
-//!                       `-- the image's own decompressor  /
+//!  kernel bytes -> bzimage -> decompress -> elf -> linux --.
+//!             \        `-- the image's own decompressor     \
+//!              `---------------------------> elf -> pvh ------> layout (checks) -> Loaded
+//!                                             `-> multiboot /
 //! ```
 //!
 //! The files are hostile: whatever they hold, the outcome is a plan inside the guest's memory
 //! or an [`Error`] that says what to do.
 
+mod boot_params;
 mod bytes;
 mod bzimage;
 mod decompress;
 mod elf_file;
 mod error;
+mod flat32;
 mod layout;
-mod linux64;
+mod linux;
+mod long_mode;
+mod multiboot;
 mod pvh;
 #[cfg(test)]
 mod synthetic;
@@ -45,6 +50,8 @@ pub struct Request {
     pub memory: Memory,
     /// Where the ACPI root pointer is.
     pub rsdp: Option<u64>,
+    /// Its bytes, which Multiboot2 hands over; empty for none.
+    pub rsdp_copy: Vec<u8>,
     /// There is a VGA, which shows 80 by 25 characters: the Linux boot protocol says so.
     pub text_screen: bool,
     pub protocol: Protocol,
@@ -60,6 +67,7 @@ impl Request {
             command_line: String::new(),
             memory,
             rsdp: None,
+            rsdp_copy: Vec::new(),
             text_screen: false,
             protocol: Protocol::Auto,
             unpack: Unpack::Auto,
@@ -70,14 +78,17 @@ impl Request {
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// A bzImage by the Linux 64-bit protocol; an ELF file by PVH if it has the note for it,
-    /// and by the Linux 64-bit protocol otherwise.
+    /// A bzImage by the Linux protocol of its width; an ELF file by PVH if it has the note for it,
+    /// by Multiboot if it has its header, and by the Linux protocol otherwise; any other file by
+    /// Multiboot.
     #[default]
     Auto,
-    /// The 64-bit entry of `Documentation/arch/x86/boot.rst`.
-    Linux64,
+    /// The 64-bit or 32-bit entry of `Documentation/arch/x86/boot.rst`.
+    Linux,
     /// The PVH entry of Xen's `docs/misc/pvh.pandoc`.
     Pvh,
+    /// Multiboot 0.6.96, or Multiboot2 if there is only its header.
+    Multiboot,
 }
 
 /// Who decompresses a bzImage.
@@ -112,17 +123,34 @@ pub fn load(request: &Request) -> Result<Loaded, Error> {
         return Err(Error::CommandLineZero);
     }
     let file = request.kernel.as_slice();
+    if Compression::of(file) == Some(Compression::Gzip) {
+        // As boot loaders do; the kernels of some systems are installed so.
+        let kernel = decompress::payload(Compression::Gzip, file, request.memory.low_end)?;
+        return load_file(&Request { kernel: kernel.into(), ..request.clone() });
+    }
+    load_file(request)
+}
+
+fn load_file(request: &Request) -> Result<Loaded, Error> {
+    let file = request.kernel.as_slice();
     if ElfFile::is_elf(file) {
-        let elf = ElfFile::parse(file)?;
-        return load_elf(request, &elf, &request.kernel, "ELF file");
+        return load_elf(request);
+    }
+    if !BzImage::is_one(file) || request.protocol == Protocol::Multiboot {
+        if let Some(header) = multiboot::find(file)? {
+            return multiboot::load(request, &request.kernel, &header);
+        }
+        if request.protocol == Protocol::Multiboot {
+            return Err(Error::NoMultibootHeader);
+        }
     }
     let image = BzImage::parse(file)?;
     if request.unpack == Unpack::Guest {
-        return linux64::load_bzimage(request, &image);
+        return linux::load_bzimage(request, &image);
     }
     let Some(compression) = image.compression() else {
         if request.unpack == Unpack::Auto && request.protocol != Protocol::Pvh {
-            return linux64::load_bzimage(request, &image);
+            return linux::load_bzimage(request, &image);
         }
         return Err(Error::UnknownCompression { magic: image.payload_magic() });
     };
@@ -131,7 +159,7 @@ pub fn load(request: &Request) -> Result<Loaded, Error> {
     let what = format!("bzImage {} ({compression})", image.version_text());
     match request.protocol {
         Protocol::Pvh => pvh::load(request, &elf, &vmlinux, &what),
-        _ => linux64::load_elf(request, &elf, &vmlinux, Some(&image), &what),
+        _ => linux::load_elf(request, &elf, &vmlinux, Some(&image), &what),
     }
 }
 
@@ -144,15 +172,21 @@ pub fn extract_vmlinux(bzimage: &[u8], limit: u64) -> Result<Vec<u8>, Error> {
     image.decompress(compression, limit)
 }
 
-fn load_elf(
-    request: &Request,
-    elf: &ElfFile<'_>,
-    bytes: &Bytes,
-    what: &str,
-) -> Result<Loaded, Error> {
+fn load_elf(request: &Request) -> Result<Loaded, Error> {
+    let bytes = &request.kernel;
+    let elf = ElfFile::parse(bytes.as_slice())?;
+    let what = "ELF file";
     match request.protocol {
-        Protocol::Pvh => pvh::load(request, elf, bytes, what),
-        Protocol::Auto if elf.pvh_entry()?.is_some() => pvh::load(request, elf, bytes, what),
-        _ => linux64::load_elf(request, elf, bytes, None, what),
+        Protocol::Pvh => return pvh::load(request, &elf, bytes, what),
+        Protocol::Linux => return linux::load_elf(request, &elf, bytes, None, what),
+        Protocol::Auto if elf.pvh_entry()?.is_some() => {
+            return pvh::load(request, &elf, bytes, what);
+        }
+        Protocol::Auto | Protocol::Multiboot => {}
+    }
+    match multiboot::find(bytes.as_slice())? {
+        Some(header) => multiboot::load(request, bytes, &header),
+        None if request.protocol == Protocol::Multiboot => Err(Error::NoMultibootHeader),
+        None => linux::load_elf(request, &elf, bytes, None, what),
     }
 }

@@ -1,17 +1,12 @@
 //! The PVH entry: 32-bit protected mode without paging, EBX at `hvm_start_info`
 //! (Xen's `docs/misc/pvh.pandoc` and public header `arch-x86/hvm/start_info.h`).
 
+use crate::boot_params::COMMAND_LINE_MAX;
 use crate::elf_file::ElfFile;
-use crate::layout::{GDT, Plan, START_INFO};
-use crate::linux64::COMMAND_LINE_MAX;
-use crate::{Bytes, Error, Loaded, Request};
+use crate::layout::{Plan, START_INFO};
+use crate::{Bytes, Error, Loaded, Request, flat32};
 use std::ops::Range;
-use vcpu_state::{SegReg, Segment, Table, VcpuState};
-use x86_defs::segment::{
-    ATTR_ACCESSED, ATTR_CODE, ATTR_DB, ATTR_G, ATTR_P, ATTR_RW, ATTR_S, Descriptor,
-    system_type::TSS_BUSY,
-};
-use x86_defs::{cr::cr0, gpr};
+use x86_defs::gpr;
 
 /// `XEN_HVM_START_MAGIC_VALUE`: "xEn3" with the high bit of "E" set.
 const MAGIC: u32 = 0x336e_c578;
@@ -21,11 +16,6 @@ const VERSION: u32 = 1;
 const MODULES: u64 = START_INFO.start + 0x100;
 /// Memory map, in [`START_INFO`].
 const MEMORY_MAP: u64 = START_INFO.start + 0x200;
-
-const CODE_SELECTOR: u16 = 0x10;
-const DATA_SELECTOR: u16 = 0x18;
-const CODE: u16 = ATTR_ACCESSED | ATTR_RW | ATTR_CODE | ATTR_S | ATTR_P | ATTR_DB | ATTR_G;
-const DATA: u16 = ATTR_ACCESSED | ATTR_RW | ATTR_S | ATTR_P | ATTR_DB | ATTR_G;
 
 /// Plans an ELF file with the note for this entry.
 pub fn load(
@@ -43,9 +33,10 @@ pub fn load(
         None => None,
     };
     plan.place_fixed("start info", START_INFO, start_info(request, command_line, initrd))?;
-    plan.place_fixed("GDT", GDT, gdt())?;
+    let mut vcpu = flat32::enter(&mut plan, entry)?;
+    vcpu.regs.gpr[gpr::RBX] = START_INFO.start;
     let description = format!("{what}, entered at {entry:#x} by PVH");
-    Ok(Loaded { segments: plan.finish(), vcpu: entry_state(entry), description })
+    Ok(Loaded { segments: plan.finish(), vcpu, description })
 }
 
 /// `hvm_start_info`, the module list and the memory map, as one block.
@@ -76,28 +67,6 @@ fn start_info(request: &Request, command_line: u64, initrd: Option<Range<u64>>) 
         u32s(&mut block, &[entry.kind, 0]);
     }
     block
-}
-
-fn gdt() -> Vec<u8> {
-    let flat = |attr| Descriptor::new(0, 0xf_ffff, attr).0;
-    [0, 0, flat(CODE), flat(DATA)].iter().flat_map(|entry: &u64| entry.to_le_bytes()).collect()
-}
-
-fn entry_state(entry: u64) -> VcpuState {
-    let mut state = VcpuState::reset(0);
-    state.regs.rip = entry;
-    state.regs.gpr[gpr::RBX] = START_INFO.start;
-    let data = Segment { selector: DATA_SELECTOR, base: 0, limit: u32::MAX, attr: DATA };
-    for which in [SegReg::Es, SegReg::Ss, SegReg::Ds, SegReg::Fs, SegReg::Gs] {
-        *state.segment_mut(which) = data;
-    }
-    *state.segment_mut(SegReg::Cs) = Segment { selector: CODE_SELECTOR, attr: CODE, ..data };
-    *state.segment_mut(SegReg::Tr) =
-        Segment { selector: 0, base: 0, limit: 0x67, attr: TSS_BUSY | ATTR_P };
-    state.segments.gdtr = Table { base: GDT.start, limit: 4 * 8 - 1 };
-    state.segments.idtr = Table { base: 0, limit: 0 };
-    state.control.cr0 = cr0::PE | cr0::ET;
-    state
 }
 
 #[cfg(test)]
@@ -142,17 +111,8 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_state_is_flat_32_bit_without_paging() {
-        let state = entry_state(0x20_0020);
-        let cs = state.segment(SegReg::Cs);
-        assert_eq!((cs.base, cs.limit, cs.attr), (0, u32::MAX, 0xc09b));
-        assert_eq!((state.control.cr0, state.control.cr4, state.control.efer), (0x11, 0, 0));
-        assert_eq!(state.segment(SegReg::Tr).attr, 0x8b);
-    }
-
-    #[test]
     fn protocols_are_chosen_by_note_and_by_request() {
-        let by64 = Request { protocol: Protocol::Linux64, ..request(kernel()) };
+        let by64 = Request { protocol: Protocol::Linux, ..request(kernel()) };
         assert_eq!(crate::load(&by64).unwrap().vcpu.regs.rip, 0x20_0000);
         let image = Image::new(compress(Compression::Gzip, &kernel())).build();
         assert_eq!(crate::load(&request(image.clone())).unwrap().vcpu.regs.rip, 0x20_0000);

@@ -29,7 +29,12 @@ fn plan(kernel: Vec<u8>, protocol: Protocol, unpack: Unpack) {
 }
 
 fn protocols() -> impl Strategy<Value = Protocol> {
-    prop_oneof![Just(Protocol::Auto), Just(Protocol::Linux64), Just(Protocol::Pvh)]
+    prop_oneof![
+        Just(Protocol::Auto),
+        Just(Protocol::Linux),
+        Just(Protocol::Pvh),
+        Just(Protocol::Multiboot),
+    ]
 }
 
 fn unpacks() -> impl Strategy<Value = Unpack> {
@@ -85,9 +90,29 @@ fn bzimage(payload: &[u8]) -> Vec<u8> {
     file
 }
 
+/// A header of either version of Multiboot, with addresses, and code.
+fn multiboot(two: bool) -> Vec<u8> {
+    let addresses = [0x10_0000u32, 0x10_0000, 0x10_0080, 0x10_1000];
+    let magic = if two { 0xe852_50d6u32 } else { 0x1bad_b002 };
+    let mut words = if two { vec![magic, 0, 64, 0] } else { vec![magic, 0x1_0003, 0] };
+    let last = words.len() - 1;
+    words[last] = 0u32.wrapping_sub(words.iter().fold(0, |sum, word| sum.wrapping_add(*word)));
+    if two {
+        words.extend([2, 24]);
+        words.extend(addresses);
+        words.extend([3, 12, 0x10_0060, 0, 0, 8]);
+    } else {
+        words.extend(addresses);
+        words.push(0x10_0060);
+    }
+    let mut file: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    file.resize(0x100, 0x90);
+    file
+}
+
 #[test]
 fn the_unmutated_files_are_accepted() {
-    for kernel in [elf(), bzimage(&elf())] {
+    for kernel in [elf(), bzimage(&elf()), multiboot(false), multiboot(true)] {
         let request = Request::new(kernel, Memory::low(LOW_END));
         check(&boot::load(&request).unwrap());
     }
@@ -135,6 +160,28 @@ proptest! {
         protocol in protocols(),
     ) {
         plan(mutate(elf(), &changes, length), protocol, Unpack::Auto);
+    }
+
+    #[test]
+    fn mutated_multiboot_header(
+        changes in proptest::collection::vec((0usize..80, any::<u64>(), 1usize..=4), 0..3),
+        two in any::<bool>(),
+        fix in any::<bool>(),
+        length in proptest::option::of(0usize..0x100),
+    ) {
+        let mut file = mutate(multiboot(two), &changes, length);
+        // A header whose checksum is wrong is none.
+        let count = if two { 4 } else { 3 };
+        if fix && file.len() >= 16 {
+            let at = (count - 1) * 4;
+            file[at..at + 4].fill(0);
+            let words = file.chunks_exact(4).take(count);
+            let sum = words.fold(0u32, |sum, w| {
+                sum.wrapping_add(u32::from_le_bytes([w[0], w[1], w[2], w[3]]))
+            });
+            file[at..at + 4].copy_from_slice(&0u32.wrapping_sub(sum).to_le_bytes());
+        }
+        plan(file, Protocol::Multiboot, Unpack::Auto);
     }
 
     #[test]

@@ -72,6 +72,8 @@ impl Loader {
         request.initrd = initrd.transpose().map_err(Error::Image)?;
         request.command_line.clone_from(&self.command_line);
         request.rsdp = Some(self.acpi.rsdp);
+        let rsdp = self.acpi.segments.iter().find(|(gpa, _)| *gpa == self.acpi.rsdp);
+        request.rsdp_copy = rsdp.map(|(_, bytes)| bytes.clone()).unwrap_or_default();
         request.text_screen = self.text_screen;
         Ok(request)
     }

@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod guest;
 mod options;
+mod packages;
 mod screen;
 
 pub use command::{program, run};
@@ -21,6 +22,7 @@ pub use error::Error;
 pub use files::{KERNEL_6_12, guest_files};
 pub use guest::{Finished, Guest};
 pub use options::Options;
+pub use packages::package_files;
 pub use screen::Screen;
 
 use std::time::Duration;

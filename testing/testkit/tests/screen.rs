@@ -1,11 +1,7 @@
 //! A guest's screen and keyboard, through VNC as a person has them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
-use testkit::{BOOT, COMMAND, Error, Guest, Options, Screen, status};
+use std::{fs, path::Path, process::Command};
+use testkit::{BOOT, COMMAND, Error, Guest, Options, Screen, package_files, status};
 
 const RETURN: u32 = 0xff0d;
 const F1: u32 = 0xffbe;
@@ -31,24 +27,6 @@ fn screen(guest: &Guest) -> Screen {
         std::thread::sleep(std::time::Duration::from_millis(20));
     };
     Screen::connect(address).unwrap()
-}
-
-/// A file of a Debian package: installed, or fetched for this test, as a user may.
-fn debian_file(package: &str, path: &str) -> Option<PathBuf> {
-    if Path::new(path).is_file() {
-        return Some(path.into());
-    }
-    let place = std::env::temp_dir().join(format!("sarang-{package}-{}", std::process::id()));
-    fs::create_dir_all(&place).unwrap();
-    let fetch = "apt-get download -q -- \"$0\" >&2 && dpkg-deb -x \"$0\"_*.deb .";
-    let made = Command::new("sh").args(["-c", fetch, package]).current_dir(&place).status();
-    let file = place.join(path.trim_start_matches('/'));
-    if made.is_ok_and(|status| status.success()) && file.is_file() {
-        return Some(file);
-    }
-    assert!(std::env::var_os("CI").is_none(), "{package} cannot be had");
-    eprintln!("skipped: {package} cannot be had here");
-    None
 }
 
 #[test]
@@ -147,7 +125,9 @@ fn a_stock_client_takes_a_picture() -> Result<(), Error> {
 
 #[test]
 fn memtest86_runs_on_the_screen() -> Result<(), Error> {
-    let Some(file) = debian_file("memtest86+", "/boot/memtest86+x64.bin") else { return Ok(()) };
+    let Some([file]) = package_files("memtest86+", ["/boot/memtest86+x64.bin"]) else {
+        return Ok(());
+    };
     let guest = Guest::boot(&with_screen("").kernel(&file).memory("64M"))?;
     let mut screen = screen(&guest);
     screen.expect("Memtest86+", COMMAND).unwrap();
