@@ -90,11 +90,12 @@ pub struct RunOptions {
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: String,
 
-    /// Kernel to boot: a bzImage, or an ELF file with a PVH note or the 64-bit entry
+    /// Kernel to boot: a bzImage or ELF file of Linux, or any kernel with a PVH note or a Multiboot
+    /// header
     #[arg(long, value_name = "FILE", conflicts_with = "package")]
     kernel: Option<PathBuf>,
 
-    /// Initial RAM file system for the kernel
+    /// Initial RAM file system for the kernel; the module of a Multiboot kernel
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
 
