@@ -111,10 +111,20 @@ impl Tables {
         let other = (plane < 2).then_some((plane ^ 1, space ^ 1));
         for (plane, space) in [Some((plane % PLANES, space)), other].into_iter().flatten() {
             if state.spaces[plane] != space {
+                self.leave(state, plane);
                 state.spaces[plane] = space;
                 state.tables[plane] = self.select(state, space);
                 state.forget_returns(plane, space, elsewhere);
             }
+        }
+    }
+
+    /// The plane's space was used until now.
+    fn leave(&mut self, state: &State, plane: usize) {
+        self.time += 1;
+        let left = Some(state.spaces[plane]);
+        if let Some(owner) = self.owners.iter_mut().find(|owner| owner.space == left) {
+            owner.last_use = self.time;
         }
     }
 
@@ -368,6 +378,25 @@ mod tests {
         // What was forgotten stays where it was.
         tables.clear(&mut state);
         assert_eq!(tables.resident(), 3 * page);
+    }
+
+    #[test]
+    fn a_space_that_was_used_until_now_is_the_last_to_go() {
+        let mut state = Region::new().unwrap();
+        state.jump_mask = MASK;
+        let mut tables = Tables::default();
+        tables.clear(&mut state);
+        // A kernel, under which many programs begin and end.
+        tables.enter(&mut state, 0, 4, 0);
+        tables.set(&mut state, 0x1234, 77).unwrap();
+        for program in 1..=2 * TABLES as u64 {
+            tables.prepare(&mut state, 2, program << 4 | 2, 0);
+        }
+        // It runs code of another kind for a moment.
+        tables.enter(&mut state, 0, 8, 0);
+        tables.enter(&mut state, 0, 4, 0);
+        let found = tables.find(&state, 0x1234).unwrap();
+        assert!(state.jump_goes(found, 77));
     }
 
     #[test]
