@@ -14,6 +14,7 @@ use crate::{
     windows::Awaited,
 };
 use semantics::{CodeSize, Cpu, Insn, Stop, event};
+use std::time::Instant;
 use vcpu_state::SegReg;
 use x86_defs::{
     cr::{cr0, cr4, xcr0},
@@ -122,9 +123,12 @@ fn handle(
 
 /// Whether what an access by a window did not find is there now.
 fn window_fault(state: &mut State, env: &mut Env<'_, '_>) -> bool {
-    if !env.windows.fault(state) {
-        return false;
-    }
+    let began = Instant::now();
+    let shown = show_missing(state, env);
+    env.windows.faulted(state, began) && shown
+}
+
+fn show_missing(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let Some((window, linear)) = env.windows.linear(state, state.fault) else { return false };
     let write = state.fault_write != 0;
     take_rights(state, env.ctx.cpu);
@@ -132,7 +136,7 @@ fn window_fault(state: &mut State, env: &mut Env<'_, '_>) -> bool {
     let known = mmu.held(linear).is_some_and(|held| held.read && (held.write || !write));
     if !known && !mmu.fill(linear, write) {
         let rip = env.table.site(state.site).map(|site| site.address(state.page));
-        env.windows.vain(state, rip.map(|rip| Awaited { rip, window, linear, write }));
+        env.windows.vain(rip.map(|rip| Awaited { rip, window, linear, write }));
         return false;
     }
     tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);

@@ -88,13 +88,13 @@ pub enum Windowing {
 
 /// An address space has run so long before windows are opened: others are too short-lived.
 const PATIENCE: Duration = Duration::from_millis(3);
-/// Faults at most in each period; with more, windows are closed, and stay so for a while, which
-/// is longer each time, or until another address space comes. A fault costs some 10 us, with
-/// what follows from it.
-const FAULTS: u32 = 448;
-/// As many as one that the guest then gets, too: where that happens often, the way there is to be
-/// short.
-const VAIN: u32 = 3;
+/// What windows may cost in each period, by faults and by what is taken out of them; if it is
+/// more, they are closed, and stay so for a while, which is longer each time, or until another
+/// address space comes. What they gain is more than that where there is much to gain.
+const SPEND: Duration = Duration::from_millis(6);
+/// Of a fault, what the host takes for the signal, and for its own fault when the page is accessed
+/// first.
+const SIGNAL: Duration = Duration::from_micros(3);
 const PERIOD: Duration = Duration::from_millis(50);
 const REST: Duration = Duration::from_millis(20);
 const LONGEST_REST: Duration = Duration::from_millis(160);
@@ -137,12 +137,12 @@ pub struct Awaited {
     pub write: bool,
 }
 
-/// How many faults there may be.
+/// What windows may cost.
 #[derive(Debug)]
 struct Budget {
-    /// The period under way, and its faults.
+    /// The period under way, and what was spent in it.
     since: Instant,
-    faults: u32,
+    spent: Duration,
     /// Until when there are no windows, and for how long it is the next time.
     until: Option<Instant>,
     rest: Duration,
@@ -150,24 +150,23 @@ struct Budget {
 
 impl Budget {
     fn new(since: Instant) -> Self {
-        Self { since, faults: 0, until: None, rest: REST }
+        Self { since, spent: Duration::ZERO, until: None, rest: REST }
     }
 
-    /// Takes some; false if there are none left, from now on for a while.
-    fn take(&mut self, count: u32, now: impl FnOnce() -> Instant) -> bool {
-        self.faults += count;
-        if self.faults <= FAULTS {
+    /// Spends some, now; false if there is none left, from now on for a while.
+    fn spend(&mut self, cost: Duration, now: Instant) -> bool {
+        self.spent += cost;
+        if self.spent <= SPEND {
             return true;
         }
-        let now = now();
         if now.duration_since(self.since) >= PERIOD {
-            (self.since, self.faults) = (now, 0);
+            (self.since, self.spent) = (now, Duration::ZERO);
             return true;
         }
         let calm = self.until.is_none_or(|until| now >= until + CALM * self.rest);
         self.rest = if calm { REST } else { (2 * self.rest).min(LONGEST_REST) };
         self.until = Some(now + self.rest);
-        (self.since, self.faults) = (now + self.rest, 0);
+        (self.since, self.spent) = (now + self.rest, Duration::ZERO);
         false
     }
 }
@@ -179,6 +178,7 @@ pub struct WindowCounters {
     pub windows: u64,
     pub faults: u64,
     pub shown: u64,
+    pub hidden: u64,
     pub exhausted: u64,
 }
 
@@ -190,7 +190,8 @@ impl WindowCounters {
             .count("windows opened", self.windows)
             .count("faults", self.faults)
             .count("pages shown", self.shown)
-            .count("closed for faults", self.exhausted);
+            .count("pages hidden", self.hidden)
+            .count("closed for their cost", self.exhausted);
     }
 }
 
@@ -302,34 +303,36 @@ impl Windows {
             return;
         }
         let Some(pages) = self.pages.as_mut().filter(|_| self.open) else { return };
+        let (began, before) = (Instant::now(), self.counters.hidden);
         for linear in changes.pages() {
             let (high, at) = (upper(*linear), linear & 0xffff_f000);
             for window in (0..WINDOWS).filter(|n| state.windows[*n].high == high) {
-                pages.hide(window, at);
+                self.counters.hidden += u64::from(pages.hide(window, at));
             }
         }
         for page in changes.revoked() {
-            pages.hide_frame(mmu.host_address(*page));
+            self.counters.hidden += pages.hide_frame(mmu.host_address(*page));
+        }
+        if self.counters.hidden != before {
+            self.spend(state, began, Duration::ZERO);
         }
     }
 
-    /// An access by a window faulted. False if there are to be none for a while.
-    pub fn fault(&mut self, state: &mut State) -> bool {
+    /// An access by a window faulted, and was looked at from `began` on. False if there are to be
+    /// no windows for a while.
+    pub fn faulted(&mut self, state: &mut State, began: Instant) -> bool {
         self.counters.faults += 1;
-        self.take(state, 1)
+        self.spend(state, began, SIGNAL)
     }
 
-    /// It was for nothing: the guest has nothing there, either.
-    pub fn vain(&mut self, state: &mut State, awaited: Option<Awaited>) {
+    /// What faulted is refused: the guest has nothing there, either.
+    pub fn vain(&mut self, awaited: Option<Awaited>) {
         self.awaited = awaited;
-        self.take(state, VAIN);
     }
 
     /// What was refused when the instruction at `rip` ran last, if windows are as they were.
     pub fn answered(&mut self, rip: u64) -> Option<Awaited> {
         self.awaited.filter(|awaited| self.open && awaited.rip == rip)?;
-        // It was not for nothing.
-        self.budget.faults = self.budget.faults.saturating_sub(VAIN);
         self.awaited.take()
     }
 
@@ -338,8 +341,10 @@ impl Windows {
         self.open && state.windows.get(window).is_some_and(|slot| slot.high == upper(linear))
     }
 
-    fn take(&mut self, state: &mut State, count: u32) -> bool {
-        if self.how == Windowing::Eager || self.budget.take(count, Instant::now) {
+    fn spend(&mut self, state: &mut State, began: Instant, more: Duration) -> bool {
+        let now = Instant::now();
+        let cost = now.duration_since(began) + more;
+        if self.how == Windowing::Eager || self.budget.spend(cost, now) {
             return true;
         }
         self.counters.exhausted += 1;
@@ -496,52 +501,58 @@ fn goes_on(mmu: &Mmu, host: u64) -> bool {
 mod tests {
     use super::*;
 
-    /// When windows may be opened again after `count` faults from `now` on, at once.
-    fn closed(budget: &mut Budget, count: u32, now: Instant) -> Option<Duration> {
-        let left = (0..count).filter(|_| !budget.take(1, || now)).count();
-        (left > 0).then(|| budget.until.unwrap().duration_since(now))
+    /// When windows may be opened again after `cost`, spent at once.
+    fn closed(budget: &mut Budget, cost: Duration, now: Instant) -> Option<Duration> {
+        let open = budget.spend(cost, now);
+        (!open).then(|| budget.until.unwrap().duration_since(now))
     }
 
     #[test]
-    fn many_faults_close_windows_for_longer_each_time() {
+    fn what_costs_much_closes_windows_for_longer_each_time() {
         let mut now = Instant::now();
         let mut budget = Budget::new(now);
-        assert_eq!(closed(&mut budget, FAULTS, now), None);
+        let much = SPEND + Duration::from_nanos(1);
+        assert_eq!(closed(&mut budget, SPEND, now), None);
         for rest in [REST, 2 * REST, 4 * REST, LONGEST_REST, LONGEST_REST] {
-            let missing = FAULTS + 1 - budget.faults;
-            assert_eq!(closed(&mut budget, missing, now), Some(rest));
+            assert_eq!(closed(&mut budget, much, now), Some(rest));
             now += rest;
         }
         // After a while without, it is as at first.
         now += CALM * LONGEST_REST;
-        assert_eq!(closed(&mut budget, FAULTS + 1, now), None);
-        assert_eq!(closed(&mut budget, FAULTS + 1, now), Some(REST));
+        assert_eq!(closed(&mut budget, much, now), None);
+        assert_eq!(closed(&mut budget, much, now), Some(REST));
     }
 
     #[test]
-    fn what_the_guest_answers_counts_once() {
-        let mut state = crate::region::Region::new().unwrap();
-        let mut windows = Windows::new(Windowing::Patient);
-        windows.open = true;
-        let awaited = Some(Awaited { rip: 7, window: 0, linear: 0x5000, write: true });
-        for answers in 1..=3 {
-            assert!(windows.fault(&mut state));
-            windows.vain(&mut state, awaited);
-            assert_eq!(windows.budget.faults, answers + VAIN);
-            assert!(windows.answered(8).is_none(), "it went elsewhere");
-            assert_eq!(windows.answered(7).map(|a| a.linear), Some(0x5000));
-            assert_eq!(windows.budget.faults, answers);
-            assert!(windows.answered(7).is_none(), "once");
-        }
-    }
-
-    #[test]
-    fn faults_of_long_ago_do_not_count() {
+    fn what_was_spent_long_ago_does_not_count() {
         let mut now = Instant::now();
         let mut budget = Budget::new(now);
         for _ in 0..100 {
-            assert_eq!(closed(&mut budget, FAULTS / 2, now), None);
+            assert_eq!(closed(&mut budget, SPEND / 2, now), None);
             now += PERIOD;
         }
+    }
+
+    #[test]
+    fn each_fault_is_paid_for() {
+        let mut state = crate::region::Region::new().unwrap();
+        let mut windows = Windows::new(Windowing::Patient);
+        windows.open = true;
+        // Time that passes meanwhile counts, too: at most so many.
+        let most = (SPEND.as_nanos() / SIGNAL.as_nanos()) as u64 + 1;
+        while windows.open && windows.counters.faults <= most {
+            windows.faulted(&mut state, Instant::now());
+        }
+        assert!(!windows.open && windows.counters.exhausted == 1);
+    }
+
+    #[test]
+    fn what_the_guest_answers_is_known_once() {
+        let mut windows = Windows::new(Windowing::Patient);
+        windows.open = true;
+        windows.vain(Some(Awaited { rip: 7, window: 0, linear: 0x5000, write: true }));
+        assert!(windows.answered(8).is_none(), "it went elsewhere");
+        assert_eq!(windows.answered(7).map(|awaited| awaited.linear), Some(0x5000));
+        assert!(windows.answered(7).is_none(), "once");
     }
 }

@@ -143,19 +143,20 @@ impl Pages {
         true
     }
 
-    /// The page is not in the window any more.
-    pub fn hide(&mut self, window: usize, at: u64) {
-        if self.left(window, at) {
+    /// The page is not in the window any more; whether it was.
+    pub fn hide(&mut self, window: usize, at: u64) -> bool {
+        let was = self.left(window, at);
+        if was {
             self.count(window);
             self.reserve.hide(window, at as usize, PAGE as usize);
         }
+        was
     }
 
-    /// What is at a host address is in no window any more.
-    pub fn hide_frame(&mut self, host: u64) {
-        for (window, at) in self.places.get(&host).cloned().unwrap_or_default() {
-            self.hide(window, at);
-        }
+    /// What is at a host address is in no window any more; in how many places it was.
+    pub fn hide_frame(&mut self, host: u64) -> u64 {
+        let places = self.places.get(&host).cloned().unwrap_or_default();
+        places.into_iter().map(|(window, at)| u64::from(self.hide(window, at))).sum()
     }
 
     /// The window shows nothing any more.
