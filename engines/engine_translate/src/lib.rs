@@ -44,7 +44,7 @@ pub struct Translation {
 
 impl Default for Translation {
     fn default() -> Self {
-        Self { code_memory: 128 << 20, hot: 20, perf_map: false, windows: Windowing::Off }
+        Self { code_memory: 128 << 20, hot: 12, perf_map: false, windows: Windowing::Off }
     }
 }
 
