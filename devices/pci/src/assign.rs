@@ -2,7 +2,7 @@
 //! bridge its bus and a part of the window.
 
 use crate::{
-    config::{Bar, command, reg},
+    config::{Bar, BarKind, command, reg},
     gsi,
     host::{PciHost, Slot},
     lock,
@@ -11,6 +11,8 @@ use std::{cmp::Reverse, ops::Range, sync::Arc};
 
 /// What each port passes on, for what may be plugged in later.
 const PORT_WINDOW: u64 = 2 << 20;
+/// Ports that are given out: from where those of old cards end.
+const PORTS: Range<u64> = 0xc000..0x1_0000;
 /// What bridges can tell apart.
 const PORT_ALIGNMENT: u64 = 1 << 20;
 
@@ -23,7 +25,8 @@ impl PciHost {
         let window = self.window();
         let (behind, root): (Vec<_>, Vec<_>) =
             slots.iter().cloned().partition(|slot| slot.parent.is_some());
-        let mut next = place(&root, &window);
+        place(&root, &PORTS, |bar| bar.kind == BarKind::Io);
+        let mut next = place(&root, &window, is_memory);
         for port in root.iter().filter(|slot| slot.port.is_some()) {
             let start = next.next_multiple_of(PORT_ALIGNMENT);
             let range = start..start + PORT_WINDOW;
@@ -37,7 +40,7 @@ impl PciHost {
                 slot.parent.as_ref().is_some_and(|parent| Arc::ptr_eq(parent, port))
             };
             let children: Vec<_> = behind.iter().filter(is_behind).cloned().collect();
-            place(&children, &range);
+            place(&children, &range, is_memory);
             next = range.end;
         }
         slots.iter().for_each(enable);
@@ -45,14 +48,19 @@ impl PciHost {
     }
 }
 
-/// Places the BARs of functions on one bus; where what is free begins.
-fn place(slots: &[Arc<Slot>], window: &Range<u64>) -> u64 {
+fn is_memory(bar: &Bar) -> bool {
+    bar.kind != BarKind::Io
+}
+
+/// Places BARs, those of this kind, of functions on one bus; where what is free begins.
+fn place(slots: &[Arc<Slot>], window: &Range<u64>, kind: impl Fn(&Bar) -> bool) -> u64 {
     let mut bars: Vec<(&Arc<Slot>, Bar)> = slots
         .iter()
         .flat_map(|slot| {
             let bars = lock(&slot.space).bars().to_vec();
             bars.into_iter().map(move |bar| (slot, bar))
         })
+        .filter(|(_, bar)| kind(bar))
         .collect();
     bars.sort_by_key(|(slot, bar)| (Reverse(bar.size), slot.number, bar.index));
     let mut next = window.start;

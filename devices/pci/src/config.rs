@@ -56,6 +56,8 @@ pub(crate) mod status {
 
 /// [`Bar::index`] of the expansion ROM, whose register stands apart (PCI, 6.2.5.2).
 pub(crate) const ROM_BAR: usize = BARS;
+/// The lowest bit of a BAR for ports (PCI, 6.2.5.1).
+const IO_SPACE: u8 = 1;
 /// The ROM answers.
 const ROM_ENABLE: u32 = 1;
 
@@ -72,16 +74,19 @@ pub enum BarKind {
     Memory32,
     /// Takes the next register too.
     Memory64,
+    /// Ports, which only a function on the root bus can have.
+    Io,
 }
 
-/// A range of memory that a function answers to.
+/// A range of memory, or of ports, that a function answers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bar {
     /// Which register: 0 to 5.
     pub index: usize,
     pub kind: BarKind,
     pub prefetchable: bool,
-    /// A power of two from 4 KiB, so that no access crosses the end, to 256 MiB.
+    /// A power of two: of memory from 4 KiB, so that no access crosses the end, to 256 MiB; of
+    /// ports from 4 to 256.
     pub size: u32,
 }
 
@@ -244,7 +249,8 @@ impl ConfigSpace {
             self.set(reg::SUBSYSTEM, &config.subsystem.to_le_bytes());
         }
         self.bytes[reg::INTERRUPT_PIN] = u8::from(config.interrupt_pin);
-        let io = if config.legacy_ports { command::IO } else { 0 };
+        let ports = config.bars.iter().any(|bar| bar.kind == BarKind::Io);
+        let io = if config.legacy_ports || ports { command::IO } else { 0 };
         self.allow(reg::COMMAND, &(command::WRITABLE | io).to_le_bytes());
         // Kept for software, and means nothing on PCI Express (PCIe, 7.5.1.1.7).
         self.allow(reg::CACHE_LINE, &[0xff]);
@@ -252,12 +258,17 @@ impl ConfigSpace {
     }
 
     fn bar(&mut self, bar: &Bar) {
-        assert!(bar.size.is_power_of_two() && (4096..=256 << 20).contains(&bar.size), "{bar:?}");
+        let sizes = if bar.kind == BarKind::Io { 4..=256 } else { 4096..=256 << 20 };
+        assert!(bar.size.is_power_of_two() && sizes.contains(&bar.size), "{bar:?}");
         let registers = if bar.kind == BarKind::Memory64 { 2 } else { 1 };
         assert!(bar.index + registers <= BARS, "{bar:?}");
         let at = reg::BAR + 4 * bar.index;
-        let wide = u8::from(bar.kind == BarKind::Memory64) << 2;
-        self.bytes[at] = wide | u8::from(bar.prefetchable) << 3;
+        let kind = match bar.kind {
+            BarKind::Memory32 => 0,
+            BarKind::Memory64 => 1 << 2,
+            BarKind::Io => IO_SPACE,
+        };
+        self.bytes[at] = kind | u8::from(bar.prefetchable) << 3;
         self.allow(at, &(!(bar.size - 1)).to_le_bytes());
         if registers == 2 {
             self.allow(at + 4, &[0xff; 4]);
@@ -386,7 +397,11 @@ impl ConfigSpace {
     /// address.
     pub(crate) fn bar_range(&self, bar: &Bar) -> Option<Range<u64>> {
         let at = register(bar);
-        let unused = if bar.index == ROM_BAR { 0x7ff } else { 0xf };
+        let unused = match bar.kind {
+            _ if bar.index == ROM_BAR => 0x7ff,
+            BarKind::Io => 0x3,
+            BarKind::Memory32 | BarKind::Memory64 => 0xf,
+        };
         let mut base = u64::from(self.dword(at) & !unused);
         if bar.kind == BarKind::Memory64 {
             base |= u64::from(self.dword(at + 4)) << 32;
@@ -394,9 +409,11 @@ impl ConfigSpace {
         Some(base..base.checked_add(bar.size.into())?)
     }
 
-    /// Whether it answers while memory decoding is on: a ROM has a bit of its own for that.
+    /// Whether it answers: decoding of its space is on, and a ROM has a bit of its own besides.
     pub(crate) fn is_on(&self, bar: &Bar) -> bool {
-        bar.index != ROM_BAR || self.dword(reg::ROM) & ROM_ENABLE != 0
+        let space = if bar.kind == BarKind::Io { command::IO } else { command::MEMORY };
+        let rom = bar.index != ROM_BAR || self.dword(reg::ROM) & ROM_ENABLE != 0;
+        rom && self.command() & space != 0
     }
 
     pub(crate) fn set_bar(&mut self, bar: &Bar, base: u64) {
@@ -465,6 +482,21 @@ mod tests {
         assert_eq!(space.bar_range(&wide), None, "beyond the last address");
         space.set_bar(&wide, 0x12_3450_0000);
         assert_eq!(space.bar_range(&wide), Some(0x12_3450_0000..0x12_3460_0000));
+    }
+
+    #[test]
+    fn ports_are_sized_and_switched_on_apart() {
+        let ports = Bar { index: 1, kind: BarKind::Io, prefetchable: false, size: 64 };
+        let config = FunctionConfig { bars: vec![ports], ..FunctionConfig::default() };
+        let mut space = ConfigSpace::new(&config);
+        space.write(0x10, &[0xff; 24]);
+        assert_eq!((space.dword(0x10), space.dword(0x14), space.dword(0x18)), (0, 0xffff_ffc1, 0));
+        space.set_bar(&ports, 0xc040);
+        assert_eq!((space.dword(0x14), space.bar_range(&ports)), (0xc041, Some(0xc040..0xc080)));
+        space.write(reg::COMMAND, &command::MEMORY.to_le_bytes());
+        assert!(!space.is_on(&ports));
+        space.write(reg::COMMAND, &command::IO.to_le_bytes());
+        assert!(space.is_on(&ports));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     Config, SLOTS,
-    config::{Bar, ConfigSpace, FunctionConfig, MsixConfig, ROM_BAR, command, reg, status},
+    config::{Bar, BarKind, ConfigSpace, FunctionConfig, MsixConfig, ROM_BAR, reg, status},
     function::Function,
     gsi,
     hotplug::{PortWrite, Written, cleared},
@@ -17,7 +17,7 @@ use device::{Device, LineRef, MmioDevice, MsiSink, NoLine, PioDevice, Wiring};
 use saved_state::{Error, Reader, Writer, malformed};
 use std::{
     fmt,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
@@ -26,6 +26,8 @@ const ADDRESS_PORT: u16 = 0xcf8;
 /// CONFIG_DATA: four byte ports.
 const DATA_PORT: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
+/// Where BARs for ports can be: nothing of the board is there.
+pub(crate) const PORT_WINDOW: RangeInclusive<u16> = 0x1000..=0xffff;
 /// Enable, bus, device, function, register.
 const ADDRESS_BITS: u32 = 0x80ff_fffc;
 
@@ -77,8 +79,10 @@ pub struct PciHost {
     config: Config,
     address: Mutex<u32>,
     pub(crate) slots: RwLock<Vec<Arc<Slot>>>,
-    /// In the order of slots: of two that overlap the first answers.
+    /// Memory, in the order of slots: of two that overlap the first answers.
     map: RwLock<Vec<Mapping>>,
+    /// Ports, in the same order.
+    ports: RwLock<Vec<Mapping>>,
     ram: Mutex<MappedBars>,
     msi: Arc<dyn MsiSink>,
     /// Who hears of what left a port.
@@ -94,9 +98,10 @@ impl fmt::Debug for PciHost {
     }
 }
 
-/// The ECAM and the window as devices of the board's bus.
+/// The ECAM and the windows as devices of the board's buses.
 struct Ecam(Arc<PciHost>);
 struct Window(Arc<PciHost>);
+struct PortWindow(Arc<PciHost>);
 
 impl PciHost {
     pub(crate) fn build(
@@ -110,6 +115,7 @@ impl PciHost {
             address: Mutex::new(0),
             slots: RwLock::default(),
             map: RwLock::default(),
+            ports: RwLock::default(),
             ram: Mutex::new(MappedBars::new(config.window.clone(), wiring.slots.clone())),
             msi: wiring.msi.clone(),
             ejected: OnceLock::new(),
@@ -121,6 +127,7 @@ impl PciHost {
         bridge.tell();
         wiring.claim_ports("pci", ADDRESS_PORT..=ADDRESS_PORT, host.clone());
         wiring.claim_ports("pci", DATA_PORT..=DATA_PORT + 3, host.clone());
+        wiring.claim_ports("pci_ports", PORT_WINDOW, Arc::new(PortWindow(host.clone())));
         let last = |range: &Range<u64>| range.start..=range.end.saturating_sub(1);
         wiring.claim_mmio("pci_ecam", last(&config.ecam), Arc::new(Ecam(host.clone())));
         wiring.claim_mmio("pci_window", last(&config.window), Arc::new(Window(host.clone())));
@@ -231,30 +238,34 @@ impl PciHost {
         slots.iter().find(here).cloned()
     }
 
-    /// Which addresses lead where, anew. The map is locked all the while, so that the last of
+    /// Which addresses lead where, anew. The maps are locked all the while, so that the last of
     /// two changes is the one that stays.
     pub(crate) fn remap(&self) {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
         map.clear();
+        ports.clear();
         for slot in self.slots() {
             let Some(passed) = slot.parent.as_ref().map_or(Some(0..u64::MAX), |p| p.passes())
             else {
                 continue;
             };
             let space = lock(&slot.space);
-            if space.command() & command::MEMORY == 0 {
-                continue;
-            }
             for bar in space.bars() {
-                if let Some(range) = space.bar_range(bar)
-                    && space.is_on(bar)
-                    && passed.start <= range.start
-                    && range.end <= passed.end
-                {
-                    map.push(Mapping { range, slot: slot.clone(), bar: *bar });
-                }
+                let Some(range) = space.bar_range(bar).filter(|_| space.is_on(bar)) else {
+                    continue;
+                };
+                let inside = passed.start <= range.start && range.end <= passed.end;
+                let to = match bar.kind {
+                    // Ports hand on memory only.
+                    BarKind::Io if slot.parent.is_none() => &mut ports,
+                    BarKind::Memory32 | BarKind::Memory64 if inside => &mut map,
+                    _ => continue,
+                };
+                to.push(Mapping { range, slot: slot.clone(), bar: *bar });
             }
         }
+        drop(ports);
         let memory = map.iter().filter_map(|mapping| {
             let function = mapping.slot.function.get()?;
             let memory = function.memory(mapping.bar.index)?;
@@ -268,6 +279,14 @@ impl PciHost {
         let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
         let hit = map.iter().find(|mapping| mapping.range.contains(&address))?;
         Some((hit.slot.clone(), hit.bar, address - hit.range.start))
+    }
+
+    /// What decodes these ports, with the offset of the first into it.
+    fn decode_ports(&self, port: u16, len: usize) -> Option<(Arc<Slot>, Bar, u64)> {
+        let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
+        let (first, end) = (u64::from(port), u64::from(port) + len as u64);
+        let hit = ports.iter().find(|mapping| mapping.range.contains(&first))?;
+        (end <= hit.range.end).then(|| (hit.slot.clone(), hit.bar, first - hit.range.start))
     }
 
     fn read_config(&self, bus: u8, device_function: u8, at: usize, data: &mut [u8]) {
@@ -475,6 +494,20 @@ impl MmioDevice for Window {
     fn write(&self, offset: u64, data: &[u8]) {
         let address = self.0.config.window.start + offset;
         if let Some((slot, bar, offset)) = self.0.decode(address) {
+            slot.write(bar.index, offset, data);
+        }
+    }
+}
+
+impl PioDevice for PortWindow {
+    fn read(&self, port: u16, data: &mut [u8]) {
+        if let Some((slot, bar, offset)) = self.0.decode_ports(port, data.len()) {
+            slot.read(bar.index, offset, data);
+        }
+    }
+
+    fn write(&self, port: u16, data: &[u8]) {
+        if let Some((slot, bar, offset)) = self.0.decode_ports(port, data.len()) {
             slot.write(bar.index, offset, data);
         }
     }

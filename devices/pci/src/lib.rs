@@ -3,7 +3,7 @@
 //! ```text
 //!   ports 0xcf8, 0xcfc ----+--> PciHost --> Slot --> ConfigSpace    (bytes and masks)
 //!   ECAM ------------------+       |          +----> Requester      (interrupts, DMA allowed)
-//!   memory window -----------------+          `----> dyn Function   (what the BARs lead to)
+//!   windows of memory and ports ---+          `----> dyn Function   (what the BARs lead to)
 //! ```
 //!
 //! [`build`] puts the bridge on the board: a root bus 0 with up to 31 functions, each in a slot
@@ -18,12 +18,12 @@
 //! runs, and leave when it lets go of them ([`PciHost::ask_unplug`], [`PciHost::on_eject`]). Each
 //! port leads to a bus with one device.
 //!
-//! There is no I/O window: no function here has an I/O BAR.
+//! A function on the root bus can have a BAR for ports; ports behind a root port there are none.
 //!
 //! Sections cited are those of the PCI Local Bus Specification 3.0 ("PCI") and of the PCI
 //! Express Base Specification 5.0 ("PCIe").
 //!
-//! Locks, in the order in which they are taken: that of a function's registers, the memory map, a
+//! Locks, in the order in which they are taken: that of a function's registers, the maps, a
 //! function's configuration space, its port's, its requester's, then what a line or a message
 //! takes. [`Function`] is called with none of them held but the first.
 

@@ -63,6 +63,33 @@ fn bars_are_placed_and_move() {
 }
 
 #[test]
+fn ports_lead_to_a_function() {
+    let board = Board::new(2);
+    assert_eq!((board.config(1, 0x14), board.config(2, 0x14)), (0xc001, 0xc021));
+    let read = |port, len| {
+        let mut data = [0; 4];
+        board.wiring.pio.read(port, &mut data[..len]);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!((read(0xc004, 4), read(0xc03e, 2)), (0x0110_0004, 0x001e));
+    assert_eq!(read(0xc01e, 4), u32::MAX, "not across the end");
+    assert_eq!((read(0xc040, 2), read(0x1000, 1)), (0xffff, 0xff));
+    board.wiring.pio.write(0xc028, &[1, 2]);
+    assert_eq!(board.functions[1].written(), [(1, 8, vec![1, 2])]);
+    // Ports and memory are switched on apart.
+    board.config_write(1, 4, 2);
+    assert_eq!(read(0xc004, 4), u32::MAX);
+    board.config_write(1, 4, 1);
+    board.config_write(1, 0x14, 0x1000);
+    assert_eq!((read(0xc004, 4), read(0x1004, 4)), (u32::MAX, 0x0110_0004));
+    // Beyond the last port there is none, and below the window those of the board are.
+    for nowhere in [0x1_1000, 0xcf8] {
+        board.config_write(1, 0x14, nowhere);
+        assert_eq!((read(0x1004, 4), read(0xcfc, 2)), (u32::MAX, 0xffff));
+    }
+}
+
+#[test]
 fn messages_and_pins() {
     let board = Board::new(1);
     let requester = board.functions[0].requester.clone();

@@ -74,6 +74,7 @@ fn function() -> FunctionConfig {
         class: 0x01_80_00,
         bars: vec![
             Bar { index: 0, kind: BarKind::Memory32, prefetchable: false, size: 0x4000 },
+            Bar { index: 1, kind: BarKind::Io, prefetchable: false, size: 32 },
             Bar { index: 4, kind: BarKind::Memory64, prefetchable: true, size: 0x1_0000 },
         ],
         msix: Some(MsixConfig { vectors: 2, bar: 0, table: 0x1000, pba: 0x2000 }),
