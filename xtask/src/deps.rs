@@ -50,6 +50,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("vga", "pci", "a VGA is a function of the PCI bus"),
     ("q35", "pci", "the host bridge and the LPC bridge are functions of the PCI bus"),
     ("ahci", "pci", "a SATA adapter is a function of the PCI bus"),
+    ("e1000", "pci", "a network card is a function of the PCI bus"),
     ("virtio", "pci", "a virtio device is a function of the PCI bus"),
     ("virtio_blk", "virtio", "a type of virtio device"),
     ("virtio_rng", "virtio", "a type of virtio device"),
