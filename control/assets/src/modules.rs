@@ -13,6 +13,7 @@ use std::{
 pub const WANTED: &[&str] = &[
     "ahci",
     "button",
+    "e1000",
     "evdev",
     "pvpanic_mmio",
     "pvpanic_pci",

@@ -181,8 +181,9 @@ pub struct RunOptions {
     #[arg(long)]
     rng: bool,
 
-    /// Network card of the guest: none, or user[,forward=tcp:127.0.0.1:2222-:22][,mac=..][,mtu=..]
-    /// [,loopback][,tftp=PATH][,boot=FILE]; a comma in a name is ',,'
+    /// Network card of the guest: none, or user[,model=virtio|e1000]
+    /// [,forward=tcp:127.0.0.1:2222-:22][,mac=..][,mtu=..][,loopback][,tftp=PATH][,boot=FILE];
+    /// a comma in a name is ',,'
     #[arg(long, value_name = "NET", default_value = "none")]
     net: String,
 

@@ -38,7 +38,8 @@ pub fn open(net: &Net) -> Result<Vec<NetworkPart>, Failure> {
     }
     let network = UserNet::start(config, 0).map_err(|error| explain(net, &error))?;
     let mac = user.mac.unwrap_or_else(|| Mac::derived(IDENTITY, 0));
-    Ok(vec![NetworkPart { network: network.clone(), device: network, mac, mtu: user.mtu }])
+    let (model, mtu) = (user.model, user.mtu);
+    Ok(vec![NetworkPart { network: network.clone(), device: network, model, mac, mtu }])
 }
 
 fn forward(forward: &Forward) -> nic_user::Forward {

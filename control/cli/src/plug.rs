@@ -19,6 +19,7 @@ pub fn add(machine: &Handle, kind: &str, option: &str) -> Result<String, Gone> {
     Ok(match plugged {
         Ok(port) => format!("behind port {port}\n"),
         Err(error @ PlugError::NoPort) => format!("{error}; remove a device first\n"),
+        Err(error @ (PlugError::Bus | PlugError::Model)) => format!("{error}\n"),
         Err(error) => format!("{error}; lower the load of this host and try again\n"),
     })
 }

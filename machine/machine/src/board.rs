@@ -44,7 +44,7 @@ use vcpu_state::{MpState, VcpuState};
 use vga::Vga;
 use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
-use vm_spec::{DiskBus, VmSpec};
+use vm_spec::{DiskBus, NetModel, VmSpec};
 
 /// What a spec names, opened.
 pub struct Parts {
@@ -83,6 +83,7 @@ pub struct NetworkPart {
     pub network: Arc<dyn Network>,
     /// The same, to be paused, saved and reset with the machine.
     pub device: Arc<dyn Device>,
+    pub model: NetModel,
     pub mac: Mac,
     pub mtu: u16,
 }
@@ -366,9 +367,14 @@ fn add_networks(
     pci: &PciHost,
     wiring: &mut Wiring,
 ) -> Result<(), Error> {
-    for NetworkPart { network, device, mac, mtu } in networks {
-        let card = VirtioNet::new(virtio_net::Config { mac, mtu }, network);
-        virtio::build(card, pci, wiring).map_err(Error::Thread)?;
+    for NetworkPart { network, device, model, mac, mtu } in networks {
+        match model {
+            NetModel::Virtio => {
+                let card = VirtioNet::new(virtio_net::Config { mac, mtu }, network);
+                virtio::build(card, pci, wiring).map_err(Error::Thread)?;
+            }
+            NetModel::E1000 => drop(e1000::build(mac, network, pci, wiring)),
+        }
         wiring.devices.push(device);
     }
     Ok(())

@@ -12,7 +12,7 @@ use virtio::VirtioDevice;
 use virtio_blk::VirtioBlk;
 use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
-use vm_spec::DiskBus;
+use vm_spec::{DiskBus, NetModel};
 
 /// What can be put behind a port.
 pub enum Plug {
@@ -37,6 +37,8 @@ impl fmt::Debug for Plug {
 pub enum PlugError {
     #[error("only virtio disks can be added; leave bus= out")]
     Bus,
+    #[error("only virtio cards can be added; leave model= out")]
+    Model,
     #[error("the machine has no port that is free")]
     NoPort,
     #[error("this host has no thread for the device")]
@@ -87,7 +89,10 @@ impl Ports {
                 let queues = self.vcpus.min(QUEUES_MAX) as u16;
                 VirtioBlk::new(&virtio_blk::Config { serial, queues }, disk)
             }
-            Plug::Network(NetworkPart { network, device, mac, mtu }) => {
+            Plug::Network(NetworkPart { model, .. }) if model != NetModel::Virtio => {
+                return Err(PlugError::Model);
+            }
+            Plug::Network(NetworkPart { network, device, mac, mtu, .. }) => {
                 devices.push(device);
                 VirtioNet::new(virtio_net::Config { mac, mtu }, network)
             }

@@ -33,7 +33,7 @@ pub use limits::{
     CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
     MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, PORTS_MAX, SATA_MAX,
 };
-pub use net::{Forward, Net, Transport, UserNet};
+pub use net::{Forward, Net, NetModel, Transport, UserNet};
 pub use places::PCI_MAX;
 pub use trace::{Trace, TraceKind};
 pub use units::{

@@ -13,11 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::SpecError;
 
 const OPTION: &str = "--net";
-const ADVICE: &str = "give none, or user[,forward=tcp:127.0.0.1:2222-:22][,mac=52:54:00:12:34:56][,mtu=1500]\
-     [,loopback][,tftp=PATH][,boot=FILE]; a comma in a name is ',,'";
+const ADVICE: &str = "give none, or user[,model=virtio|e1000][,forward=tcp:127.0.0.1:2222-:22]\
+     [,mac=52:54:00:12:34:56][,mtu=1500][,loopback][,tftp=PATH][,boot=FILE]; a comma in a name is \
+     ',,'";
 const FORWARD_ADVICE: &str = "give forward=tcp:ADDRESS:PORT-[GUEST]:PORT, or udp: instead of tcp:";
 /// What IPv6 needs, and what a frame holds.
 const MTU: std::ops::RangeInclusive<u16> = 1280..=65_520;
+/// What an e1000 can send.
+const E1000_MTU_MAX: u16 = 16_110;
 /// Sockets that listen.
 const FORWARDS_MAX: usize = 64;
 
@@ -32,9 +35,21 @@ pub enum Net {
     User(UserNet),
 }
 
+/// Which card the guest finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetModel {
+    #[default]
+    Virtio,
+    /// Intel's 82540EM, for a guest without a virtio driver.
+    E1000,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UserNet {
+    #[serde(default)]
+    pub model: NetModel,
     /// `None`: one that is always the same.
     pub mac: Option<Mac>,
     pub mtu: u16,
@@ -50,7 +65,7 @@ pub struct UserNet {
 impl Default for UserNet {
     fn default() -> Self {
         let (mac, forwards, tftp, boot) = (None, Vec::new(), None, None);
-        Self { mac, mtu: 1500, forwards, loopback: false, tftp, boot }
+        Self { model: NetModel::Virtio, mac, mtu: 1500, forwards, loopback: false, tftp, boot }
     }
 }
 
@@ -78,6 +93,9 @@ impl Net {
         let refuse = |reason: &str| Err(SpecError::new(OPTION, &self.to_string(), reason, ADVICE));
         if !MTU.contains(&user.mtu) {
             return refuse(&format!("an MTU lies between {} and {}", MTU.start(), MTU.end()));
+        }
+        if user.model == NetModel::E1000 && user.mtu > E1000_MTU_MAX {
+            return refuse(&format!("an e1000 has an MTU of at most {E1000_MTU_MAX}"));
         }
         if user.mac.is_some_and(|mac| !mac.is_unicast()) {
             return refuse("that address is not one card's");
@@ -114,6 +132,9 @@ impl FromStr for Net {
         let mut user = UserNet::default();
         for part in parts {
             match part.split_once('=').unwrap_or((part, "")) {
+                ("model", "virtio") => user.model = NetModel::Virtio,
+                ("model", "e1000") => user.model = NetModel::E1000,
+                ("model", _) => return Err(refuse("there is no such card")),
                 ("forward", forward) => user.forwards.push(forward.parse()?),
                 ("mac", mac) => {
                     user.mac = Some(mac.parse().map_err(|_| {
@@ -139,6 +160,9 @@ impl fmt::Display for Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self::User(user) = self else { return f.write_str("none") };
         f.write_str("user")?;
+        if user.model == NetModel::E1000 {
+            f.write_str(",model=e1000")?;
+        }
         for forward in &user.forwards {
             write!(f, ",forward={forward}")?;
         }
@@ -212,6 +236,7 @@ mod tests {
             "user,forward=tcp:127.0.0.1:2222-:22,forward=udp:[::1]:53-10.0.2.15:53,\
              mac=52:54:00:12:34:56,mtu=9000,loopback,tftp=/srv/boot,boot=http://x/y",
             "user,mtu=1500,tftp=/srv/a,,b,boot=c,,d",
+            "user,model=e1000,mtu=9000",
         ] {
             let net: Net = text.parse().unwrap();
             assert_eq!(net.to_string(), text);
@@ -234,6 +259,8 @@ mod tests {
             "user,mac=5254",
             "user,mtu=100",
             "user,mtu=x",
+            "user,model=ne2000",
+            "user,model=e1000,mtu=20000",
             "user,loopback=yes",
             "user,tftp=",
             "user,boot=a b",

@@ -5,6 +5,10 @@ use assets::{Cache, Fetcher, Guest, Silent};
 /// Debian's 6.12 cloud kernel, from backports: a ZSTD bzImage.
 pub const KERNEL_6_12: &str = "linux-image-6.12*-cloud-amd64";
 
+/// Debian's 6.12 kernel for all PCs, with drivers for what real ones have, which the cloud kernels
+/// lack.
+pub const KERNEL_FULL: &str = "linux-image-6.12.*+deb12-amd64";
+
 /// The guest of this kernel package, fetched if the cache has it not. `None`, with a line that
 /// says so, when it cannot be had here; where the tests must be whole (`CI=true`), that is a
 /// failure.

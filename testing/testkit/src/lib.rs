@@ -19,7 +19,7 @@ mod screen;
 pub use command::{program, run};
 pub use debian::{Debian, PASSWORD, debian};
 pub use error::Error;
-pub use files::{KERNEL_6_12, guest_files};
+pub use files::{KERNEL_6_12, KERNEL_FULL, guest_files};
 pub use guest::{Finished, Guest};
 pub use options::Options;
 pub use packages::package_files;

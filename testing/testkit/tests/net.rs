@@ -7,7 +7,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testkit::{COMMAND, Error, Guest, Options, guest_files};
+use testkit::{COMMAND, Error, Guest, KERNEL_FULL, Options, guest_files};
 
 const SIZE: usize = 3_000_000;
 
@@ -17,9 +17,13 @@ fn here() -> bool {
 
 /// A guest with an address, which it got by DHCP.
 fn boot(options: &Options) -> Result<Guest, Error> {
+    boot_with(options, "modprobe virtio_net && modprobe virtio_pci")
+}
+
+fn boot_with(options: &Options, driver: &str) -> Result<Guest, Error> {
     let mut guest = Guest::boot(options)?;
     guest.shell()?;
-    guest.says("modprobe virtio_net && modprobe virtio_pci")?;
+    guest.says(driver)?;
     guest.says("until ip link set eth0 up; do sleep 1; done")?;
     for line in [
         "echo '[ $1 = bound ] || exit 0' > /tmp/dhcp",
@@ -73,6 +77,18 @@ fn serve_upload() -> (u16, mpsc::Receiver<Vec<u8>>) {
     (port, told)
 }
 
+/// A file into the guest and out again.
+fn transfer(guest: &mut Guest) -> Result<(), Error> {
+    let http = serve_http();
+    guest.says(&format!("wget -q -O /tmp/file http://10.0.2.2:{http}/file"))?;
+    assert_eq!(guest.says("wc -c < /tmp/file")?, SIZE.to_string());
+    let (upload, told) = serve_upload();
+    let reply = guest.says(&format!("nc 10.0.2.2 {upload} < /tmp/file"))?;
+    assert_eq!(reply, format!("got {SIZE}"), "the end of one side is not that of the other");
+    assert!(told.recv().unwrap() == contents(), "what went in and out again is the same");
+    Ok(())
+}
+
 #[test]
 fn files_come_and_go() -> Result<(), Error> {
     if !here() {
@@ -86,14 +102,7 @@ fn files_come_and_go() -> Result<(), Error> {
     let prefix =
         "until ip -6 addr show eth0 | grep -q 'fd53:6172:616e:0:.*global'; do sleep 1; done";
     guest.says(prefix)?;
-
-    let http = serve_http();
-    guest.says(&format!("wget -q -O /tmp/file http://10.0.2.2:{http}/file"))?;
-    assert_eq!(guest.says("wc -c < /tmp/file")?, SIZE.to_string());
-    let (upload, told) = serve_upload();
-    let reply = guest.says(&format!("nc 10.0.2.2 {upload} < /tmp/file"))?;
-    assert_eq!(reply, format!("got {SIZE}"), "the end of one side is not that of the other");
-    assert!(told.recv().unwrap() == contents(), "what went in and out again is the same");
+    transfer(&mut guest)?;
 
     // What nobody serves, and what a guest may not reach.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -101,6 +110,33 @@ fn files_come_and_go() -> Result<(), Error> {
     assert!(code != 0 && text.contains("refused"), "{text}");
     let (text, code) = guest.command("nc 169.254.169.254 80 2>&1", COMMAND)?;
     assert!(code != 0 && text.contains("refused"), "{text}");
+    guest.power_off()
+}
+
+/// The driver that a stock kernel has for Intel's controllers.
+#[test]
+fn an_e1000_carries_files() -> Result<(), Error> {
+    if guest_files(KERNEL_FULL).is_none() {
+        return Ok(());
+    }
+    let options = Options::default()
+        .cpus(2)
+        .arg("--package", KERNEL_FULL)
+        .arg("--net", "user,model=e1000,loopback,mac=52:54:00:aa:bb:cc");
+    let mut guest = boot_with(&options, "modprobe e1000")?;
+    assert_eq!(guest.says("cat /sys/class/net/eth0/address")?, "52:54:00:aa:bb:cc");
+    assert_eq!(guest.says("cat /sys/class/net/eth0/speed")?, "1000");
+    let bound = guest.says("readlink /sys/class/net/eth0/device/driver")?;
+    assert!(bound.ends_with("/e1000"), "{bound}");
+    guest.says("ping -c 1 10.0.2.2")?;
+    transfer(&mut guest)?;
+    // A VLAN of its own, a group, long frames, and all of them.
+    guest.says("ip link set eth0 mtu 9000 && ip link set eth0 promisc on")?;
+    guest.says("until [ $(cat /sys/class/net/eth0/operstate) = up ]; do sleep 1; done")?;
+    transfer(&mut guest)?;
+    assert_eq!(guest.says("dmesg | grep -ciE 'e1000.*(hang|reset adapter|fail)' || true")?, "0");
+    let stats = guest.monitor("stats")?;
+    assert!(stats.contains("e1000 in slot"), "{stats}");
     guest.power_off()
 }
 

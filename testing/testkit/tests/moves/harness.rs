@@ -93,6 +93,7 @@ impl World {
         let network = |peer: &Arc<Peer>| NetworkPart {
             network: peer.clone(),
             device: peer.clone(),
+            model: vm_spec::NetModel::Virtio,
             mac: "52:54:00:00:00:02".parse().unwrap(),
             mtu: 1500,
         };
