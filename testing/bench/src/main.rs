@@ -7,6 +7,7 @@
 
 mod boot;
 mod contender;
+mod debian;
 mod guest;
 mod host;
 mod members;
@@ -61,6 +62,10 @@ fn run(options: &Options) -> Result<bool, String> {
     }
     let names: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
     let boots = if options.boot { boot::measure(options, &setup, &names) } else { Vec::new() };
+    let mut logins = Vec::new();
+    if options.debian {
+        logins = debian::measure(options, &setup, &names)?;
+    }
     contenders.retain(|(contender, _)| *contender != Contender::QemuMicrovm);
     let names: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
     let mut suite = match options.members.as_slice() {
@@ -71,7 +76,8 @@ fn run(options: &Options) -> Result<bool, String> {
     if options.smp {
         pairs = pair::measure(options, &setup, &names, &mut suite.faults);
     }
-    let report = report::Report::new(options, &setup, contenders, absent, suite, boots, pairs);
+    let guests = report::Guests { boots, logins, pairs };
+    let report = report::Report::new(options, &setup, contenders, absent, suite, guests);
     let good = report.faults.is_empty();
     let markdown = report.markdown();
     println!("{markdown}");

@@ -15,6 +15,7 @@ usage: cargo xtask bench [OPTIONS]
   --ms N             shortest timed loop of a member, in milliseconds [50]
   --boot             also measure boot time, memory beyond guest RAM, an idle guest's
                      processor time and the lateness of timers
+  --debian           also boot a whole Debian from a qcow2 disk to its login prompt
   --smp              also measure what a second vCPU gives, for 100 ms or more at a time
   --kernel FILE      the guest's bzImage [that of the default guest]
   --initrd FILE      the initrd that --boot takes to its shell [the default guest's]
@@ -33,6 +34,7 @@ pub struct Options {
     pub rounds: usize,
     pub ms: u32,
     pub boot: bool,
+    pub debian: bool,
     pub smp: bool,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
@@ -54,6 +56,7 @@ impl Options {
             rounds: 5,
             ms: 50,
             boot: false,
+            debian: false,
             smp: false,
             kernel: None,
             initrd: None,
@@ -68,6 +71,7 @@ impl Options {
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--boot" => options.boot = true,
+                "--debian" => options.debian = true,
                 "--smp" => options.smp = true,
                 _ => {
                     let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
@@ -117,10 +121,11 @@ mod tests {
 
     #[test]
     fn a_full_line() {
-        let options = parse("--members fib --contenders native,qemu --rounds 7 --boot").unwrap();
+        let options =
+            parse("--members fib --contenders native,qemu --rounds 7 --boot --debian").unwrap();
         assert_eq!(options.members, ["fib"]);
         assert_eq!(options.contenders, [Contender::Native, Contender::Qemu]);
-        assert_eq!((options.rounds, options.boot), (7, true));
+        assert_eq!((options.rounds, options.boot, options.debian), (7, true, true));
     }
 
     #[test]

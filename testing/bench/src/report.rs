@@ -2,6 +2,7 @@
 
 use crate::boot::Boot;
 use crate::contender::{Contender, Setup};
+use crate::debian::Login;
 use crate::host::Host;
 use crate::members;
 use crate::options::Options;
@@ -26,6 +27,14 @@ struct Row {
     ratios: BTreeMap<&'static str, f64>,
 }
 
+/// What was measured of whole guests.
+#[derive(Debug, Serialize)]
+pub struct Guests {
+    pub boots: Vec<Boot>,
+    pub logins: Vec<Login>,
+    pub pairs: Vec<Pair>,
+}
+
 /// Everything that one invocation found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -44,8 +53,8 @@ pub struct Report {
     /// Geometric means of the ratios by group and contender.
     means: BTreeMap<&'static str, BTreeMap<&'static str, f64>>,
     clock_error: BTreeMap<&'static str, f64>,
-    boots: Vec<Boot>,
-    pairs: Vec<Pair>,
+    #[serde(flatten)]
+    guests: Guests,
     /// Wrong checksums, failed runs, clocks that disagree.
     pub faults: Vec<String>,
     #[serde(skip)]
@@ -60,13 +69,13 @@ impl Report {
         contenders: Vec<(Contender, String)>,
         absent: Vec<(&'static str, String)>,
         suite: Outcome,
-        boots: Vec<Boot>,
-        pairs: Vec<Pair>,
+        guests: Guests,
     ) -> Self {
         let order: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
         let rows = rows(options, &suite, &order);
         let mut faults = suite.faults;
-        faults.extend(boots.iter().flat_map(|b| b.faults.iter().cloned()));
+        faults.extend(guests.boots.iter().flat_map(|b| b.faults.iter().cloned()));
+        faults.extend(guests.logins.iter().flat_map(|login| login.faults.iter().cloned()));
         Self {
             command: format!("cargo xtask bench {}", options.given).trim_end().to_owned(),
             host: Host::here(),
@@ -80,8 +89,7 @@ impl Report {
             means: means(&rows, &order),
             rows,
             clock_error: suite.clock_error.into_iter().map(|(c, e)| (c.name(), e)).collect(),
-            boots,
-            pairs,
+            guests,
             faults,
             order,
         }
@@ -110,6 +118,7 @@ impl Report {
         let _ = writeln!(out, "{}\n", versions.join("; "));
         self.suite_table(&mut out);
         self.boot_table(&mut out);
+        self.login_table(&mut out);
         self.pair_table(&mut out);
         for (name, why) in &self.absent {
             let _ = writeln!(out, "{name} is left out: {why}\n");
@@ -159,7 +168,7 @@ impl Report {
     }
 
     fn pair_table(&self, out: &mut String) {
-        if self.pairs.is_empty() {
+        if self.guests.pairs.is_empty() {
             return;
         }
         let _ = writeln!(
@@ -172,8 +181,8 @@ impl Report {
         );
         let _ = writeln!(out, "| | two threads | of native | two processes | of native | CPUs |");
         let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|");
-        let native = self.pairs.iter().find(|p| p.name == Contender::Native.name());
-        for pair in &self.pairs {
+        let native = self.guests.pairs.iter().find(|p| p.name == Contender::Native.name());
+        for pair in &self.guests.pairs {
             let number =
                 |n: Option<f64>, unit| n.map_or("-".to_owned(), |n| format!("{n:.2}{unit}"));
             let cells = |of: fn(&Pair) -> Option<f64>| {
@@ -188,7 +197,7 @@ impl Report {
     }
 
     fn boot_table(&self, out: &mut String) {
-        if self.boots.is_empty() {
+        if self.guests.boots.is_empty() {
             return;
         }
         let _ = writeln!(
@@ -201,7 +210,7 @@ impl Report {
             "| | to /init | to the shell | PSS | of it not for code | RSS | at rest | timer, median | p99 |"
         );
         let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|---:|---:|---:|");
-        for boot in &self.boots {
+        for boot in &self.guests.boots {
             let seconds = |s: Option<f64>| s.map_or("-".to_owned(), |s| format!("{s:.2} s"));
             let micros = |us: Option<f64>| us.map_or("-".to_owned(), |us| format!("{us:.0} us"));
             let mib = |kib: u64| format!("{:.1} MiB", kib as f64 / 1024.0);
@@ -227,6 +236,24 @@ impl Report {
                 micros(boot.late_median_us),
                 micros(boot.late_p99_us)
             );
+        }
+        let _ = writeln!(out);
+    }
+
+    fn login_table(&self, out: &mut String) {
+        if self.guests.logins.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            out,
+            "Debian 12 with systemd from a qcow2 disk to its login prompt (wall time, medians; \
+             relative to QEMU's of the same round):\n"
+        );
+        let _ = writeln!(out, "| | to the login prompt | of qemu |\n|---|---:|---:|");
+        for login in &self.guests.logins {
+            let cell = |n: Option<f64>, unit| n.map_or("-".to_owned(), |n| format!("{n:.2}{unit}"));
+            let (time, part) = (cell(login.median, " s"), cell(login.of_qemu, ""));
+            let _ = writeln!(out, "| {} | {time} | {part} |", login.name);
         }
         let _ = writeln!(out);
     }

@@ -1,7 +1,8 @@
 //! A whole Debian with systemd on a qcow2 disk, made by Debian's own tools and cached.
 //!
 //! No privilege is needed: `mmdebstrap` installs the packages under `fakechroot`, `mke2fs` makes
-//! the file system of the folder, `qemu-img` the image.
+//! the file system of the folder, `grub-mkimage` and `mtools` what firmware boots, `qemu-img` the
+//! image. It starts from a kernel that is loaded, under a PC's BIOS and under UEFI.
 
 use assets::Cache;
 use std::{
@@ -12,18 +13,27 @@ use std::{
     process::Command,
 };
 
+mod script;
+
 /// Raised when what is put into the image changes.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// Of root, in the image.
 pub const PASSWORD: &str = "sarang";
-/// What `openssl passwd -6 -salt sarang sarang` prints.
-const HASH: &str = "$6$sarang$SmqEV49Zu4gq1ZjrbPf/jMt2E4CPNH.TsqlVJw4S4kZxowBXknoFTCyaR5EWqQVxypve8eer6XFIvj6J1jPQP/";
 const PACKAGES: &str = "systemd-sysv,udev,dbus,openssh-server,linux-image-cloud-amd64,\
-                        initramfs-tools,iproute2,ca-certificates";
-const TOOLS: [&str; 5] = ["mmdebstrap", "fakechroot", "fakeroot", "mke2fs", "qemu-img"];
-/// The disk, and where its one partition begins.
+                        initramfs-tools,iproute2,ca-certificates,cloud-init,stress-ng";
+const TOOLS: [&str; 7] =
+    ["mmdebstrap", "fakechroot", "fakeroot", "mke2fs", "qemu-img", "grub-mkimage", "mformat"];
+/// The packages that hold them.
+const NEEDED: &str = "mmdebstrap fakechroot fakeroot e2fsprogs qemu-utils grub-common \
+                      grub-pc-bin grub-efi-amd64-bin mtools";
+/// What GRUB is made of, for a BIOS and for UEFI.
+const GRUB: [&str; 2] = ["/usr/lib/grub/i386-pc", "/usr/lib/grub/x86_64-efi"];
+/// What each unit of the partition table's is worth.
+const SECTOR: u64 = 512;
+/// The disk; the root file system, behind the room for GRUB; the EFI system partition.
 const DISK: u64 = 2 << 30;
-const PARTITION: u64 = 1 << 20;
+const ROOT: (u64, u64) = (1 << 20, DISK - (33 << 20));
+const ESP: (u64, u64) = (DISK - (32 << 20), 32 << 20);
 
 /// The image, its kernel and its initrd. The image is to be written by nobody.
 #[derive(Clone, Debug)]
@@ -73,8 +83,11 @@ fn make(folder: &Path) -> Result<(), String> {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     for tool in TOOLS {
         if !path.split(':').any(|folder| Path::new(folder).join(tool).exists()) {
-            return Err(format!("there is no {tool}; apt-get install {}", TOOLS.join(" ")));
+            return Err(format!("there is no {tool}; apt-get install {NEEDED}"));
         }
+    }
+    if let Some(folder) = GRUB.iter().find(|folder| !Path::new(folder).is_dir()) {
+        return Err(format!("there is no {folder}; apt-get install {NEEDED}"));
     }
     let run = |line: &[&str]| {
         // What is made below belongs to root inside the image only.
@@ -100,7 +113,8 @@ fn make(folder: &Path) -> Result<(), String> {
         "bookworm",
         "root.tar",
     ])?;
-    run(&["fakeroot", "sh", "-ec", &script()])?;
+    run(&["fakeroot", "sh", "-ec", &script::root()])?;
+    run(&["sh", "-ec", &script::loaders()])?;
     partition(&folder.join("disk.raw")).map_err(|e| format!("disk.raw: {e}"))?;
     run(&["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2"])?;
     for name in ["root.tar", "disk.raw"] {
@@ -109,31 +123,17 @@ fn make(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// From the installed packages to the file system.
-fn script() -> String {
-    let blocks = (DISK - PARTITION) / 1024;
-    format!(
-        "rm -rf root; mkdir root; tar -C root -xpf root.tar
-         sed -i 's#^root:[^:]*:#root:{HASH}:#' root/etc/shadow
-         echo sarang > root/etc/hostname
-         printf '127.0.0.1 localhost sarang\\n' > root/etc/hosts
-         echo '/dev/vda1 / ext4 errors=remount-ro 0 1' > root/etc/fstab
-         printf 'auto lo\\niface lo inet loopback\\nallow-hotplug eth0\\niface eth0 inet dhcp\\n' \
-            > root/etc/network/interfaces
-         cp root/boot/vmlinuz-* vmlinuz; cp root/boot/initrd.img-* initrd.img
-         truncate -s {DISK} disk.raw
-         mke2fs -q -F -t ext4 -L root -d root -E offset={PARTITION} disk.raw {blocks}k
-         rm -rf root"
-    )
-}
-
-/// One partition for Linux, in the table of a PC's BIOS.
+/// The table of a PC's BIOS, which OVMF reads too. The code before it is GRUB's.
 fn partition(disk: &Path) -> io::Result<()> {
-    let mut entry = [0; 16];
-    entry[4] = 0x83;
-    entry[8..12].copy_from_slice(&((PARTITION / 512) as u32).to_le_bytes());
-    entry[12..].copy_from_slice(&(((DISK - PARTITION) / 512) as u32).to_le_bytes());
+    let entry = |active: u8, kind: u8, (from, size): (u64, u64)| {
+        let mut entry = [0; 16];
+        (entry[0], entry[4]) = (active, kind);
+        entry[8..12].copy_from_slice(&((from / SECTOR) as u32).to_le_bytes());
+        entry[12..].copy_from_slice(&((size / SECTOR) as u32).to_le_bytes());
+        entry
+    };
     let disk = File::options().write(true).open(disk)?;
-    disk.write_all_at(&entry, 446)?;
+    disk.write_all_at(&entry(0x80, 0x83, ROOT), 446)?;
+    disk.write_all_at(&entry(0, 0xef, ESP), 446 + 16)?;
     disk.write_all_at(&[0x55, 0xaa], 510)
 }

@@ -1,5 +1,6 @@
 //! The guest's screen through VNC, read and typed at as a person does.
 
+use crate::Guest;
 use std::{
     collections::HashMap,
     io::{self, Read, Write},
@@ -10,8 +11,10 @@ use std::{
 
 /// The font of guests that are started without firmware: 256 glyphs of 16 lines.
 const FONT: &[u8; 4096] = include_bytes!("../../../devices/vga/src/font_8x16.bin");
-/// A cell of an 80 by 25 text screen.
-const CELL: (usize, usize) = (9, 16);
+/// The size of a text screen of 80 by 25 characters.
+const TEXT: (usize, usize) = (720, 400);
+/// Lines of a character, on a text screen and on one that a kernel draws.
+const LINES: usize = 16;
 
 /// A client of the guest's VNC server.
 #[derive(Debug)]
@@ -29,6 +32,28 @@ fn lost(what: &str) -> io::Error {
 }
 
 impl Screen {
+    /// The screen of a guest, whose address `sarang` says.
+    ///
+    /// # Errors
+    /// When it says none, or there is no such server.
+    pub fn of(guest: &Guest) -> io::Result<Self> {
+        let limit = Instant::now() + crate::COMMAND;
+        loop {
+            let said = guest.said();
+            let address = said.split_once("the screen is at ").and_then(|(_, rest)| {
+                let (address, _) = rest.split_once(' ')?;
+                address.parse().ok()
+            });
+            if let Some(address) = address {
+                return Self::connect(address);
+            }
+            if Instant::now() > limit {
+                return Err(lost(&format!("no screen: {said}")));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Connects to a server that asks for no password.
     ///
     /// # Errors
@@ -139,27 +164,45 @@ impl Screen {
         (self.width, self.height, &self.pixels)
     }
 
-    /// What can be read on a text screen, line by line; what is no character is `?`.
+    /// The width of a character: on a text screen nine dots, of which eight are the font's.
+    fn cell(&self) -> usize {
+        if (self.width, self.height) == TEXT { 9 } else { 8 }
+    }
+
+    /// Takes the letters of another font from the screen's first lines, which show this text.
+    pub fn learn(&mut self, text: &str) {
+        for (row, line) in text.lines().enumerate() {
+            for (column, c) in line.chars().enumerate() {
+                let glyph = self.glyph(column, row);
+                self.glyphs.insert(glyph, c);
+            }
+        }
+    }
+
+    /// What can be read on a screen of text, line by line; what is no character is `?`.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        for y in 0..self.height / CELL.1 {
-            let line: String = (0..self.width / CELL.0).map(|x| self.character(x, y)).collect();
+        for y in 0..self.height / LINES {
+            let line: String =
+                (0..self.width / self.cell()).map(|x| self.character(x, y)).collect();
             text.push_str(line.trim_end());
             text.push('\n');
         }
         text
     }
 
-    fn character(&self, column: usize, row: usize) -> char {
+    fn glyph(&self, column: usize, row: usize) -> [u8; 16] {
         let pixel = |x: usize, y: usize| {
-            let at = (row * CELL.1 + y) * self.width + column * CELL.0 + x;
+            let at = (row * LINES + y) * self.width + column * self.cell() + x;
             self.pixels.get(at).copied().unwrap_or(0)
         };
-        // The ninth dot is the background's, but for lines.
-        let back = pixel(8, 0);
-        let glyph: [u8; 16] = std::array::from_fn(|y| {
-            (0..8).fold(0, |bits, x| bits << 1 | u8::from(pixel(x, y) != back))
-        });
+        // The last dot of the first line is the background's, but for lines.
+        let back = pixel(self.cell() - 1, 0);
+        std::array::from_fn(|y| (0..8).fold(0, |bits, x| bits << 1 | u8::from(pixel(x, y) != back)))
+    }
+
+    fn character(&self, column: usize, row: usize) -> char {
+        let glyph = self.glyph(column, row);
         if glyph == [0; 16] || glyph == [0xff; 16] {
             return ' ';
         }

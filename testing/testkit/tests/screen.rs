@@ -12,21 +12,9 @@ fn with_screen(words: &str) -> Options {
     Options::default().arg("--display", "vnc=127.0.0.1:auto").append(&words)
 }
 
-/// The screen of a guest, whose address it says.
+/// The screen of a guest.
 fn screen(guest: &Guest) -> Screen {
-    let mark = "the screen is at ";
-    let limit = std::time::Instant::now() + COMMAND;
-    let address = loop {
-        let said = guest.said();
-        if let Some((_, rest)) = said.split_once(mark)
-            && let Some((address, _)) = rest.split_once(' ')
-        {
-            break address.parse().unwrap();
-        }
-        assert!(std::time::Instant::now() < limit, "no screen: {said}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
-    Screen::connect(address).unwrap()
+    Screen::of(guest).unwrap()
 }
 
 #[test]

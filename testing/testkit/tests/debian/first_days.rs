@@ -1,80 +1,8 @@
-//! Debian 12 with systemd from a qcow2 disk: what its user does on the first day.
+//! What a user does on the first day.
 
-use std::{
-    fs,
-    net::TcpListener,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-};
-use testkit::{BOOT, COMMAND, Debian, Error, Guest, Options, PASSWORD, debian, status};
-
-/// A folder of this test's own, removed at its end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("sarang-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn run(line: &[&str]) -> Output {
-    Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output().unwrap()
-}
-
-/// What a program of the host prints, which must succeed.
-fn host(line: &[&str]) -> String {
-    let out = run(line);
-    let errors = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{line:?}: {errors}");
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
-
-fn options(debian: &Debian) -> Options {
-    Options::default()
-        .kernel(&debian.kernel)
-        .initrd(&debian.initrd)
-        .append("root=/dev/vda1 net.ifnames=0")
-        .arg("--memory", "1G")
-        .timeout("2h")
-}
-
-/// From the login prompt to a shell.
-fn log_in(guest: &mut Guest) -> Result<(), Error> {
-    guest.expect("sarang login: ", BOOT)?;
-    guest.send("root")?;
-    guest.expect("Password: ", COMMAND)?;
-    guest.send(PASSWORD)?;
-    guest.expect("# ", COMMAND)?;
-    guest.send("export TERM=dumb; bind 'set enable-bracketed-paste off'; dmesg -n 1")?;
-    guest.expect("dmesg -n 1", COMMAND)?;
-    guest.expect("# ", COMMAND).map(drop)
-}
-
-/// What a command prints, which must succeed.
-fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    let (text, code) = guest.command(line, BOOT)?;
-    assert_eq!(code, 0, "{line}: {text}");
-    Ok(text.trim().to_owned())
-}
-
-fn power_off(mut guest: Guest) -> Result<(), Error> {
-    guest.send("shutdown -h now")?;
-    let end = guest.finish(BOOT)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
-}
+use crate::common::*;
+use std::{fs, net::TcpListener, path::Path};
+use testkit::{COMMAND, Error, Guest, debian};
 
 /// Lets whoever has the key in; the arguments of `ssh` up to the command.
 fn key(guest: &mut Guest, folder: &Folder, port: u16) -> Result<Vec<String>, Error> {
@@ -97,15 +25,15 @@ fn the_first_day() -> Result<(), Error> {
     let (disk, base) = (folder.text("disk.qcow2"), debian.disk.to_string_lossy().into_owned());
     host(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &disk]);
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let options = options(&debian)
-        .cpus(2)
+    let options = options(&debian, Start::Bios)
+        .cpus(4)
         .arg("--disk", &format!("{disk},backing={base}"))
         .arg("--net", &format!("user,forward=tcp:127.0.0.1:{port}-:22"));
     let mut guest = Guest::boot(&options)?;
     log_in(&mut guest)?;
     assert_eq!(says(&mut guest, "cat /proc/1/comm")?, "systemd");
     assert_eq!(says(&mut guest, "findmnt -n -o SOURCE,FSTYPE /")?, "/dev/vda1 ext4");
-    assert_eq!(says(&mut guest, "nproc")?, "2");
+    assert_eq!(says(&mut guest, "nproc")?, "4");
     says(&mut guest, "until ip -4 addr show eth0 | grep -q 10.0.2.15; do sleep 1; done")?;
     if mirror_is_reached() {
         says(&mut guest, "apt-get -q update")?;
@@ -144,7 +72,8 @@ fn a_day_that_leaves_no_trace() -> Result<(), Error> {
     let Some(debian) = debian() else { return Ok(()) };
     let sum = || host(&["sha256sum", &debian.disk.to_string_lossy()]);
     let before = sum();
-    let options = options(&debian).flag("--ephemeral").flag(&debian.disk.to_string_lossy());
+    let options =
+        options(&debian, Start::Uefi).flag("--ephemeral").flag(&debian.disk.to_string_lossy());
     let mut guest = Guest::boot(&options)?;
     log_in(&mut guest)?;
     says(&mut guest, "echo trace > /root/trace; sync; fstrim /")?;
@@ -152,27 +81,6 @@ fn a_day_that_leaves_no_trace() -> Result<(), Error> {
     power_off(guest)?;
     assert_eq!(sum(), before);
     Ok(())
-}
-
-#[test]
-fn the_seed_of_cloud_init_is_found() -> Result<(), Error> {
-    let Some(debian) = debian() else { return Ok(()) };
-    let folder = Folder::new("seed");
-    let text = "#cloud-config\nhostname: seeded\n";
-    fs::write(folder.0.join("user-data"), text).unwrap();
-    let options = options(&debian)
-        .arg("--cloud-init", &folder.0.to_string_lossy())
-        .arg("--disk", &format!("{},ephemeral", debian.disk.display()));
-    let mut guest = Guest::boot(&options)?;
-    log_in(&mut guest)?;
-    // By its label, as cloud-init looks for it.
-    assert_eq!(says(&mut guest, "blkid -L CIDATA")?, "/dev/vdb");
-    says(&mut guest, "mount -o ro LABEL=CIDATA /mnt")?;
-    assert_eq!(says(&mut guest, "ls -x /mnt")?.split_whitespace().count(), 2);
-    assert_eq!(says(&mut guest, "cat /mnt/user-data")?, text.trim());
-    assert!(says(&mut guest, "cat /mnt/meta-data")?.starts_with("instance-id: sarang-"));
-    assert_eq!(says(&mut guest, "cat /sys/block/vdb/ro")?, "1");
-    power_off(guest)
 }
 
 fn check(image: &str) {
@@ -191,7 +99,8 @@ fn an_image_whose_user_was_killed_boots_again() -> Result<(), Error> {
     let folder = Folder::new("killed");
     let (disk, base) = (folder.text("disk.qcow2"), debian.disk.to_string_lossy().into_owned());
     host(&["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &base, &disk]);
-    let options = options(&debian).arg("--disk", &format!("{disk},backing={base}"));
+    let options =
+        options(&debian, Start::Kernel("")).arg("--disk", &format!("{disk},backing={base}"));
     let mut guest = Guest::boot(&options)?;
     log_in(&mut guest)?;
     says(&mut guest, "echo kept > /root/kept; sync")?;

@@ -1,0 +1,88 @@
+//! What these tests have in common.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
+use testkit::{BOOT, COMMAND, Debian, Error, Guest, Options, PASSWORD, status};
+
+/// A folder of this test's own, removed at its end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("sarang-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn run(line: &[&str]) -> Output {
+    Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a program of the host prints, which must succeed.
+pub fn host(line: &[&str]) -> String {
+    let out = run(line);
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{line:?}: {errors}");
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// What the machine starts with.
+#[derive(Clone, Copy, Debug)]
+pub enum Start {
+    /// The kernel itself, with these words more.
+    Kernel(&'static str),
+    Bios,
+    Uefi,
+}
+
+pub fn options(debian: &Debian, start: Start) -> Options {
+    let options = Options::default().arg("--memory", "1G").timeout("2h");
+    match start {
+        Start::Kernel(words) => options
+            .kernel(&debian.kernel)
+            .initrd(&debian.initrd)
+            .append(&format!("root=/dev/vda1 net.ifnames=0 {words}")),
+        Start::Bios => options.arg("--firmware", "bios"),
+        Start::Uefi => options.arg("--firmware", "uefi"),
+    }
+}
+
+/// From the login prompt to a shell.
+pub fn log_in(guest: &mut Guest) -> Result<(), Error> {
+    guest.expect(" login: ", BOOT)?;
+    guest.send("root")?;
+    guest.expect("Password: ", COMMAND)?;
+    guest.send(PASSWORD)?;
+    guest.expect("# ", COMMAND)?;
+    guest.send("export TERM=dumb; bind 'set enable-bracketed-paste off'; dmesg -n 1")?;
+    guest.expect("dmesg -n 1", COMMAND)?;
+    guest.expect("# ", COMMAND).map(drop)
+}
+
+/// What a command prints, which must succeed.
+pub fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
+    let (text, code) = guest.command(line, BOOT)?;
+    assert_eq!(code, 0, "{line}: {text}");
+    Ok(text.trim().to_owned())
+}
+
+pub fn power_off(mut guest: Guest) -> Result<(), Error> {
+    guest.send("shutdown -h now")?;
+    let end = guest.finish(BOOT)?;
+    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
+    Ok(())
+}
