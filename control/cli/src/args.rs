@@ -140,9 +140,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
     console: String,
 
-    /// Disk of the guest: FILE[,format=raw|qcow2][,bus=virtio|sata][,readonly][,ephemeral]
-    /// [,cache=writeback|none|unsafe][,backing=FILE][,serial=TEXT]; a comma in a name is ',,'.
-    /// Give it once for each disk
+    /// Disk of the guest: FILE[,format=raw|qcow2][,bus=virtio|scsi|sata|cd|scsi-cd][,readonly]
+    /// [,ephemeral][,cache=writeback|none|unsafe][,backing=FILE][,serial=TEXT]; a comma in a name
+    /// is ',,'. Give it once for each disk
     #[arg(long = "disk", value_name = "DISK")]
     disks: Vec<String>,
 

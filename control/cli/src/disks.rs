@@ -79,7 +79,7 @@ fn open_one(disk: &Disk) -> Result<DiskPart, Failure> {
     let format = format(disk)?;
     let opened = open_as(disk, format).map_err(|error| {
         let (why, remedy) = explain(&error, &disk.path, disk);
-        let line = format!("--disk {}: {why}; {remedy}", disk.path.display());
+        let line = format!("{} {}: {why}; {remedy}", option(disk), disk.path.display());
         match error.root() {
             OpenError::File(FileError::Io { .. }) | OpenError::Overlay { .. } => {
                 Failure::host(line)
@@ -91,21 +91,50 @@ fn open_one(disk: &Disk) -> Result<DiskPart, Failure> {
     Ok(DiskPart { disk: opened, serial: disk.serial.clone(), bus: disk.bus })
 }
 
+const CDROM: &str = "--cdrom";
+
+/// The option by which a disk is given.
+fn option(disk: &Disk) -> &'static str {
+    if disk.bus == DiskBus::Cd { CDROM } else { "--disk" }
+}
+
+/// What to do about a file that is not there.
+fn missing(disk: &Disk) -> String {
+    let path = disk.path.display();
+    let qcow2 = match disk.format {
+        Some(format) => format == DiskFormat::Qcow2,
+        None => matches!(disk_image::guess(&disk.path), Guess::Is(Format::Qcow2)),
+    };
+    if disk.bus.is_cd() {
+        "give an ISO image".into()
+    } else if disk.read_only || disk.ephemeral {
+        "give one that is there".into()
+    } else if qcow2 {
+        format!("make one: qemu-img create -f qcow2 {path} 10G")
+    } else {
+        format!("make one: truncate -s 10G {path}")
+    }
+}
+
 fn format(disk: &Disk) -> Result<Format, Failure> {
     let guess = match disk.format {
         Some(DiskFormat::Raw) => Guess::Is(Format::Raw),
         Some(DiskFormat::Qcow2) => Guess::Is(Format::Qcow2),
         None => disk_image::guess(&disk.path),
     };
-    let path = disk.path.display();
+    let (option, path) = (option(disk), disk.path.display());
     match guess {
         Guess::Is(format) => Ok(format),
+        // It takes a name only.
+        Guess::LooksLike(other) if option == CDROM => Err(Failure::usage(format!(
+            "{option} {path}: this is a {other} image; give an ISO image"
+        ))),
         Guess::LooksLike("qcow2") => Err(Failure::usage(format!(
-            "--disk {path}: its content is that of a qcow2 image, its name is not; add \
+            "{option} {path}: its content is that of a qcow2 image, its name is not; add \
              ,format=qcow2, or ,format=raw if a guest has written that"
         ))),
         Guess::LooksLike(other) => Err(Failure::usage(format!(
-            "--disk {path}: this is a {other} image; convert it: qemu-img convert -O qcow2 {path} \
+            "{option} {path}: this is a {other} image; convert it: qemu-img convert -O qcow2 {path} \
              NEW.qcow2, or add ,format=raw if a guest has written that"
         ))),
     }
@@ -154,6 +183,14 @@ fn explain(error: &OpenError, image: &Path, disk: &Disk) -> (String, String) {
     }
     let path = image.display();
     let (why, remedy) = match error {
+        OpenError::File(FileError::Io { source, .. })
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            ("there is no such file".into(), missing(disk))
+        }
+        OpenError::File(FileError::Empty | FileError::Size(_)) if disk.bus.is_cd() => {
+            (error.to_string(), "give an ISO image".into())
+        }
         OpenError::File(error) => return explain_file(error, disk.read_only || disk.ephemeral),
         OpenError::Header(header) if header.repairable() => {
             (error.to_string(), format!("repair it: qemu-img check -r all {path}"))
@@ -230,9 +267,6 @@ fn explain_backing(error: &OpenError, file: &Path, disk: &Disk) -> (String, Stri
 fn explain_file(error: &FileError, read_only: bool) -> (String, String) {
     let (why, remedy) = match error {
         FileError::Io { source, .. } => match source.kind() {
-            io::ErrorKind::NotFound => {
-                ("there is no such file".into(), "make one: truncate -s 10G FILE")
-            }
             io::ErrorKind::PermissionDenied if read_only => {
                 ("this user may not read it".into(), "give another file, or run as its owner")
             }
@@ -285,10 +319,22 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_disk_is_one_line() {
         for (path, why) in [
-            ("/nonexistent", "there is no such file; make one: truncate -s 10G FILE"),
+            ("/nonexistent", "there is no such file; make one: truncate -s 10G /nonexistent"),
             ("/dev/null", "it is neither a file nor a block device; give a file or a block device"),
         ] {
             assert_eq!(refused(path), format!("--disk {path}: {why}"));
+        }
+        for (option, line) in [
+            (
+                "/no.qcow2",
+                "--disk /no.qcow2: there is no such file; \
+                 make one: qemu-img create -f qcow2 /no.qcow2 10G",
+            ),
+            ("/no.iso,bus=cd", "--cdrom /no.iso: there is no such file; give an ISO image"),
+            ("/no.iso,bus=scsi-cd", "--disk /no.iso: there is no such file; give an ISO image"),
+            ("/no,readonly", "--disk /no: there is no such file; give one that is there"),
+        ] {
+            assert_eq!(refused(option), line);
         }
         assert!(refused("/etc/passwd,format=qcow2,readonly").contains("it is no qcow2 image; "));
     }

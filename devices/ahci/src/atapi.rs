@@ -2,11 +2,11 @@
 
 use crate::{
     ata::give,
-    cd::{Cd, Outcome},
     drive::{Answer, Command, status},
     identify,
     transfer::{Fault, Transfer},
 };
+use scsi::{Cd, CdOutcome as Outcome, Sense};
 
 mod op {
     pub const NOP: u8 = 0x00;
@@ -58,13 +58,13 @@ fn packet(cd: &Cd, command: &Command, data: &mut Transfer<'_>) -> Answer {
             Err(Fault) => Answer::failed(status::ABORTED),
         },
         Outcome::Read { at, len } => read(cd, at, len, data, Answer { pio, ..complete }),
-        Outcome::Failed(key) => failed(key),
+        Outcome::Failed(why) => failed(why),
     }
 }
 
 /// The sense key is in the error register, the rest for REQUEST SENSE.
-fn failed(key: u8) -> Answer {
-    Answer { count: COMPLETE, ..Answer::failed(key << 4 | status::ABORTED) }
+fn failed(why: Sense) -> Answer {
+    Answer { count: COMPLETE, ..Answer::failed(why.key() << 4 | status::ABORTED) }
 }
 
 /// Inside the disc: the drive has checked.
@@ -73,8 +73,8 @@ fn read(cd: &Cd, at: u64, len: u64, data: &mut Transfer<'_>, complete: Answer) -
     for done in (0..len).step_by(CHUNK) {
         let here = (len - done).min(CHUNK as u64) as usize;
         let Some(piece) = buffer.get_mut(..here) else { break };
-        if let Err(key) = cd.read(at + done, piece) {
-            return failed(key);
+        if let Err(why) = cd.read(at + done, piece) {
+            return failed(why);
         }
         match data.write(piece) {
             Ok(written) if written == here => {}

@@ -1,7 +1,8 @@
 //! What is plugged into a port.
 
-use crate::{Plug, ata, atapi, cd::Cd, regs::Signature, state::DriveState, transfer::Transfer};
+use crate::{Plug, ata, atapi, regs::Signature, state::DriveState, transfer::Transfer};
 use disk::{Disk, Shape};
+use scsi::Cd;
 use std::sync::Arc;
 
 /// The command register FIS that the host sends (AHCI, 4.2.3.1; Serial ATA, 10.5.5).
@@ -85,7 +86,7 @@ impl Drive {
                 let shape = disk.shape();
                 Self::Disk { disk, shape, serial }
             }
-            Plug::Cd(disc) => Self::Cd(Cd::new(disc)),
+            Plug::Cd(disc) => Self::Cd(Cd::new(disc, None)),
         }
     }
 

@@ -4,7 +4,7 @@
 //!   BAR 5 --> regs (HBA and ports) --kick--> worker, one for each drive
 //!                                              | command list, FIS, PRD table   (transfer)
 //!                                              v
-//!                                   ata (disks) | atapi --> cd (MMC commands)
+//!                                   ata (disks) | atapi --> scsi::Cd
 //! ```
 //!
 //! A vCPU only writes registers; commands are executed on the drive's own thread, which calls what
@@ -18,7 +18,6 @@
 
 mod ata;
 mod atapi;
-mod cd;
 mod drive;
 mod identify;
 mod regs;

@@ -1,6 +1,9 @@
 //! Saved state.
 
 use crate::PORTS;
+/// A CD drive's; a disk has none.
+pub use scsi::CdState as DriveState;
+
 use saved_state::{Error, Schema, malformed};
 use serde::{Deserialize, Serialize};
 
@@ -32,19 +35,6 @@ pub struct PortState {
     pub ci: u32,
     /// A command failed, and the port waits for its restart.
     pub failed: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DriveState {
-    /// Sense key, additional code and its qualifier of the last command, for a CD drive.
-    pub sense: (u8, u8, u8),
-    /// The next command is to hear that the disc may have changed.
-    pub attention: bool,
-    /// The tray is open.
-    pub ejected: bool,
-    /// The guest forbade opening it.
-    pub locked: bool,
 }
 
 impl Schema for AhciState {

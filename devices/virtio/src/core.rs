@@ -282,6 +282,14 @@ impl Handle {
         }
     }
 
+    /// Whether the driver has set a queue up, so that its thread serves it.
+    pub fn is_set_up(&self, queue: u16) -> bool {
+        let Some(core) = self.0.upgrade() else { return false };
+        let slot = core.queues.get(usize::from(queue));
+        // One that is locked is being served.
+        slot.is_some_and(|slot| slot.ring.try_lock().map_or(true, |ring| ring.is_some()))
+    }
+
     /// Gives `work` a queue on the caller's thread, for a device whose
     /// [`doorbell`](VirtioDevice::doorbell) sees to it. The driver hears of what `work` completes
     /// by [`Queue::signal`] only, in this turn or, after [`Queue::owe`], in another. `None`: the

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::SpecError;
 
 const OPTION: &str = "--disk";
-const ADVICE: &str = "give FILE[,format=raw|qcow2][,bus=virtio|sata|cd][,readonly][,ephemeral]\
+const ADVICE: &str = "give FILE[,format=raw|qcow2][,bus=virtio|scsi|sata|cd|scsi-cd][,readonly][,ephemeral]\
     [,cache=writeback|none|unsafe][,backing=FILE][,serial=TEXT]; a comma in a name is ',,'";
 /// What a virtio disk can tell the guest.
 const SERIAL_MAX: usize = 20;
@@ -59,7 +59,7 @@ impl DiskCache {
 
 /// What the guest reaches the disk through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum DiskBus {
     /// A virtio disk.
     #[default]
@@ -68,15 +68,35 @@ pub enum DiskBus {
     Sata,
     /// A disc in a CD drive of the same adapter, read-only.
     Cd,
+    /// A disk of a virtio SCSI adapter.
+    Scsi,
+    /// A disc in a CD drive of that one, read-only.
+    ScsiCd,
 }
 
 impl DiskBus {
+    /// It has the discs of a CD drive, which are only read.
+    pub fn is_cd(self) -> bool {
+        matches!(self, Self::Cd | Self::ScsiCd)
+    }
+
+    /// It is of the SATA adapter, or of the virtio SCSI one.
+    pub fn is_sata(self) -> bool {
+        matches!(self, Self::Sata | Self::Cd)
+    }
+
+    pub fn is_scsi(self) -> bool {
+        matches!(self, Self::Scsi | Self::ScsiCd)
+    }
+
     /// The word for it on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Virtio => "virtio",
             Self::Sata => "sata",
             Self::Cd => "cd",
+            Self::Scsi => "scsi",
+            Self::ScsiCd => "scsi-cd",
         }
     }
 }
@@ -110,7 +130,7 @@ impl Disk {
         if self.path.as_os_str().is_empty() {
             return refuse("there is no file", ADVICE);
         }
-        if self.bus == DiskBus::Cd && !self.read_only {
+        if self.bus.is_cd() && !self.read_only {
             return refuse("a CD is read-only", "add ,readonly");
         }
         if self.serial.len() > SERIAL_MAX || !self.serial.bytes().all(|b| b.is_ascii_graphic()) {
@@ -151,6 +171,8 @@ impl Disk {
             ("bus", Some("virtio")) => self.bus = DiskBus::Virtio,
             ("bus", Some("sata")) => self.bus = DiskBus::Sata,
             ("bus", Some("cd")) => (self.bus, self.read_only) = (DiskBus::Cd, true),
+            ("bus", Some("scsi")) => self.bus = DiskBus::Scsi,
+            ("bus", Some("scsi-cd")) => (self.bus, self.read_only) = (DiskBus::ScsiCd, true),
             ("bus", _) => return Err("there is no such bus"),
             ("readonly", None) => self.read_only = true,
             ("ephemeral", None) => self.ephemeral = true,
@@ -230,6 +252,11 @@ mod tests {
         assert_eq!((disk.format, disk.cache), (Some(DiskFormat::Qcow2), DiskCache::None));
         assert_eq!(disk.backing, [PathBuf::from("b,c"), PathBuf::from("d")]);
         assert_eq!(disk.to_string(), all);
+        for bus in ["scsi", "scsi-cd", "sata", "cd"] {
+            let disk: Disk = format!("a,bus={bus}").parse().unwrap();
+            assert_eq!((disk.bus.name(), disk.read_only), (bus, disk.bus.is_cd()));
+            assert_eq!(disk.to_string().parse::<Disk>().unwrap(), disk);
+        }
         let plain: Disk = "disk.img".parse().unwrap();
         assert_eq!(plain, Disk { path: "disk.img".into(), ..Disk::default() });
     }

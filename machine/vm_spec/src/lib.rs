@@ -254,7 +254,7 @@ impl VmSpec {
                 &format!("give at most {most}"),
             ));
         }
-        let sata = self.disks.iter().filter(|disk| disk.bus != DiskBus::Virtio);
+        let sata = self.disks.iter().filter(|disk| disk.bus.is_sata());
         if let Some(one_more) = sata.clone().nth(SATA_MAX) {
             return Err(SpecError::new(
                 "--disk",

@@ -5,11 +5,12 @@ use crate::{ConsoleDevice, DiskBus, Net, SpecError, VmSpec};
 /// Places for devices: a bus has 32, and the bridges have two of them.
 pub const PCI_MAX: usize = 30;
 
-/// How many places the devices take. Those of the SATA adapter share its one.
+/// How many places the devices take. Those of an adapter, SATA or SCSI, share its one.
 fn taken(spec: &VmSpec) -> usize {
     let virtio = spec.disks.iter().filter(|disk| disk.bus == DiskBus::Virtio).count();
     let single = [
-        virtio < spec.disks.len(),
+        spec.disks.iter().any(|disk| disk.bus.is_sata()),
+        spec.disks.iter().any(|disk| disk.bus.is_scsi()),
         spec.cloud_init.is_some(),
         spec.rng,
         spec.net != Net::None,
@@ -35,7 +36,7 @@ pub(crate) fn check(spec: &VmSpec) -> Result<(), SpecError> {
         "--disk",
         &last.unwrap_or_default(),
         &format!("the PCI bus has {PCI_MAX} places, and disks and other devices take {taken}"),
-        "give fewer disks, make some of them bus=sata, or leave out other devices",
+        "give fewer disks, make some of them bus=scsi, or leave out other devices",
     ))
 }
 
@@ -48,7 +49,9 @@ mod tests {
     fn each_device_takes_a_place() {
         let disk = |text: &str| text.parse::<Disk>().unwrap();
         let spec = VmSpec {
-            disks: vec![disk("a"), disk("b,bus=sata"), disk("c,bus=cd"), disk("d")],
+            disks: ["a", "b,bus=sata", "c,bus=cd", "d", "e,bus=scsi", "f,bus=scsi-cd"]
+                .map(disk)
+                .into(),
             cloud_init: Some("/seed".into()),
             rng: true,
             balloon: true,
@@ -60,7 +63,7 @@ mod tests {
             display: "vnc=127.0.0.1:7".parse().unwrap(),
             ..VmSpec::default()
         };
-        assert_eq!(taken(&spec), 3 + 1 + 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1);
+        assert_eq!(taken(&spec), 2 + 1 + 1 + 1 + 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1);
         assert_eq!(taken(&VmSpec::default()), 0);
     }
 
@@ -71,6 +74,6 @@ mod tests {
         assert_eq!(full.validate(), Ok(()));
         let error = VmSpec { rng: true, ..full }.validate().unwrap_err();
         assert_eq!(error.option(), "--disk");
-        assert!(error.to_string().contains("30 places") && error.to_string().contains("bus=sata"));
+        assert!(error.to_string().contains("30 places") && error.to_string().contains("bus=scsi"));
     }
 }

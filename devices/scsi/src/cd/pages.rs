@@ -1,18 +1,16 @@
 //! What a CD drive answers with. Numbers have their most significant byte first.
 
+use crate::inquiry::{self, Product};
+
 /// MMC, 5.3.1: profiles.
 const CD_ROM: u16 = 0x0008;
 
-/// Fixed format (SPC-4, 4.5.3).
-pub(super) fn sense((key, code, qualifier): (u8, u8, u8)) -> Vec<u8> {
-    vec![0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, code, qualifier, 0, 0, 0, 0]
-}
+/// The peripheral device type (SPC-4, 6.4.2).
+pub(super) const KIND: u8 = 0x05;
+pub(super) const PRODUCT: &Product = b"CD-ROM          ";
 
-/// A removable CD drive (SPC-4, 6.4.2).
 pub(super) fn inquiry() -> Vec<u8> {
-    let mut data = vec![0x05, 0x80, 0x05, 0x02, 31, 0, 0, 0];
-    data.extend(b"SARANG  CD-ROM          1.0 ");
-    data
+    inquiry::standard(KIND, true, PRODUCT)
 }
 
 /// The last block and the size of each (MMC, 6.25).

@@ -3,9 +3,13 @@
 
 mod pages;
 
-use crate::state::DriveState;
+use crate::{Identity, Sense, lock, number};
 use disk::{Disk, Shape};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+};
 
 /// Bytes of a block.
 pub(crate) const BLOCK: u64 = 2048;
@@ -31,26 +35,22 @@ mod op {
     pub const MECHANISM_STATUS: u8 = 0xbd;
 }
 
-/// Sense key, additional code, qualifier (SPC-4, annex D).
-type Sense = (u8, u8, u8);
-
-mod sense {
-    use super::Sense;
-
-    pub const NONE: Sense = (0, 0, 0);
-    pub const NO_DISC: Sense = (2, 0x3a, 0);
-    pub const TRAY_OPEN: Sense = (2, 0x3a, 2);
-    pub const READ_ERROR: Sense = (3, 0x11, 0);
-    pub const NO_SUCH_COMMAND: Sense = (5, 0x20, 0);
-    pub const NO_SUCH_ADDRESS: Sense = (5, 0x21, 0);
-    pub const BAD_FIELD: Sense = (5, 0x24, 0);
-    pub const LOCKED: Sense = (5, 0x53, 2);
-    pub const DISC_CHANGED: Sense = (6, 0x28, 0);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CdState {
+    /// Of the last command.
+    pub sense: Sense,
+    /// The next command is to hear that the disc may have changed.
+    pub attention: bool,
+    /// The tray is open.
+    pub ejected: bool,
+    /// The guest forbade opening it.
+    pub locked: bool,
 }
 
 /// What comes of a command.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     Good,
     /// For the host, cut to what it allows.
     Data(Vec<u8>),
@@ -59,94 +59,102 @@ pub(crate) enum Outcome {
         at: u64,
         len: u64,
     },
-    /// The sense key.
-    Failed(u8),
+    Failed(Sense),
 }
 
-pub(crate) struct Cd {
+pub struct Cd {
+    /// For vital product data, which are optional (SPC-4, 6.4).
+    identity: Option<Identity>,
     disc: Option<(Arc<dyn Disk>, Shape)>,
-    state: Mutex<DriveState>,
+    state: Mutex<CdState>,
 }
 
-/// A number with its most significant byte first.
-fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
-    bytes.iter().skip(at).take(len).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+impl fmt::Debug for Cd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cd").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl Cd {
-    pub(crate) fn new(disc: Option<Arc<dyn Disk>>) -> Self {
+    /// A drive, with a disc in it or without.
+    pub fn new(disc: Option<Arc<dyn Disk>>, identity: Option<Identity>) -> Self {
         let disc = disc.map(|disc| {
             let shape = disc.shape();
             (disc, shape)
         });
-        let state = DriveState { attention: disc.is_some(), ..DriveState::default() };
-        Self { disc, state: Mutex::new(state) }
+        let state = CdState { attention: disc.is_some(), ..CdState::default() };
+        Self { identity, disc, state: Mutex::new(state) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, DriveState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CdState> {
+        lock(&self.state)
     }
 
-    pub(crate) fn state(&self) -> DriveState {
+    pub fn state(&self) -> CdState {
         *self.lock()
     }
 
-    pub(crate) fn set_state(&self, state: DriveState) {
+    /// The host has been told of the last failure.
+    pub fn take_sense(&self) -> Sense {
+        std::mem::take(&mut self.lock().sense)
+    }
+
+    pub fn set_state(&self, state: CdState) {
         *self.lock() = state;
     }
 
     /// The tray stays as it is.
-    pub(crate) fn reset(&self) {
+    pub fn reset(&self) {
         let mut state = self.lock();
         let ejected = state.ejected;
-        *state = DriveState { ejected, attention: !ejected && self.disc.is_some(), ..*state };
-        (state.sense, state.locked) = (sense::NONE, false);
+        *state = CdState { ejected, attention: !ejected && self.disc.is_some(), ..*state };
+        (state.sense, state.locked) = (Sense::NONE, false);
     }
 
-    fn fail(state: &mut DriveState, why: Sense) -> Outcome {
+    fn fail(state: &mut CdState, why: Sense) -> Outcome {
         state.sense = why;
-        Outcome::Failed(why.0)
+        Outcome::Failed(why)
     }
 
     /// The host asked for data in the wrong direction.
-    pub(crate) fn refuse_field(&self) -> Outcome {
-        Self::fail(&mut self.lock(), sense::BAD_FIELD)
+    pub fn refuse_field(&self) -> Outcome {
+        Self::fail(&mut self.lock(), Sense::BAD_FIELD)
     }
 
     /// Blocks of the disc, if there is one to be read.
-    fn blocks(&self, state: &DriveState) -> Result<u64, Sense> {
+    fn blocks(&self, state: &CdState) -> Result<u64, Sense> {
         match &self.disc {
-            _ if state.ejected => Err(sense::TRAY_OPEN),
-            None => Err(sense::NO_DISC),
+            _ if state.ejected => Err(Sense::TRAY_OPEN),
+            None => Err(Sense::NO_DISC),
             Some((_, shape)) => Ok(shape.bytes.div_ceil(BLOCK)),
         }
     }
 
     /// Executes a packet.
-    pub(crate) fn command(&self, packet: &[u8; 12]) -> Outcome {
+    pub fn command(&self, packet: &[u8; 12]) -> Outcome {
         let mut state = self.lock();
         let code = packet[0];
         // These report, and do not clear, what there is to be attended to (SPC-4, 5.14).
         let quiet = [op::INQUIRY, op::REQUEST_SENSE, op::GET_CONFIGURATION, op::GET_EVENT_STATUS];
         if state.attention && !quiet.contains(&code) {
             state.attention = false;
-            return Self::fail(&mut state, sense::DISC_CHANGED);
+            return Self::fail(&mut state, Sense::DISC_CHANGED);
         }
         if code == op::REQUEST_SENSE {
             let mut now = std::mem::take(&mut state.sense);
-            if now == sense::NONE && std::mem::take(&mut state.attention) {
-                now = sense::DISC_CHANGED;
+            if now == Sense::NONE && std::mem::take(&mut state.attention) {
+                now = Sense::DISC_CHANGED;
             }
-            return cut(pages::sense(now), number(packet, 4, 1));
+            return cut(now.fixed().to_vec(), number(packet, 4, 1));
         }
-        state.sense = sense::NONE;
+        state.sense = Sense::NONE;
         match self.execute(packet, &mut state) {
             Ok(outcome) => outcome,
             Err(why) => Self::fail(&mut state, why),
         }
     }
 
-    fn execute(&self, packet: &[u8; 12], state: &mut DriveState) -> Result<Outcome, Sense> {
+    fn execute(&self, packet: &[u8; 12], state: &mut CdState) -> Result<Outcome, Sense> {
         let (short, long) = (number(packet, 4, 1), number(packet, 7, 2));
         Ok(match packet[0] {
             op::TEST_UNIT_READY | op::SEEK => {
@@ -154,8 +162,7 @@ impl Cd {
                 Outcome::Good
             }
             op::SET_SPEED | op::SYNCHRONIZE => Outcome::Good,
-            // Vital product data are optional (SPC-4, 6.4).
-            op::INQUIRY if packet[1] & 1 == 0 => cut(pages::inquiry(), number(packet, 3, 2)),
+            op::INQUIRY => cut(self.inquiry(packet)?, number(packet, 3, 2)),
             op::START_STOP => self.start_stop(packet[4] & 3, state)?,
             op::PREVENT_REMOVAL => {
                 state.locked = packet[4] & 1 != 0;
@@ -170,7 +177,7 @@ impl Cd {
                 let format = if packet[2] & 0xf != 0 { packet[2] & 0xf } else { packet[9] >> 6 };
                 let minutes = packet[1] & 2 != 0;
                 let toc = pages::toc(format, minutes, packet[6], blocks);
-                cut(toc.ok_or(sense::BAD_FIELD)?, long)
+                cut(toc.ok_or(Sense::BAD_FIELD)?, long)
             }
             op::GET_CONFIGURATION => {
                 let disc = self.blocks(state).is_ok();
@@ -187,22 +194,33 @@ impl Cd {
             }
             op::MODE_SENSE_6 => {
                 let page = pages::mode(packet[2], state.locked, false);
-                cut(page.ok_or(sense::BAD_FIELD)?, short)
+                cut(page.ok_or(Sense::BAD_FIELD)?, short)
             }
             op::MODE_SENSE_10 => {
                 let page = pages::mode(packet[2], state.locked, true);
-                cut(page.ok_or(sense::BAD_FIELD)?, long)
+                cut(page.ok_or(Sense::BAD_FIELD)?, long)
             }
             op::MECHANISM_STATUS => cut(pages::mechanism(state.ejected), number(packet, 8, 2)),
-            op::INQUIRY | op::GET_EVENT_STATUS => return Err(sense::BAD_FIELD),
-            _ => return Err(sense::NO_SUCH_COMMAND),
+            op::GET_EVENT_STATUS => return Err(Sense::BAD_FIELD),
+            _ => return Err(Sense::NO_SUCH_COMMAND),
         })
     }
 
+    fn inquiry(&self, packet: &[u8; 12]) -> Result<Vec<u8>, Sense> {
+        match (packet[1] & 1, packet[2]) {
+            (0, 0) => Ok(pages::inquiry()),
+            (1, page) => {
+                let identity = self.identity.as_ref().ok_or(Sense::BAD_FIELD)?;
+                identity.page(pages::KIND, page, pages::PRODUCT, &[]).ok_or(Sense::BAD_FIELD)
+            }
+            _ => Err(Sense::BAD_FIELD),
+        }
+    }
+
     /// Bits 0 and 1: start, and whether that means the tray (MMC, 6.42).
-    fn start_stop(&self, what: u8, state: &mut DriveState) -> Result<Outcome, Sense> {
+    fn start_stop(&self, what: u8, state: &mut CdState) -> Result<Outcome, Sense> {
         match what {
-            2 if state.locked => return Err(sense::LOCKED),
+            2 if state.locked => return Err(Sense::LOCKED),
             2 => state.ejected = true,
             3 => {
                 state.attention |= state.ejected && self.disc.is_some();
@@ -213,10 +231,10 @@ impl Cd {
         Ok(Outcome::Good)
     }
 
-    fn find(&self, first: u64, count: u64, state: &DriveState) -> Result<Outcome, Sense> {
+    fn find(&self, first: u64, count: u64, state: &CdState) -> Result<Outcome, Sense> {
         let blocks = self.blocks(state)?;
         let end = first.checked_add(count).filter(|end| *end <= blocks);
-        end.ok_or(sense::NO_SUCH_ADDRESS)?;
+        end.ok_or(Sense::NO_SUCH_ADDRESS)?;
         Ok(if count == 0 {
             Outcome::Good
         } else {
@@ -226,12 +244,12 @@ impl Cd {
 
     /// Bytes of the disc; the sense key if that fails. Behind the end of the last block's file
     /// there are zeroes.
-    pub(crate) fn read(&self, at: u64, data: &mut [u8]) -> Result<(), u8> {
+    pub fn read(&self, at: u64, data: &mut [u8]) -> Result<(), Sense> {
         let failed = |_| {
-            self.lock().sense = sense::READ_ERROR;
-            sense::READ_ERROR.0
+            self.lock().sense = Sense::READ_ERROR;
+            Sense::READ_ERROR
         };
-        let Some((disc, shape)) = &self.disc else { return Err(sense::NO_DISC.0) };
+        let Some((disc, shape)) = &self.disc else { return Err(Sense::NO_DISC) };
         let there = shape.bytes.saturating_sub(at).min(data.len() as u64) as usize;
         let (file, rest) = data.split_at_mut(there);
         rest.fill(0);
