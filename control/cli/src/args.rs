@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, SpecError, Trace, VmSpec,
+    Boot, Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, SpecError, Trace, VmSpec,
     parse_code_cache, parse_console, parse_cpus, parse_memory, parse_ports, parse_timeout,
 };
 
@@ -112,6 +112,16 @@ pub struct RunOptions {
     /// [default: bios with a disk or CD and without a kernel, else none]
     #[arg(long, value_name = "FIRMWARE")]
     firmware: Option<String>,
+
+    /// What firmware tries first: floppy, disk, cd and net, such as cd,disk; what is not named
+    /// follows in the order of the options. menu shows a menu of them
+    #[arg(long, value_name = "ORDER")]
+    boot: Option<String>,
+
+    /// Image of a floppy, from 160 KiB to 2.88 MB, for a BIOS: its copy in memory is what the guest
+    /// reads and writes
+    #[arg(long, value_name = "FILE")]
+    floppy: Option<PathBuf>,
 
     /// Run the guest that is part of the program, which needs no files and no network; it
     /// executes the commands after run= in --append, such as 'run=info;smp'
@@ -243,7 +253,7 @@ impl RunOptions {
         let disks = self.disks()?;
         let firmware = match self.firmware.as_deref() {
             Some(text) => text.parse()?,
-            None if from_disk || !named && !disks.is_empty() => {
+            None if from_disk || !named && (!disks.is_empty() || self.boots_otherwise()) => {
                 Firmware { kind: FirmwareKind::Bios, ..Firmware::default() }
             }
             None => Firmware::default(),
@@ -290,6 +300,8 @@ impl RunOptions {
             perf_map: self.perf_map,
             windows: self.windows,
             firmware,
+            boot: self.boot.as_deref().map_or(Ok(Boot::default()), str::parse)?,
+            floppy: self.floppy.clone(),
             kernel,
             initrd: self.initrd.clone(),
             append: self.append.clone(),
@@ -311,6 +323,11 @@ impl RunOptions {
         };
         spec.validate()?;
         Ok(spec)
+    }
+
+    /// Whether something else than a disk is there for firmware.
+    fn boots_otherwise(&self) -> bool {
+        self.floppy.is_some() || self.boot.is_some()
     }
 
     fn disks(&self) -> Result<Vec<Disk>, SpecError> {

@@ -11,9 +11,9 @@ use byte_stream::Output;
 use disk::Disk;
 use disk_raw::RawDisk;
 use machine::{FirmwarePart, Variables};
-use vm_spec::{Firmware, FirmwareKind};
+use vm_spec::{Firmware, FirmwareKind, VmSpec};
 
-use crate::{Failure, report};
+use crate::{Failure, boot_files, report};
 
 /// Where distributions put SeaBIOS; Debian's is the first.
 const BIOS: &[&str] = &[
@@ -32,7 +32,8 @@ const UEFI: &[&str] = &[
 const IMAGE_MAX: u64 = 16 << 20;
 
 /// Reads what the option names.
-pub fn open(firmware: &Firmware) -> Result<FirmwarePart, Failure> {
+pub fn open(spec: &VmSpec) -> Result<FirmwarePart, Failure> {
+    let firmware = &spec.firmware;
     let path = match &firmware.file {
         Some(path) => path.clone(),
         None => installed(firmware.kind)?,
@@ -51,7 +52,13 @@ pub fn open(firmware: &Firmware) -> Result<FirmwarePart, Failure> {
         FirmwareKind::Uefi => Some(variables(firmware, &path)?),
         _ => None,
     };
-    Ok(FirmwarePart { image, name: path.display().to_string(), variables, log })
+    Ok(FirmwarePart {
+        image,
+        name: path.display().to_string(),
+        variables,
+        files: boot_files::read(spec)?,
+        log,
+    })
 }
 
 /// All of a file, whatever it said of its size, but no more than is too much.
@@ -162,8 +169,12 @@ impl Drop for Lines {
 mod tests {
     use super::*;
 
+    fn spec(text: &str) -> VmSpec {
+        VmSpec { firmware: text.parse().unwrap(), ..VmSpec::default() }
+    }
+
     fn refused(text: &str) -> String {
-        let failure = open(&text.parse().unwrap()).unwrap_err();
+        let failure = open(&spec(text)).unwrap_err();
         assert!(!failure.line.contains('\n'), "{failure:?}");
         failure.line
     }
@@ -194,7 +205,7 @@ mod tests {
         assert!(line.contains(&format!("{vars}: No such file")), "{line}");
         fs::write(&vars, [2; 512]).unwrap();
         let kept = path("kept");
-        let part = open(&format!("uefi,file={code},vars={kept}").parse().unwrap()).unwrap();
+        let part = open(&spec(&format!("uefi,file={code},vars={kept}"))).unwrap();
         assert_eq!(part.variables.unwrap().contents, [2; 512]);
         assert_eq!(fs::read(&kept).unwrap(), [2; 512]);
 

@@ -53,7 +53,7 @@ pub fn load(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
 }
 
 fn firmware(spec: &VmSpec) -> Result<Files, Failure> {
-    let part = firmware::open(&spec.firmware)?;
+    let part = firmware::open(spec)?;
     Ok(Files {
         title: part.name.clone(),
         kernel_name: format!("--firmware {}: {}", spec.firmware.kind.name(), part.name),

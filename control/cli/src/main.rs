@@ -5,6 +5,7 @@
 //! stays between it and the operator's terminal ([`session`]) until it ends.
 
 mod args;
+mod boot_files;
 mod cache_command;
 mod channels;
 mod console;

@@ -4,6 +4,7 @@
 use crate::{
     Error, Tracer,
     apic::{TscOffsets, VcpuApic},
+    bootable::{self, Bootable},
     clock::GuestClock,
     cpuid, disks,
     extras::{self, Extras},
@@ -44,7 +45,7 @@ use vcpu_state::{MpState, VcpuState};
 use vga::Vga;
 use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
-use vm_spec::{DiskBus, NetModel, VmSpec};
+use vm_spec::{BootKind, DiskBus, NetModel, VmSpec};
 
 /// What a spec names, opened.
 pub struct Parts {
@@ -196,11 +197,17 @@ pub(crate) fn build(
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     let rom = parts.start.rom(&*vm)?;
     let pci = q35::build(&bridges(spec.ports, ram, rom), &mut wiring);
-    let bootable = disks::add(parts.disks, &pci, spec.cpus, &mut wiring)?;
+    let kinds: Vec<BootKind> = parts.disks.iter().map(|part| part.bus.into()).collect();
+    let paths = disks::add(parts.disks, &pci, spec.cpus, &mut wiring)?;
+    let disks = kinds.into_iter().zip(paths).map(|(kind, path)| Bootable { kind, path });
+    let mut bootable: Vec<_> = parts.start.bootable().into_iter().chain(disks).collect();
     if let Some(source) = parts.entropy {
         virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
     }
-    add_networks(parts.networks, &pci, &mut wiring)?;
+    let cards = add_networks(parts.networks, &pci, &mut wiring)?;
+    if spec.boots_from_network() {
+        bootable.extend(cards.into_iter().map(bootable::card));
+    }
     let screen = screen::build(spec, parts.vga_rom, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console.clone(), &mut wiring);
     let (extras, channels) = extras::build(spec, parts.console, parts.channels, &pci, &mut wiring)?;
@@ -366,18 +373,19 @@ fn add_networks(
     networks: Vec<NetworkPart>,
     pci: &PciHost,
     wiring: &mut Wiring,
-) -> Result<(), Error> {
+) -> Result<Vec<u8>, Error> {
+    let mut slots = Vec::new();
     for NetworkPart { network, device, model, mac, mtu } in networks {
-        match model {
+        slots.push(match model {
             NetModel::Virtio => {
                 let card = VirtioNet::new(virtio_net::Config { mac, mtu }, network);
-                virtio::build(card, pci, wiring).map_err(Error::Thread)?;
+                virtio::build(card, pci, wiring).map_err(Error::Thread)?.slot()
             }
-            NetModel::E1000 => drop(e1000::build(mac, network, pci, wiring)),
-        }
+            NetModel::E1000 => e1000::build(mac, network, pci, wiring).slot(),
+        });
         wiring.devices.push(device);
     }
-    Ok(())
+    Ok(slots)
 }
 
 /// One sample of all clocks, for kvmclock.

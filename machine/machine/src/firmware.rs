@@ -1,6 +1,11 @@
 //! What firmware is told of the machine.
 
-use crate::{Error, disks::BootPath, loader::acpi_board, map};
+use crate::{
+    Error,
+    bootable::{self, Bootable},
+    loader::acpi_board,
+    map,
+};
 use fw_cfg::{Items, key};
 use vm_spec::VmSpec;
 
@@ -9,32 +14,32 @@ use vm_spec::VmSpec;
 const SERIAL_CONSOLE: &str = "etc/sercon-port";
 /// What to boot from, one on a line, and a zero.
 const BOOT_ORDER: &str = "bootorder";
+/// How many milliseconds its menu waits for a key, in two bytes.
+const MENU_WAIT: &str = "etc/boot-menu-wait";
+const MENU_PATIENCE: u16 = 10_000;
 /// Ranges of memory, 20 bytes each: address, length, type (ACPI 6.5, 15.1).
 const MEMORY_MAP: &str = "etc/e820";
 const RAM: u32 = 1;
 
-pub(crate) fn items(spec: &VmSpec, bootable: &[BootPath]) -> Result<Items, Error> {
+pub(crate) fn items(spec: &VmSpec, bootable: &[Bootable]) -> Result<Items, Error> {
     let mut items = Items::default();
     let cpus = (spec.cpus as u16).to_le_bytes();
     items.set(key::RAM_SIZE, &spec.memory.to_le_bytes());
     items.set(key::NOGRAPHIC, &u16::from(!spec.display.is_there()).to_le_bytes());
     items.set(key::CPUS, &cpus);
     items.set(key::MAX_CPUS, &cpus);
-    items.set(key::BOOT_MENU, &0u16.to_le_bytes());
+    items.set(key::BOOT_MENU, &u16::from(spec.boot.menu).to_le_bytes());
     items.set(key::IRQ0_OVERRIDE, &1u32.to_le_bytes());
     items.file(MEMORY_MAP, memory_map(spec.memory))?;
-    items.file(BOOT_ORDER, boot_order(bootable))?;
+    items.file(BOOT_ORDER, bootable::order(&spec.boot, bootable))?;
+    if spec.boot.menu {
+        items.file(MENU_WAIT, MENU_PATIENCE.to_le_bytes())?;
+    }
     items.file(SERIAL_CONSOLE, u64::from(map::COM1).to_le_bytes())?;
     for (name, bytes) in acpi_build::for_firmware(&acpi_board(spec))?.files {
         items.file(name, bytes)?;
     }
     Ok(items)
-}
-
-fn boot_order(bootable: &[BootPath]) -> Vec<u8> {
-    let mut text = bootable.join("\n").into_bytes();
-    text.push(0);
-    text
 }
 
 /// RAM only: firmware knows what of it is its own.

@@ -11,6 +11,7 @@
 
 mod apic;
 mod board;
+mod bootable;
 mod clock;
 mod cpuid;
 mod disks;
@@ -44,7 +45,7 @@ pub use info::{Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
 pub use plug::{Plug, PlugError};
 pub use saved::tsc_khz;
-pub use start::{FirmwarePart, Start, Variables};
+pub use start::{FLOPPY, FirmwarePart, Start, Variables};
 pub use stats::MachineStats;
 pub use trace::Tracer;
 

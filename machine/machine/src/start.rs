@@ -1,6 +1,6 @@
 //! What a machine starts with: a kernel, loaded as firmware would, or firmware.
 
-use crate::{Error, Image, disks::BootPath, firmware, loader::Loader, map};
+use crate::{Error, Image, bootable::Bootable, firmware, loader::Loader, map};
 use byte_stream::Output;
 use device::Wiring;
 use disk::Disk;
@@ -10,7 +10,7 @@ use pci::PciHost;
 use std::{fmt, sync::Arc};
 use vcpu_state::VcpuState;
 use vga::Vga;
-use vm_spec::VmSpec;
+use vm_spec::{BootKind, VmSpec};
 
 /// What the guest finds at power-on.
 pub enum Start {
@@ -31,6 +31,8 @@ pub struct FirmwarePart {
     pub name: String,
     /// Flash below the ROM, for firmware that keeps variables.
     pub variables: Option<Variables>,
+    /// What else it is given, by the names of its files.
+    pub files: Vec<(String, Vec<u8>)>,
     /// Where the firmware's log goes.
     pub log: Option<Arc<dyn Output>>,
 }
@@ -64,6 +66,8 @@ impl fmt::Debug for Start {
     }
 }
 
+/// What SeaBIOS takes for a floppy's image: it copies it to memory, and emulates the drive.
+pub const FLOPPY: &str = "floppyimg/";
 /// The slot of the ROM.
 const ROM_SLOT: SlotId = 8;
 /// What of a ROM is seen at the end of the first megabyte, too.
@@ -72,6 +76,13 @@ const IMAGE_MIN: usize = 64 << 10;
 const IMAGE_MAX: usize = 8 << 20;
 
 impl Start {
+    /// What firmware may boot from that is none of the machine's devices.
+    pub(crate) fn bootable(&self) -> Option<Bootable> {
+        let Self::Firmware(part) = self else { return None };
+        let (name, _) = part.files.iter().find(|(name, _)| name.starts_with(FLOPPY))?;
+        Some(Bootable { kind: BootKind::Floppy, path: format!("/rom@{name}") })
+    }
+
     /// Maps the ROM, if there is one; what of it is seen below 1 MiB.
     pub(crate) fn rom(&self, vm: &dyn Vm) -> Result<Option<q35::Rom>, Error> {
         let Self::Firmware(FirmwarePart { image, variables, .. }) = self else { return Ok(None) };
@@ -111,7 +122,7 @@ impl Starter {
     pub(crate) fn new(
         spec: &VmSpec,
         start: Start,
-        bootable: &[BootPath],
+        bootable: &[Bootable],
         wiring: &mut Wiring,
     ) -> Result<Self, Error> {
         match start {
@@ -119,7 +130,11 @@ impl Starter {
                 Ok(Self::Kernel(Box::new(Loader::new(spec, kernel, initrd, command_line)?)))
             }
             Start::Firmware(part) => {
-                fw_cfg::build(firmware::items(spec, bootable)?, wiring);
+                let mut items = firmware::items(spec, bootable)?;
+                for (name, bytes) in part.files {
+                    items.file(&name, bytes)?;
+                }
+                fw_cfg::build(items, wiring);
                 if let Some(Variables { contents, store }) = part.variables {
                     // Both sizes are checked where the ROM is mapped.
                     let at = map::ROM_END - (part.image.len() + contents.len()) as u64;

@@ -5,6 +5,7 @@
 //! one. The types admit what can be written down; [`VmSpec::validate`] says whether it can
 //! be run, and every refusal is one line that names the option, the fault and the remedy.
 
+mod boot;
 mod channel;
 mod console;
 mod disk;
@@ -22,6 +23,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use boot::{Boot, BootKind};
 pub use channel::{CHANNELS_MAX, Channel};
 pub use console::{Console, ConsoleDevice, parse_console};
 pub use disk::{Disk, DiskBus, DiskCache, DiskFormat};
@@ -133,6 +135,12 @@ pub struct VmSpec {
     /// With it, `kernel` says nothing.
     #[serde(default)]
     pub firmware: Firmware,
+    /// What firmware tries first.
+    #[serde(default)]
+    pub boot: Boot,
+    /// The image of a floppy, of which a BIOS has a copy.
+    #[serde(default)]
+    pub floppy: Option<PathBuf>,
     pub kernel: Kernel,
     pub initrd: Option<PathBuf>,
     /// Text for the end of the kernel's command line.
@@ -188,6 +196,8 @@ impl Default for VmSpec {
             perf_map: false,
             windows: true,
             firmware: Firmware::default(),
+            boot: Boot::default(),
+            floppy: None,
             kernel: Kernel::Default,
             initrd: None,
             append: String::new(),
@@ -239,6 +249,8 @@ impl VmSpec {
         limits::check_ports(self.ports)?;
         self.net.validate()?;
         self.display.validate()?;
+        self.boot.validate(self)?;
+        self.check_floppy()?;
         self.check_disks()?;
         places::check(self)?;
         self.trace.validate()

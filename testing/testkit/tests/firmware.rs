@@ -133,6 +133,19 @@ fn ovmf_boots_a_kernel_from_a_disk_and_keeps_its_variables() -> Result<(), Error
 }
 
 #[test]
+fn ovmf_boots_a_kernel_from_a_cd() -> Result<(), Error> {
+    if !has(OVMF) {
+        return Ok(());
+    }
+    let Some(image) = Image::new("uefi-cd") else { return Ok(()) };
+    let options = Options::default().arg("--firmware", "uefi").arg("--cdrom", &image.path());
+    let mut guest = Guest::boot(&options)?;
+    guest.shell()?;
+    assert_eq!(says(&mut guest, "ls -d /sys/firmware/efi")?, "/sys/firmware/efi");
+    power_off(guest)
+}
+
+#[test]
 fn a_cd_boots_and_linux_reads_it_and_a_sata_disk() -> Result<(), Error> {
     if !has(SEABIOS) {
         return Ok(());
