@@ -15,7 +15,7 @@ fn installer(architecture: &str) -> Option<Options> {
     let files = [format!("{folder}/linux"), format!("{folder}/initrd.gz")];
     let [kernel, initrd] = package_files(&package, [&files[0], &files[1]])?;
     // With less, it begins with a warning.
-    Some(Options::default().kernel(&kernel).initrd(&initrd).memory("1G"))
+    Some(Options::default().kernel(&kernel).initrd(&initrd).memory("768M"))
 }
 
 /// Goes from the first dialog to the second one.
@@ -37,7 +37,8 @@ fn the_64_bit_installer_asks_for_a_language() -> Result<(), Error> {
 #[test]
 fn the_32_bit_installer_asks_for_a_language() -> Result<(), Error> {
     let Some(options) = installer("i386") else { return Ok(()) };
-    let mut guest = Guest::boot(&options)?;
+    let mut guest = Guest::boot(&options.cpus(2))?;
     guest.expect("-686", BOOT)?;
+    guest.expect("Total of 2 processors activated", BOOT)?;
     choose_language(&mut guest)
 }
