@@ -7,19 +7,13 @@ use std::{
 };
 
 use machine::FLOPPY;
-use vm_spec::{FirmwareKind, VmSpec};
+use vm_spec::{FirmwareKind, Net, NetModel, VmSpec};
 
 use crate::{Failure, report};
 
-/// Where distributions put iPXE for the virtio network card; Debian's is the first.
-const PXE: &[&str] = &[
-    "/usr/lib/ipxe/qemu/pxe-virtio.rom",
-    "/usr/share/ipxe/qemu/pxe-virtio.rom",
-    "/usr/share/qemu/pxe-virtio.rom",
-    "/usr/share/qemu-kvm/pxe-virtio.rom",
-];
-/// Under this name SeaBIOS looks for the option ROM of a PCI function: a virtio network card.
-const CARD_ROM: &str = "pci1af4,1041.rom";
+/// Where distributions put iPXE for network cards; Debian's is the first.
+const PXE: &[&str] =
+    &["/usr/lib/ipxe/qemu", "/usr/share/ipxe/qemu", "/usr/share/qemu", "/usr/share/qemu-kvm"];
 /// An option ROM says its length in a byte, in units of 512 bytes.
 const ROM_MAX: u64 = 255 * 512;
 /// Bytes of the floppies that a PC knows: 160, 180, 320, 360, 720, 1200, 1440 and 2880 KiB.
@@ -35,9 +29,17 @@ pub fn read(spec: &VmSpec) -> Result<Vec<(String, Vec<u8>)>, Failure> {
     if let Some(path) = &spec.floppy {
         files.push((format!("{FLOPPY}a"), floppy(path)?));
     }
-    if spec.boots_from_network() {
-        let found = PXE.iter().map(Path::new).find(|path| path.is_file());
-        files.push((CARD_ROM.into(), card_rom(found)?));
+    if let Net::User(user) = &spec.net
+        && spec.boots_from_network()
+    {
+        // The name in the package, and that under which SeaBIOS looks for the option ROM of a PCI
+        // function, by its IDs.
+        let (name, id) = match user.model {
+            NetModel::Virtio => ("pxe-virtio.rom", "pci1af4,1041.rom"),
+            NetModel::E1000 => ("pxe-e1000.rom", "pci8086,100e.rom"),
+        };
+        let found = PXE.iter().map(|folder| Path::new(folder).join(name));
+        files.push((id.into(), card_rom(found.into_iter().find(|path| path.is_file()))?));
     }
     Ok(files)
 }
@@ -57,7 +59,7 @@ fn floppy(path: &PathBuf) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-fn card_rom(found: Option<&Path>) -> Result<Vec<u8>, Failure> {
+fn card_rom(found: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     let fail = |why: &str| {
         Failure::host(format!(
             "--firmware bios: to boot from the network {why}; install it (`apt-get install \
@@ -67,7 +69,7 @@ fn card_rom(found: Option<&Path>) -> Result<Vec<u8>, Failure> {
     let path = found.ok_or_else(|| fail("it needs iPXE, which this host has not"))?;
     let name = path.display();
     let mut bytes = Vec::new();
-    File::open(path)
+    File::open(&path)
         .and_then(|file| file.take(ROM_MAX + 1).read_to_end(&mut bytes))
         .map_err(|e| fail(&format!("it needs {name}: {}", report::os_reason(&e))))?;
     if bytes.len() as u64 > ROM_MAX || !bytes.starts_with(&[0x55, 0xaa]) {
@@ -110,7 +112,7 @@ mod tests {
             [(vec![0x55, 0xaa, 1], true), (vec![1, 2], false), (vec![0x55; 200_000], false)]
         {
             fs::write(file.path(), bytes).unwrap();
-            assert_eq!(card_rom(Some(file.path())).is_ok(), good);
+            assert_eq!(card_rom(Some(file.path().into())).is_ok(), good);
         }
         let line = card_rom(None).unwrap_err().line;
         assert!(line.contains("apt-get install ipxe-qemu"), "{line}");

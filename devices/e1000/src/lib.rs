@@ -89,6 +89,13 @@ pub struct E1000 {
     interrupts: AtomicU64,
 }
 
+impl E1000 {
+    /// Its place on the bus.
+    pub fn slot(&self) -> u8 {
+        self.requester.slot()
+    }
+}
+
 impl fmt::Debug for E1000 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("E1000").field("slot", &self.requester.slot()).finish_non_exhaustive()

@@ -4,7 +4,7 @@ use std::{fmt, path::Path, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskBus, FirmwareKind, Net, SpecError, VmSpec};
+use crate::{DiskBus, FirmwareKind, Net, NetModel, SpecError, VmSpec};
 
 const OPTION: &str = "--boot";
 const ADVICE: &str = "give floppy, disk, cd and net in the order in which they are to be tried, \
@@ -81,6 +81,13 @@ impl Boot {
         }
         if self.order.contains(&BootKind::Net) && spec.net == Net::None {
             return refuse("there is no network card", "give --net user with it");
+        }
+        if spec.firmware.kind == FirmwareKind::Uefi
+            && self.order.contains(&BootKind::Net)
+            && matches!(&spec.net, Net::User(user) if user.model == NetModel::E1000)
+        {
+            let reason = "UEFI has no driver for the card e1000";
+            return refuse(reason, "give --net user,model=virtio, or --firmware bios");
         }
         Ok(())
     }
@@ -171,7 +178,11 @@ mod tests {
         assert!(check("cd,disk,cd", bios()).unwrap_err().contains("cd is there twice"));
         assert!(check("net", bios()).unwrap_err().contains("--net user"));
         let spec = VmSpec { net: "user".parse().unwrap(), ..bios() };
-        assert_eq!(check("net,menu", spec), Ok(()));
+        assert_eq!(check("net,menu", spec.clone()), Ok(()));
+        let e1000 = VmSpec { net: "user,model=e1000".parse().unwrap(), ..spec };
+        assert_eq!(check("net", e1000.clone()), Ok(()));
+        let uefi = VmSpec { firmware: "uefi".parse().unwrap(), ..e1000 };
+        assert!(check("net", uefi).unwrap_err().contains("model=virtio"));
     }
 
     #[test]

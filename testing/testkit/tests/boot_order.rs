@@ -9,7 +9,6 @@ use testkit::{BOOT, Error, Guest, Options, status};
 
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
-const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-virtio.rom";
 
 /// A folder of this test's, removed at its end.
 struct Folder(PathBuf);
@@ -101,12 +100,11 @@ fn a_bios_tries_what_it_is_told_to_first() -> Result<(), Error> {
     Ok(())
 }
 
-#[test]
-fn a_bios_boots_from_the_network() -> Result<(), Error> {
-    if !has(&[SEABIOS, IPXE]) {
+fn bios_boots_by(model: &str) -> Result<(), Error> {
+    if !has(&[SEABIOS, &format!("/usr/lib/ipxe/qemu/pxe-{model}.rom")]) {
         return Ok(());
     }
-    let folder = Folder::new("boot-pxe");
+    let folder = Folder::new(&format!("boot-{model}"));
     assemble("multiboot.S", &folder.file("kernel"), &["-Wl,-Ttext-segment=0x100000"]);
     fs::write(folder.file("module"), "the module's text\0").unwrap();
     let script = "#!ipxe\nkernel kernel some=words\nmodule module\nboot\n";
@@ -114,13 +112,23 @@ fn a_bios_boots_from_the_network() -> Result<(), Error> {
     let options = Options::default()
         .arg("--firmware", "bios")
         .arg("--boot", "net")
-        .arg("--net", &format!("user,tftp={},boot=boot.ipxe", folder.0.display()));
+        .arg("--net", &format!("user,model={model},tftp={},boot=boot.ipxe", folder.0.display()));
     let mut guest = Guest::boot(&options)?;
     guest.expect("tftp://10.0.2.2/boot.ipxe... ok", BOOT)?;
     guest.expect("tftp://10.0.2.2/kernel some=words", BOOT)?;
     guest.expect("the module's text", BOOT)?;
     assert_eq!(guest.finish(BOOT)?.status, Some(status::POWERED_OFF));
     Ok(())
+}
+
+#[test]
+fn a_bios_boots_from_the_network() -> Result<(), Error> {
+    bios_boots_by("virtio")
+}
+
+#[test]
+fn a_bios_boots_from_the_network_of_an_e1000() -> Result<(), Error> {
+    bios_boots_by("e1000")
 }
 
 #[test]

@@ -141,8 +141,8 @@ fn ovmf_boots_a_kernel_from_a_cd() -> Result<(), Error> {
     let options = Options::default().arg("--firmware", "uefi").arg("--cdrom", &image.path());
     let mut guest = Guest::boot(&options)?;
     guest.shell()?;
-    assert_eq!(says(&mut guest, "ls -d /sys/firmware/efi")?, "/sys/firmware/efi");
-    power_off(guest)
+    assert_eq!(guest.says("ls -d /sys/firmware/efi")?, "/sys/firmware/efi");
+    guest.power_off()
 }
 
 #[test]
