@@ -17,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod noise;
+
 pub const ECAM: u64 = 0xe000_0000;
 const WINDOW: u64 = 0xc000_0000;
 /// Bytes of RAM, from address 0 on.

@@ -133,3 +133,18 @@ fn its_state_is_saved() {
     let fits = |part: &&saved_state::Part| part.kind == "virtio-balloon";
     assert_eq!(parts.iter().filter(fits).count(), 1);
 }
+
+#[test]
+fn noise_on_its_queues_breaks_nothing() {
+    for seed in 1..100 {
+        let (board, balloon) = device();
+        balloon.set_target(seed.min(256) << 12);
+        board.noise(seed, ALL);
+        board.start_over(ALL);
+        let before = counter(&balloon, "pages deflated");
+        assert_eq!(board.call(DEFLATE, &numbers(&[0x82]), 0), Some(Vec::new()), "{seed}");
+        assert_eq!(counter(&balloon, "pages deflated"), before + 1, "{seed}");
+        // The operator's wish outlives what the driver did.
+        assert_eq!(board.read(board.bar + CONFIG, 4), seed.min(256), "{seed}");
+    }
+}

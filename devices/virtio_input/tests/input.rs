@@ -207,3 +207,20 @@ fn a_buffer_without_room_needs_a_reset() {
     input.key(key(30), true);
     assert_eq!(board.call(EVENTS, &[], 7), None);
 }
+
+#[test]
+fn noise_on_its_queues_breaks_nothing() {
+    for seed in 1..100 {
+        let (board, input) = started(if seed % 2 == 0 { Kind::Keyboard } else { Kind::Tablet });
+        for code in 30..34 {
+            input.key(key(code), true);
+            board.noise(seed << 3 | u64::from(code), VERSION_1);
+        }
+        board.start_over(VERSION_1);
+        assert!(board.call(STATUS, &[0; 8], 0).is_some(), "{seed}");
+        if seed % 2 == 0 {
+            input.key(key(40), true);
+            assert_eq!(next(&board), (1, 40, 1), "{seed}");
+        }
+    }
+}

@@ -58,3 +58,13 @@ fn a_request_that_gives_bytes_is_an_error() {
         assert_eq!(board.call(0, given, wanted), None);
     }
 }
+
+#[test]
+fn noise_on_its_queue_breaks_nothing() {
+    for seed in 1..100 {
+        let (board, _) = device(usize::MAX);
+        board.noise(seed, VERSION_1);
+        board.start_over(VERSION_1);
+        assert_eq!(board.call(0, &[], 4).map(|bytes| bytes.len()), Some(4), "{seed}");
+    }
+}
