@@ -20,6 +20,7 @@ pub trait Control: Send + Sync {
     fn resume(&self) -> Result<(), Gone>;
     fn reset(&self) -> Result<(), Gone>;
     fn power_button(&self) -> Result<(), Gone>;
+    fn sleep_button(&self) -> Result<(), Gone>;
     fn nmi(&self) -> Result<(), Gone>;
     fn quit(&self) -> Result<(), Gone>;
     fn activity(&self) -> Result<Activity, Gone>;
@@ -64,6 +65,7 @@ pause      stop all CPUs
 resume     let them run again
 reset      press the reset button
 powerdown  press the power button: the guest is asked to power off
+sleep      press the sleep button
 nmi        send a non-maskable interrupt to every CPU
 screendump FILE  write a picture of the screen, as PNG
 sendkey KEYS  press keys together, such as ctrl-alt-delete, a or ret
@@ -99,6 +101,7 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         "resume" | "cont" => done(control.resume(), "running\n"),
         "reset" => done(control.reset(), "reset\n"),
         "powerdown" => done(control.power_button(), "the power button was pressed\n"),
+        "sleep" => done(control.sleep_button(), "the sleep button was pressed\n"),
         "nmi" => done(control.nmi(), "sent\n"),
         "quit" | "q" => done(control.quit(), ""),
         other if other.split_whitespace().next() == Some("device") => {
@@ -224,6 +227,9 @@ pub mod tests {
         fn power_button(&self) -> Result<(), Gone> {
             self.add("power button")
         }
+        fn sleep_button(&self) -> Result<(), Gone> {
+            self.add("sleep button")
+        }
         fn nmi(&self) -> Result<(), Gone> {
             self.add("nmi")
         }
@@ -262,10 +268,11 @@ pub mod tests {
     #[test]
     fn every_command_reaches_the_machine() {
         let machine = Recorder::default();
-        for line in ["pause", " resume ", "reset", "powerdown", "nmi"] {
+        for line in ["pause", " resume ", "reset", "powerdown", "sleep", "nmi"] {
             assert!(matches!(execute(line, &machine), Answer::Text(t) if !t.is_empty()));
         }
-        assert_eq!(*machine.0.lock().unwrap(), ["pause", "resume", "reset", "power button", "nmi"]);
+        let told = ["pause", "resume", "reset", "power button", "sleep button", "nmi"];
+        assert_eq!(*machine.0.lock().unwrap(), told);
         assert_eq!(execute("info", &machine), Answer::Text("state running\n".into()));
         assert_eq!(execute("stats", &machine), Answer::Text("exits 3\n".into()));
         assert_eq!(execute("quit", &machine), Answer::Text("the machine has ended\n".into()));

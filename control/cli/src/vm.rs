@@ -143,6 +143,10 @@ impl Control for Handle {
         gone(Handle::power_button(self))
     }
 
+    fn sleep_button(&self) -> Result<(), Gone> {
+        gone(Handle::sleep_button(self))
+    }
+
     fn nmi(&self) -> Result<(), Gone> {
         gone(Handle::nmi(self))
     }

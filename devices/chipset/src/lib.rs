@@ -1,12 +1,14 @@
-//! PIC, PIT, IOAPIC, RTC, ACPI PM, reset, pvpanic and debug ports.
+//! PIC, PIT, HPET, IOAPIC, RTC, ACPI PM, reset, pvpanic and debug ports.
 //!
 //! [`build`] puts all of them on the board and sets up its interrupt lines, so it comes before
-//! every other device. Locks are taken in this order: a device's own, that of a shared line,
+//! every other device. Locks are taken in this order: a device's own, that of a gate, that of a shared line,
 //! that of a PIC or IOAPIC, then whatever the message sink takes. Nothing here is called back
 //! by what it calls, so lines and messages are driven with the device's lock held; power
 //! events, outputs and hooks are called without.
 
 mod bytes;
+mod gate;
+pub mod hpet;
 pub mod ioapic;
 mod lines;
 pub mod misc;
@@ -61,8 +63,11 @@ pub fn build(config: &Config, wiring: &mut Wiring) -> Chipset {
     let pic = Pic::build(wiring);
     let ioapic = IoApic::build(wiring);
     wiring.irqs = (0..ioapic::PINS).map(|irq| line(irq, &pic, &ioapic)).collect();
-    pit::Pit::build(wiring);
-    let rtc = Rtc::build(config, wiring);
+    let replaced = [0, 8].map(|irq| gate::Gate::new(wiring.irq(irq)));
+    let [of_pit, of_rtc] = replaced.clone();
+    pit::Pit::build(of_pit, wiring);
+    let rtc = Rtc::build(config, of_rtc, wiring);
+    hpet::Hpet::build(replaced, wiring);
     let pm = Pm::build(wiring);
     reset::ResetControl::build(wiring);
     misc::build(config, wiring);

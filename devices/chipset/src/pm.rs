@@ -27,9 +27,10 @@ mod event {
     pub const TIMER: u16 = 1;
     pub const GLOBAL: u16 = 1 << 5;
     pub const POWER_BUTTON: u16 = 1 << 8;
+    pub const SLEEP_BUTTON: u16 = 1 << 9;
     pub const RTC: u16 = 1 << 10;
     pub const WAKE: u16 = 1 << 15;
-    pub const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | RTC;
+    pub const ENABLES: u16 = TIMER | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | RTC;
     pub const STATUS: u16 = ENABLES | WAKE;
 }
 
@@ -108,6 +109,11 @@ impl Pm {
     /// The operator presses the power button.
     pub fn power_button(&self) {
         self.with(|regs| regs.status |= event::POWER_BUTTON);
+    }
+
+    /// The operator presses the sleep button.
+    pub fn sleep_button(&self) {
+        self.with(|regs| regs.status |= event::SLEEP_BUTTON);
     }
 
     /// The timer's count, not yet cut to 32 bits.
@@ -268,14 +274,20 @@ mod tests {
     }
 
     #[test]
-    fn the_power_button_interrupts_until_cleared() {
-        let (pm, _, sink) = board();
-        pm.power_button();
-        assert!(!sink.level(), "not enabled");
-        pm.write(EVENT + 2, &[0, 1]);
-        assert!(sink.level());
-        pm.write(EVENT, &[0, 1]);
-        assert!(!sink.level());
+    fn buttons_interrupt_until_cleared() {
+        for bit in [1, 2] {
+            let (pm, _, sink) = board();
+            if bit == 1 {
+                pm.power_button()
+            } else {
+                pm.sleep_button()
+            }
+            assert!(!sink.level(), "not enabled");
+            pm.write(EVENT + 2, &[0, bit]);
+            assert!(sink.level());
+            pm.write(EVENT, &[0, bit]);
+            assert!(!sink.level());
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub struct Board {
     /// The port of a pvpanic device.
     pub pvpanic: Option<u16>,
     pub pci: Option<Pci>,
+    pub hpet: Option<Hpet>,
 }
 
 impl Board {
@@ -51,6 +52,7 @@ impl Board {
             serial: vec![Serial { port: 0x3f8, irq: 4 }],
             pvpanic: Some(0x505),
             pci: None,
+            hpet: None,
         }
     }
 }
@@ -134,6 +136,14 @@ pub struct Rtc {
 pub struct Serial {
     pub port: u16,
     pub irq: u8,
+}
+
+/// A high precision event timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hpet {
+    /// The lower half of its capabilities.
+    pub id: u32,
+    pub address: u32,
 }
 
 /// A PCI Express host bridge with its configuration ports at 0xcf8 and one root bus, bus 0.

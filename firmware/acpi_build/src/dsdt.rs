@@ -1,7 +1,7 @@
 //! Differentiated system description table: the devices that are not found by enumeration,
 //! and how to power off (ACPI 6.5, 5.2.11.1).
 
-use crate::{Board, Cpu, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Rtc, Serial, bytes, pci};
+use crate::{Board, Cpu, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Rtc, Serial, bytes, hpet, pci};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
@@ -24,6 +24,7 @@ pub fn table(board: &Board) -> Vec<u8> {
     }
     devices.extend(board.serial.iter().enumerate().map(|(index, serial)| uart(index, serial)));
     devices.extend(board.rtc.iter().map(clock));
+    devices.extend(board.hpet.iter().map(hpet::device));
     devices.extend(board.pvpanic.map(pvpanic));
     if board.i8042 {
         devices.push(keyboard());

@@ -31,7 +31,6 @@ pub fn table(board: &Board, facs: u32, dsdt: u32) -> Vec<u8> {
         .dsdt_64(u64::from(dsdt))
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup)
@@ -99,8 +98,8 @@ mod tests {
         assert_eq!((fadt[88], fadt[89], fadt[91]), (4, 2, 4));
         assert_eq!(fadt[108], 0x32);
         assert_eq!(u16_at(&fadt, 109), 0b101);
-        // WBINVD, PROC_C1, SLP_BUTTON, FIX_RTC, TMR_VAL_EXT, RESET_REG_SUP, HEADLESS.
-        assert_eq!(u32_at(&fadt, 112), 0x1565);
+        // WBINVD, PROC_C1, FIX_RTC, TMR_VAL_EXT, RESET_REG_SUP, HEADLESS.
+        assert_eq!(u32_at(&fadt, 112), 0x1545);
         assert_eq!((&fadt[116..120], u32_at(&fadt, 120), fadt[128]), (&[1, 8, 0, 1][..], 0xcf9, 6));
         assert_eq!((&fadt[148..152], u32_at(&fadt, 152)), (&[1, 32, 0, 2][..], 0x600));
         assert_eq!((&fadt[172..176], u32_at(&fadt, 176)), (&[1, 16, 0, 2][..], 0x604));

@@ -8,6 +8,7 @@
 //!              |       -> DSDT (CPUs, PCI host bridge, serial ports, clock, pvpanic, power-off)
 //!              -> MADT (local APICs, I/O APIC, interrupt overrides)
 //!              -> MCFG (PCI's enhanced configuration space)
+//!              -> HPET (the event timer)
 //! ```
 //!
 //! Firmware places tables itself: it gets the same ones by [`for_firmware`], with commands that say
@@ -19,6 +20,7 @@
 mod board;
 mod dsdt;
 mod fadt;
+mod hpet;
 mod linker;
 mod madt;
 mod pci;
@@ -26,7 +28,7 @@ mod pci;
 pub use linker::{ForFirmware, for_firmware};
 
 pub use board::{
-    Board, Cpu, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc, Serial, Trigger,
+    Board, Cpu, Hpet, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc, Serial, Trigger,
 };
 
 use acpi_tables::Aml;
@@ -95,7 +97,8 @@ fn place_tables(board: &Board, area: &mut Area) -> Placed {
     let fadt = area.place(fadt::table(board, facs as u32, dsdt as u32), 16);
     let madt = area.place(madt::table(board), 16);
     let mcfg = board.pci.as_ref().map(|pci| area.place(pci::mcfg(pci), 16));
-    let entries: Vec<u64> = [fadt, madt].into_iter().chain(mcfg).collect();
+    let hpet = board.hpet.as_ref().map(|hpet| area.place(hpet::table(hpet), 16));
+    let entries: Vec<u64> = [fadt, madt].into_iter().chain(mcfg).chain(hpet).collect();
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     entries.iter().for_each(|entry| xsdt.add_entry(*entry));
     let xsdt = area.place(bytes(&xsdt), 16);

@@ -531,6 +531,10 @@ impl Board {
         self.chipset.pm.power_button();
     }
 
+    pub(crate) fn sleep_button(&self) {
+        self.chipset.pm.sleep_button();
+    }
+
     /// Asks the guest to do with so many bytes of its memory.
     pub(crate) fn leave(&self, bytes: u64) -> bool {
         self.extras.leave(self.memory, bytes)

@@ -90,6 +90,11 @@ impl Handle {
         self.tell(Request::PowerButton)
     }
 
+    /// Presses the ACPI sleep button.
+    pub fn sleep_button(&self) -> Result<(), Gone> {
+        self.tell(Request::SleepButton)
+    }
+
     /// An NMI for every vCPU.
     pub fn nmi(&self) -> Result<(), Gone> {
         self.tell(Request::Nmi)

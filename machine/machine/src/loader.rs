@@ -88,6 +88,9 @@ pub(crate) fn acpi_board(spec: &VmSpec) -> acpi_build::Board {
     let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
     let mut board = acpi_build::Board::new(cpus);
     board.pci = Some(pci_bridge(spec.ports));
+    // It lies below 4 GiB.
+    let address = chipset::hpet::ADDRESS as u32;
+    board.hpet = Some(acpi_build::Hpet { id: chipset::hpet::ID, address });
     (board.i8042, board.vga) = (spec.display.is_there(), spec.display.is_there());
     board
 }

@@ -67,6 +67,7 @@ pub(crate) enum Request {
     Resume(Option<u32>, Sender<()>),
     Reset(Sender<()>),
     PowerButton,
+    SleepButton,
     Nmi,
     Quit,
     /// Bytes that the guest is to be left with; whether it has a balloon.
@@ -202,6 +203,7 @@ impl Owner {
                 return failed;
             }
             Request::PowerButton => self.board.power_button(),
+            Request::SleepButton => self.board.sleep_button(),
             Request::Balloon(bytes, done) => drop(done.send(self.board.leave(bytes))),
             Request::Plug(plug, label, done) => {
                 let running = !self.paused;

@@ -80,12 +80,12 @@ impl fmt::Debug for Pit {
 }
 
 impl Pit {
-    pub(crate) fn build(wiring: &mut Wiring) -> Arc<Self> {
+    pub(crate) fn build(irq: LineRef, wiring: &mut Wiring) -> Arc<Self> {
         let pit = Arc::new(Self {
             regs: Mutex::new(Regs::default()),
             clock: wiring.clock.clone(),
             timer: OnceLock::new(),
-            irq: wiring.irq(0),
+            irq,
         });
         let weak = Arc::downgrade(&pit);
         let timer = wiring.timers.create(Arc::new(move |_| {

@@ -5,7 +5,7 @@ fn board() -> (Arc<Pit>, FakeTime, Arc<Recorder>) {
     let (time, sink) = (FakeTime::default(), Arc::new(Recorder::default()));
     let mut wiring = wiring(&time, &sink);
     wiring.irqs = vec![sink.clone(); 16];
-    (Pit::build(&mut wiring), time, sink)
+    (Pit::build(wiring.irq(0), &mut wiring), time, sink)
 }
 
 fn program(pit: &Pit, control: u8, count: u16) {

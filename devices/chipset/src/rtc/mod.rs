@@ -73,7 +73,7 @@ fn cmos(config: &Config) -> [u8; CMOS_SIZE] {
 }
 
 impl Rtc {
-    pub(crate) fn build(config: &Config, wiring: &mut Wiring) -> Arc<Self> {
+    pub(crate) fn build(config: &Config, irq: LineRef, wiring: &mut Wiring) -> Arc<Self> {
         let mut regs = Regs {
             index: 0,
             nmi_masked: false,
@@ -85,7 +85,6 @@ impl Rtc {
         let clock = wiring.clock.clone();
         let now = Now { guest_ns: clock.now_ns(), realtime_ns: clock.realtime_ns() };
         (regs.seen_second, regs.seen_tick) = (now.realtime_s(), now.tick());
-        let irq = wiring.irq(8);
         let rtc = Arc::new(Self { regs: Mutex::new(regs), clock, timer: OnceLock::new(), irq });
         let weak = Arc::downgrade(&rtc);
         let timer = wiring.timers.create(Arc::new(move |_| {

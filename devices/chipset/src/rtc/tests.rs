@@ -10,7 +10,7 @@ fn board() -> (Arc<Rtc>, FakeTime, Arc<Recorder>) {
     let mut wiring = wiring(&time, &sink);
     wiring.irqs = vec![sink.clone(); 16];
     let config = Config { memory_low: 3 << 30, memory_high: 5 << 30, ..Config::default() };
-    (Rtc::build(&config, &mut wiring), time, sink)
+    (Rtc::build(&config, wiring.irq(8), &mut wiring), time, sink)
 }
 
 fn get(rtc: &Rtc, index: usize) -> u8 {
