@@ -283,6 +283,8 @@ pub fn give(state: &mut State, env: &mut Env<'_, '_>) {
     (state.cr0, state.cr2, state.cr3, state.cr4) = (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4);
     levels::arm(state, env);
     let cpu = &mut *env.ctx.cpu;
+    (state.idt_limit, state.idt_base) = (cpu.idtr.limit.into(), cpu.idtr.base);
+    (state.gdt_limit, state.gdt_base) = (cpu.gdtr.limit.into(), cpu.gdtr.base);
     state.kernel_gs = cpu.hot.kernel_gs_base;
     state.flags = cpu.flags.bits() & rflags::STATUS | rflags::FIXED;
     for (to, segment) in state.selectors.iter_mut().zip(&cpu.seg) {

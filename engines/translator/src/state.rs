@@ -102,6 +102,11 @@ pub struct State {
     /// Not zero if SYSCALL, or SYSRET, is for the handler.
     pub syscall_bad: u64,
     pub sysret_bad: u64,
+    /// IDTR and GDTR.
+    pub idt_limit: u64,
+    pub idt_base: u64,
+    pub gdt_limit: u64,
+    pub gdt_base: u64,
     /// SYSCALL's target, and the bits of RFLAGS that it leaves alone.
     pub lstar: u64,
     pub syscall_keeps: u64,

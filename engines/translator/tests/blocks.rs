@@ -371,6 +371,37 @@ fn selectors_and_bases() {
     }
 }
 
+/// SIDT and SGDT in both rings, whatever follows reads of them.
+#[test]
+fn tables_of_descriptors() {
+    for user in [false, true] {
+        let Some(mut pair) = pair(user) else { return };
+        for machine in [&mut pair.handlers, &mut pair.native] {
+            let mut state = machine.cpu.save_state(0, 0);
+            (state.segments.idtr.limit, state.segments.idtr.base) = (0x1234, 0xffff_8765_4321_0fed);
+            (state.segments.gdtr.limit, state.segments.gdtr.base) = (0xfedc, 0x7abc_def0_1234);
+            machine.cpu.load_state(&state);
+        }
+        let mut rng = Rng(0x51d7 + u64::from(user));
+        for _ in 0..500 {
+            let mut bytes = Vec::new();
+            for _ in 0..1 + rng.below(4) {
+                let (idt, base, disp) =
+                    (rng.below(2) as u8, rng.pick(&[0, 3, 6]), rng.next() as u8);
+                // sidt or sgdt [rax, rbx or rsi + disp8]; mov rcx, [there + 2]
+                bytes.extend([0x0f, 0x01, 0x40 | idt << 3 | base, disp & 0x7f]);
+                bytes.extend([0x48, 0x8b, 0x48 | base, (disp & 0x7f) + 2]);
+            }
+            pair.run(&mut rng, &bytes, 0);
+        }
+        pair.compare_memory();
+        let mut stats = engine::Stats::default();
+        pair.translator.report(&mut stats);
+        let by = |name| stats.get("callouts by instruction", name);
+        assert_eq!([by("sidt").is_some(), by("sgdt").is_some()], [user; 2]);
+    }
+}
+
 fn wide(rng: &mut Rng) -> u8 {
     (rng.below(2) as u8) << 3
 }

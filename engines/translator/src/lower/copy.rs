@@ -200,6 +200,7 @@ impl Lowerer<'_> {
             Cli => self.cli(),
             Sti => self.sti(),
             Swapgs => self.swapgs(),
+            Sidt | Sgdt => self.store_table(insn),
             Rdtsc | Rdtscp => self.rdtsc(insn),
             Rdpid => self.rdpid(insn),
             Cpuid => self.cpuid(),

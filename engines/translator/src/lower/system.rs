@@ -82,6 +82,26 @@ impl Lowerer<'_> {
         Ok(())
     }
 
+    /// SIDT, SGDT: only handlers change the registers. (EDK II keeps a pointer beside its IDT,
+    /// and looks for it in each of its functions.)
+    pub(super) fn store_table(&mut self, insn: &Instruction) -> Done {
+        self.supervisor()?;
+        let [limit, base] = match insn.code() {
+            _ if self.narrow || self.short.is_some() => return Err(Untranslated),
+            Code::Sidt_m1664 => [field!(idt_limit), field!(idt_base)],
+            Code::Sgdt_m1664 => [field!(gdt_limit), field!(gdt_base)],
+            _ => return Err(Untranslated),
+        };
+        let place = self.operand(insn, true, 10)?;
+        let to = place.host();
+        let behind = to.disp.checked_add(2).ok_or(Untranslated)?;
+        self.asm.load(SC, limit);
+        self.asm.store16(to, SC);
+        self.asm.load(SC, base);
+        self.asm.store(Mem { disp: behind, ..to }, SC);
+        Ok(())
+    }
+
     pub(super) fn pushf(&mut self, insn: &Instruction) -> Done {
         if insn.code() != Code::Pushfq {
             return Err(Untranslated);
