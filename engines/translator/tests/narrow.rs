@@ -325,6 +325,32 @@ fn vectors() {
     }
 }
 
+/// SIDT and SGDT in both rings, of six bytes each.
+#[test]
+fn tables_of_descriptors() {
+    for kind in [Kind::Protected, Kind::User] {
+        let Some(mut pair) = Pair::new(kind) else { return };
+        let mut rng = Rng(0x51d7 + kind as u64);
+        for _ in 0..1_200 {
+            let mut bytes = Vec::new();
+            for _ in 0..1 + rng.below(4) {
+                // sidt or sgdt [eax, ebx or esi + disp8]; mov ecx, [there + 2]
+                let (idt, base, disp) =
+                    (rng.below(2) as u8, rng.pick(&[0, 3, 6]), rng.next() as u8 & 0x7f);
+                bytes.extend([0x0f, 0x01, 0x40 | idt << 3 | base, disp, 0x8b, 0x48 | base]);
+                bytes.push((disp + 2) & 0x7f);
+            }
+            pair.run(&mut rng, &bytes, 0);
+        }
+        pair.compare_memory();
+        let mut stats = engine::Stats::default();
+        pair.translator.report(&mut stats);
+        let by = |name| stats.get("callouts by instruction", name);
+        let user = matches!(kind, Kind::User);
+        assert_eq!([by("sidt").is_some(), by("sgdt").is_some()], [user; 2]);
+    }
+}
+
 /// Strings that end in the next page, at 4 GiB, or not at all.
 #[test]
 fn strings() {

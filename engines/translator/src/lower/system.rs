@@ -86,19 +86,28 @@ impl Lowerer<'_> {
     /// and looks for it in each of its functions.)
     pub(super) fn store_table(&mut self, insn: &Instruction) -> Done {
         self.supervisor()?;
-        let [limit, base] = match insn.code() {
-            _ if self.narrow || self.short.is_some() => return Err(Untranslated),
-            Code::Sidt_m1664 => [field!(idt_limit), field!(idt_base)],
-            Code::Sgdt_m1664 => [field!(gdt_limit), field!(gdt_base)],
+        if self.short.is_some() {
+            return Err(Untranslated);
+        }
+        let idt = [field!(idt_limit), field!(idt_base)];
+        let gdt = [field!(gdt_limit), field!(gdt_base)];
+        let ([limit, base], len) = match insn.code() {
+            Code::Sidt_m1664 if !self.narrow => (idt, 10),
+            Code::Sgdt_m1664 if !self.narrow => (gdt, 10),
+            Code::Sidt_m1632 if self.narrow => (idt, 6),
+            Code::Sgdt_m1632 if self.narrow => (gdt, 6),
             _ => return Err(Untranslated),
         };
-        let place = self.operand(insn, true, 10)?;
+        let place = self.operand(insn, true, len)?;
         let to = place.host();
         let behind = to.disp.checked_add(2).ok_or(Untranslated)?;
         self.asm.load(SC, limit);
         self.asm.store16(to, SC);
         self.asm.load(SC, base);
-        self.asm.store(Mem { disp: behind, ..to }, SC);
+        match self.narrow {
+            true => self.asm.store32(Mem { disp: behind, ..to }, SC),
+            false => self.asm.store(Mem { disp: behind, ..to }, SC),
+        }
         Ok(())
     }
 
