@@ -10,7 +10,11 @@
 //! is dropped and counted; a receive buffer that no frame fits makes the device need a reset.
 
 mod control;
+mod filter;
 mod header;
+mod steering;
+
+pub use filter::{Filter, Table};
 
 use control::Command;
 use nic::{Mac, Meta, Network, NoRoom, Offloads, Port, Taken};
@@ -20,9 +24,10 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::*},
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::*},
     },
 };
+use steering::Steering;
 use virtio::{Chain, GuestError, Handle, Owed, Queue, Served, VirtioDevice};
 
 /// Feature bits (5.1.3).
@@ -39,7 +44,12 @@ pub mod feature {
     pub const STATUS: u64 = 1 << 16;
     pub const CTRL_VQ: u64 = 1 << 17;
     pub const CTRL_RX: u64 = 1 << 18;
+    pub const CTRL_VLAN: u64 = 1 << 19;
+    pub const CTRL_RX_EXTRA: u64 = 1 << 20;
+    pub const GUEST_ANNOUNCE: u64 = 1 << 21;
+    pub const MQ: u64 = 1 << 22;
     pub const CTRL_MAC_ADDR: u64 = 1 << 23;
+    /// But [`MQ`], which a card with one pair of queues has not.
     pub(crate) const ALL: u64 = CSUM
         | GUEST_CSUM
         | MTU
@@ -52,25 +62,34 @@ pub mod feature {
         | STATUS
         | CTRL_VQ
         | CTRL_RX
+        | CTRL_VLAN
+        | CTRL_RX_EXTRA
+        | GUEST_ANNOUNCE
         | CTRL_MAC_ADDR;
 }
 
 const DEVICE_TYPE: u16 = 1;
 /// PCI's class: network, Ethernet.
 const CLASS: u32 = 0x02_00_00;
-/// The queues (5.1.2).
+/// The queues (5.1.2): of each pair, and the control queue behind the one pair of a driver that
+/// knows no others.
 pub const RECEIVE: u16 = 0;
 pub const TRANSMIT: u16 = 1;
 pub const CONTROL: u16 = 2;
+/// Pairs of queues at most.
+pub const PAIRS_MAX: u16 = 16;
 const QUEUE_SIZE: u16 = 256;
 const CONTROL_SIZE: u16 = 64;
-/// VIRTIO_NET_S_LINK_UP.
+/// VIRTIO_NET_S_LINK_UP and VIRTIO_NET_S_ANNOUNCE.
 const LINK_UP: u16 = 1;
+const ANNOUNCE: u16 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     pub mac: Mac,
     pub mtu: u16,
+    /// Pairs of queues: 1 to [`PAIRS_MAX`].
+    pub pairs: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,11 +99,14 @@ pub struct NetState {
     pub mac: Mac,
     pub mtu: u16,
     pub link: bool,
+    /// The pairs of queues that the driver uses.
+    pub pairs: u16,
+    pub filter: Filter,
 }
 
 impl Schema for NetState {
     const KIND: &'static str = "virtio-net";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +115,7 @@ struct Counters {
     received: AtomicU64,
     refused: AtomicU64,
     dropped: AtomicU64,
+    filtered: AtomicU64,
 }
 
 /// What is owed to the driver after a batch, and whether it was told not to ring.
@@ -109,8 +132,19 @@ pub struct VirtioNet {
     features: AtomicU64,
     mac: Mutex<Mac>,
     link: AtomicBool,
-    receive: Mutex<Side>,
-    transmit: Mutex<Side>,
+    filter: Mutex<Filter>,
+    /// The pairs of queues that the driver uses.
+    pairs: AtomicU16,
+    /// The pair whose turn it is to send.
+    turn: AtomicU16,
+    steering: Steering,
+    /// The driver is to tell the network where the card is now.
+    announce: AtomicBool,
+    /// It has to hear of that.
+    tell: AtomicBool,
+    /// Of each pair.
+    receive: Vec<Mutex<Side>>,
+    transmit: Vec<Mutex<Side>>,
     counters: Counters,
 }
 
@@ -127,6 +161,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl VirtioNet {
     /// A card that is plugged into the network.
     pub fn new(config: Config, network: Arc<dyn Network>) -> Arc<Self> {
+        let config = Config { pairs: config.pairs.clamp(1, PAIRS_MAX), ..config };
+        let sides = || (0..config.pairs).map(|_| Mutex::default()).collect();
         let card = Arc::new(Self {
             config,
             network: network.clone(),
@@ -134,8 +170,14 @@ impl VirtioNet {
             features: AtomicU64::new(0),
             mac: Mutex::new(config.mac),
             link: AtomicBool::new(true),
-            receive: Mutex::default(),
-            transmit: Mutex::default(),
+            filter: Mutex::default(),
+            pairs: AtomicU16::new(1),
+            turn: AtomicU16::new(0),
+            steering: Steering::default(),
+            announce: AtomicBool::new(false),
+            tell: AtomicBool::new(false),
+            receive: sides(),
+            transmit: sides(),
             counters: Counters::default(),
         });
         let port: Weak<Self> = Arc::downgrade(&card);
@@ -238,6 +280,43 @@ impl VirtioNet {
         Ok(Some(chains))
     }
 
+    /// The control queue is behind all pairs for a driver that knows of them (5.1.2).
+    fn control(&self) -> u16 {
+        if self.has(feature::MQ) { 2 * self.config.pairs } else { CONTROL }
+    }
+
+    /// The next frame of a pair's queue.
+    fn take_from(&self, pair: u16, buffer: &mut [u8]) -> Option<Taken> {
+        let mut side = lock(self.transmit.get(usize::from(pair))?);
+        self.lend(2 * pair + TRANSMIT, |queue| {
+            let taken = self.next_frame(queue, &mut side, buffer);
+            side.owed = side.owed.and(queue.unsignalled());
+            taken
+        })
+        .flatten()
+    }
+
+    /// Carries a command out, if that can be done.
+    fn obey(&self, command: Command) -> bool {
+        match command {
+            Command::Switch(switch, on) => lock(&self.filter).set(switch, on),
+            Command::SetMac(mac) => *lock(&self.mac) = mac,
+            Command::Tables(unicast, multicast) => {
+                let mut filter = lock(&self.filter);
+                (filter.unicast, filter.multicast) = (unicast, multicast);
+            }
+            Command::Vlan(vlan, true) => drop(lock(&self.filter).vlans.insert(vlan)),
+            Command::Vlan(vlan, false) => drop(lock(&self.filter).vlans.remove(&vlan)),
+            Command::Announced => self.announce.store(false, SeqCst),
+            Command::Pairs(pairs) if (1..=self.config.pairs).contains(&pairs) => {
+                self.pairs.store(pairs, SeqCst);
+                self.network.wake();
+            }
+            Command::Pairs(_) => return false,
+        }
+        true
+    }
+
     fn lend<T>(
         &self,
         index: u16,
@@ -289,20 +368,32 @@ impl Port for VirtioNet {
         }
     }
 
+    /// The pairs take turns.
     fn take(&self, buffer: &mut [u8]) -> Option<Taken> {
-        let mut side = lock(&self.transmit);
-        self.lend(TRANSMIT, |queue| {
-            let taken = self.next_frame(queue, &mut side, buffer);
-            side.owed = side.owed.and(queue.unsignalled());
-            taken
-        })
-        .flatten()
+        let pairs = self.pairs.load(SeqCst).max(1);
+        let turn = self.turn.load(Relaxed);
+        for pair in (0..pairs).map(|next| turn.wrapping_add(next) % pairs) {
+            if let Some(taken) = self.take_from(pair, buffer) {
+                self.turn.store((pair + 1) % pairs, Relaxed);
+                if pairs > 1 {
+                    self.steering.sent(buffer.get(..taken.len).unwrap_or_default(), pair);
+                }
+                return Some(taken);
+            }
+        }
+        None
     }
 
     fn give(&self, meta: &Meta, parts: &[&[u8]]) -> Result<(), NoRoom> {
+        if !lock(&self.filter).passes(self.mac(), self.has(feature::CTRL_VLAN), parts) {
+            self.counters.filtered.fetch_add(1, Relaxed);
+            return Ok(());
+        }
         let header = header::encode(meta);
-        let mut side = lock(&self.receive);
-        let given = self.lend(RECEIVE, |queue| {
+        let pair = self.steering.pair(parts, self.pairs.load(SeqCst));
+        let Some(side) = self.receive.get(usize::from(pair)) else { return Err(NoRoom) };
+        let mut side = lock(side);
+        let given = self.lend(2 * pair + RECEIVE, |queue| {
             let given = self.put_frame(queue, &mut side, header, parts);
             side.owed = side.owed.and(queue.unsignalled());
             given
@@ -317,8 +408,15 @@ impl Port for VirtioNet {
     }
 
     fn flush(&self) {
-        self.signal(RECEIVE, &self.receive);
-        self.signal(TRANSMIT, &self.transmit);
+        for (pair, (receive, transmit)) in (0..).zip(self.receive.iter().zip(&self.transmit)) {
+            self.signal(2 * pair + RECEIVE, receive);
+            self.signal(2 * pair + TRANSMIT, transmit);
+        }
+        if self.tell.swap(false, SeqCst)
+            && let Some(handle) = self.handle.get()
+        {
+            handle.config_changed();
+        }
     }
 
     fn set_link(&self, up: bool) {
@@ -344,11 +442,13 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE]
+        let mut sizes = vec![QUEUE_SIZE; 2 * usize::from(self.config.pairs)];
+        sizes.push(CONTROL_SIZE);
+        sizes
     }
 
     fn features(&self) -> u64 {
-        feature::ALL
+        feature::ALL | if self.config.pairs > 1 { feature::MQ } else { 0 }
     }
 
     fn attach(&self, handle: Handle) {
@@ -356,7 +456,7 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn doorbell(&self, index: u16) -> bool {
-        if index == CONTROL {
+        if index == self.control() {
             return false;
         }
         self.network.wake();
@@ -367,9 +467,11 @@ impl VirtioDevice for VirtioNet {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut bytes = [0; 12];
         bytes[..6].copy_from_slice(&lock(&self.mac).0);
-        let status = if self.link.load(SeqCst) { LINK_UP } else { 0 };
+        let announce = self.has(feature::GUEST_ANNOUNCE) && self.announce.load(SeqCst);
+        let status =
+            if self.link.load(SeqCst) { LINK_UP } else { 0 } | if announce { ANNOUNCE } else { 0 };
         bytes[6..8].copy_from_slice(&status.to_le_bytes());
-        bytes[8..10].copy_from_slice(&1u16.to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.config.pairs.to_le_bytes());
         bytes[10..].copy_from_slice(&self.config.mtu.to_le_bytes());
         for (at, byte) in (offset..).zip(data) {
             let known = usize::try_from(at).ok().and_then(|at| bytes.get(at));
@@ -379,28 +481,28 @@ impl VirtioDevice for VirtioNet {
 
     fn activate(&self, features: u64) {
         self.features.store(features, SeqCst);
+        let announce = features & feature::GUEST_ANNOUNCE != 0;
+        self.tell.store(announce && self.announce.load(SeqCst), SeqCst);
         self.network.wake();
     }
 
     fn reset(&self) {
         self.features.store(0, SeqCst);
+        self.pairs.store(1, SeqCst);
+        self.announce.store(false, SeqCst);
+        self.tell.store(false, SeqCst);
+        *lock(&self.filter) = Filter::default();
         *lock(&self.mac) = self.config.mac;
     }
 
     /// Of the control queue only.
     fn serve(&self, index: u16, queue: &mut Queue<'_>) -> Result<Served, GuestError> {
-        if index != CONTROL {
+        if index != self.control() {
             return Ok(Served::Left);
         }
         while let Some(mut chain) = queue.pop()? {
-            let done = match control::parse(&mut chain) {
-                Command::Filter => true,
-                Command::SetMac(mac) => {
-                    *lock(&self.mac) = mac;
-                    true
-                }
-                Command::Unknown => false,
-            };
+            let command = control::parse(&mut chain, self.features.load(SeqCst));
+            let done = command.is_some_and(|command| self.obey(command));
             let written = control::answer(&mut chain, done);
             if written == 0 {
                 return Err(GuestError("a command has no room for its answer"));
@@ -411,8 +513,13 @@ impl VirtioDevice for VirtioNet {
     }
 
     fn save(&self, to: &mut Writer, instance: u32) {
-        let state =
-            NetState { mac: *lock(&self.mac), mtu: self.config.mtu, link: self.link.load(SeqCst) };
+        let state = NetState {
+            mac: *lock(&self.mac),
+            mtu: self.config.mtu,
+            link: self.link.load(SeqCst),
+            pairs: self.pairs.load(SeqCst),
+            filter: lock(&self.filter).clone(),
+        };
         to.put(instance, &state);
     }
 
@@ -424,18 +531,29 @@ impl VirtioDevice for VirtioNet {
         if !state.mac.is_unicast() {
             return Err(malformed::<NetState>("the address is not one station's"));
         }
+        if !(1..=self.config.pairs).contains(&state.pairs) {
+            return Err(malformed::<NetState>("the card has fewer queues"));
+        }
+        if !state.filter.is_sound() {
+            return Err(malformed::<NetState>("a filter has more than its tables hold"));
+        }
         *lock(&self.mac) = state.mac;
+        *lock(&self.filter) = state.filter;
+        self.pairs.store(state.pairs, SeqCst);
         self.link.store(state.link, SeqCst);
+        // The card may be elsewhere; the network is to learn of it (5.1.6.5.4).
+        self.announce.store(true, SeqCst);
         Ok(())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let Counters { sent, received, refused, dropped } = &self.counters;
+        let Counters { sent, received, refused, dropped, filtered } = &self.counters;
         vec![
             ("frames sent", sent.load(Relaxed)),
             ("frames received", received.load(Relaxed)),
             ("frames without room", refused.load(Relaxed)),
             ("frames dropped", dropped.load(Relaxed)),
+            ("frames filtered", filtered.load(Relaxed)),
         ]
     }
 }

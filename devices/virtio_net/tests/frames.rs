@@ -15,7 +15,8 @@ use virtio::{
 use virtio_net::{CONTROL, Config, NetState, RECEIVE, TRANSMIT, VirtioNet, feature};
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-const PLAIN: u64 = VERSION_1 | feature::MAC | feature::CTRL_VQ | feature::CTRL_MAC_ADDR;
+const PLAIN: u64 =
+    VERSION_1 | feature::MAC | feature::CTRL_VQ | feature::CTRL_RX | feature::CTRL_MAC_ADDR;
 const LARGE: u64 = PLAIN
     | feature::CSUM
     | feature::GUEST_CSUM
@@ -60,7 +61,7 @@ impl Network for Wire {
 
 fn with(features: u64) -> (Board, Arc<Wire>) {
     let wire = Arc::new(Wire::default());
-    let board = Board::new(VirtioNet::new(Config { mac: MAC, mtu: 1500 }, wire.clone()));
+    let board = Board::new(VirtioNet::new(Config { mac: MAC, mtu: 1500, pairs: 1 }, wire.clone()));
     board.start(features, true);
     (board, wire)
 }
@@ -305,7 +306,7 @@ proptest! {
 #[test]
 fn it_counts() {
     let wire = Arc::new(Wire::default());
-    let card = VirtioNet::new(Config { mac: MAC, mtu: 1500 }, wire.clone());
+    let card = VirtioNet::new(Config { mac: MAC, mtu: 1500, pairs: 1 }, wire.clone());
     let board = Board::new(card.clone());
     board.start(PLAIN, true);
     board.submit(TRANSMIT, &frame([0; HEADER], b"x"), 0);

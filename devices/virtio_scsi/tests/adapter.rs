@@ -441,7 +441,11 @@ fn requests_that_are_none() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig {
+        cases: 48,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     /// Requests made of noise get an answer, and touch nothing but the disks.
     #[test]

@@ -204,7 +204,7 @@ pub(crate) fn build(
     if let Some(source) = parts.entropy {
         virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
     }
-    let cards = add_networks(parts.networks, &pci, &mut wiring)?;
+    let cards = add_networks(parts.networks, &pci, spec.cpus, &mut wiring)?;
     if spec.boots_from_network() {
         bootable.extend(cards.into_iter().map(bootable::card));
     }
@@ -372,13 +372,15 @@ fn ports(pci: &Arc<PciHost>, spec: &VmSpec, owner: &Sender<Request>, wiring: &Wi
 fn add_networks(
     networks: Vec<NetworkPart>,
     pci: &PciHost,
+    vcpus: u32,
     wiring: &mut Wiring,
 ) -> Result<Vec<u8>, Error> {
+    let pairs = vcpus.min(disks::QUEUES_MAX) as u16;
     let mut slots = Vec::new();
     for NetworkPart { network, device, model, mac, mtu } in networks {
         slots.push(match model {
             NetModel::Virtio => {
-                let card = VirtioNet::new(virtio_net::Config { mac, mtu }, network);
+                let card = VirtioNet::new(virtio_net::Config { mac, mtu, pairs }, network);
                 virtio::build(card, pci, wiring).map_err(Error::Thread)?.slot()
             }
             NetModel::E1000 => e1000::build(mac, network, pci, wiring).slot(),

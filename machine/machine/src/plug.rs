@@ -94,7 +94,8 @@ impl Ports {
             }
             Plug::Network(NetworkPart { network, device, mac, mtu, .. }) => {
                 devices.push(device);
-                VirtioNet::new(virtio_net::Config { mac, mtu }, network)
+                let pairs = self.vcpus.min(QUEUES_MAX) as u16;
+                VirtioNet::new(virtio_net::Config { mac, mtu, pairs }, network)
             }
             Plug::Entropy(source) => VirtioRng::new(source),
         };

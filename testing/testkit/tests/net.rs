@@ -98,7 +98,17 @@ fn files_come_and_go() -> Result<(), Error> {
     let mut guest = boot(&options)?;
     assert_eq!(guest.says("cat /sys/class/net/eth0/address")?, "52:54:00:aa:bb:cc");
     assert_eq!(guest.says("cat /sys/class/net/eth0/mtu")?, "1500");
-    guest.says("ping -c 1 10.0.2.2")?;
+    // A pair of queues for each CPU, with interrupts of their own.
+    assert_eq!(guest.says("ls -d /sys/class/net/eth0/queues/[rt]x-? | wc -l")?, "4");
+    assert_eq!(guest.says("grep -cE 'virtio.-(input|output)' /proc/interrupts")?, "4");
+    for cpu in ["1", "2"] {
+        guest.says(&format!("taskset {cpu} ping -c 1 10.0.2.2"))?;
+    }
+    // VLANs are filtered, and a card that was moved is announced: features of the driver's.
+    let features = guest.says("cat /sys/class/net/eth0/device/features")?;
+    for bit in [19, 21, 22] {
+        assert_eq!(features.as_bytes().get(bit), Some(&b'1'), "bit {bit} of {features}");
+    }
     let prefix =
         "until ip -6 addr show eth0 | grep -q 'fd53:6172:616e:0:.*global'; do sleep 1; done";
     guest.says(prefix)?;

@@ -254,6 +254,8 @@ fn inside(at: u64, len: u64) -> bool {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Whatever a host asks for is inside the disk.
     #[test]
     fn any_command(
