@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use testkit::{BOOT, COMMAND, Error, Guest, Options, package_files, status};
+use testkit::{BOOT, COMMAND, Error, Guest, Options, Screen, package_files, status};
 
 /// A file of this test's, removed at its end.
 struct Temporary(PathBuf);
@@ -69,5 +69,17 @@ fn gnu_mach_prints_its_banner() -> Result<(), Error> {
     // It has found the memory that it was told of; without its first program it goes no further.
     guest.expect("000000000000100000:000000000020000000, available", COMMAND)?;
     guest.expect("No bootstrap code loaded with the kernel", COMMAND)?;
+    Ok(())
+}
+
+#[test]
+fn gnu_mach_finds_the_text_screen() -> Result<(), Error> {
+    let file = "/boot/gnumach-1.8-486.gz";
+    let Some([kernel]) = package_files("gnumach-image-1.8-486", [file]) else { return Ok(()) };
+    let options = Options::default().kernel(&kernel).arg("--display", "vnc=127.0.0.1:auto");
+    let guest = Guest::boot(&options)?;
+    let mut screen = Screen::of(&guest).unwrap();
+    let text = screen.expect("No bootstrap code loaded", BOOT).unwrap();
+    assert!(text.starts_with("GNU Mach 1.8"), "{text}");
     Ok(())
 }
