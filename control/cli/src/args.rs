@@ -4,8 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Boot, Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, SpecError, Trace, VmSpec,
-    parse_code_cache, parse_console, parse_cpus, parse_memory, parse_ports, parse_timeout,
+    Boot, Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, Smbios, SpecError, Trace,
+    VmSpec, parse_code_cache, parse_console, parse_cpus, parse_memory, parse_ports, parse_timeout,
 };
 
 use crate::{Failure, status};
@@ -197,6 +197,12 @@ pub struct RunOptions {
     #[arg(long, value_name = "NET", default_value = "none")]
     net: String,
 
+    /// Who made the machine, as SMBIOS tells the guest: type=1[,manufacturer=..][,product=..]
+    /// [,version=..][,serial=..][,uuid=..][,sku=..][,family=..]; type=0, 2 and 3 have texts of
+    /// their own, type=11 has value=TEXT. Give it once for each type
+    #[arg(long, value_name = "TEXTS")]
+    smbios: Vec<String>,
+
     /// Screen of the guest, with a keyboard and a mouse: none, or
     /// vnc=127.0.0.1:N[,password-file=FILE]; N is a display's number, or auto
     #[arg(long, value_name = "DISPLAY", default_value = "none")]
@@ -316,6 +322,7 @@ impl RunOptions {
             cloud_init: self.cloud_init.clone(),
             net: self.net.parse()?,
             display: self.display.parse()?,
+            smbios: self.smbios()?,
             timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,
             trace: self.trace.as_deref().map_or(Ok(Trace::default()), str::parse)?,
             gdb: self.gdb.as_deref().map(str::parse).transpose()?,
@@ -328,6 +335,12 @@ impl RunOptions {
     /// Whether something else than a disk is there for firmware.
     fn boots_otherwise(&self) -> bool {
         self.floppy.is_some() || self.boot.is_some()
+    }
+
+    fn smbios(&self) -> Result<Smbios, SpecError> {
+        let mut smbios = Smbios::default();
+        self.smbios.iter().try_for_each(|option| smbios.add(option))?;
+        Ok(smbios)
     }
 
     fn disks(&self) -> Result<Vec<Disk>, SpecError> {
@@ -541,6 +554,7 @@ mod tests {
             ("--disk a --append quiet", "--append"),
             ("--append quiet a.qcow2", "--append"),
             ("--net user,forward=22", "--net"),
+            ("--smbios type=1,colour=red", "--smbios"),
             ("--channel pty", "--channel"),
             ("--display vnc=0.0.0.0:0", "--display"),
             ("--ports 9", "--ports"),

@@ -4,7 +4,7 @@ use crate::{
     Error,
     bootable::{self, Bootable},
     loader::acpi_board,
-    map,
+    map, smbios,
 };
 use fw_cfg::{Items, key};
 use vm_spec::VmSpec;
@@ -17,6 +17,9 @@ const BOOT_ORDER: &str = "bootorder";
 /// How many milliseconds its menu waits for a key, in two bytes.
 const MENU_WAIT: &str = "etc/boot-menu-wait";
 const MENU_PATIENCE: u16 = 10_000;
+/// The entry point of SMBIOS, without an address, and its structures.
+const SMBIOS_ENTRY: &str = "etc/smbios/smbios-anchor";
+const SMBIOS_STRUCTURES: &str = "etc/smbios/smbios-tables";
 /// Ranges of memory, 20 bytes each: address, length, type (ACPI 6.5, 15.1).
 const MEMORY_MAP: &str = "etc/e820";
 const RAM: u32 = 1;
@@ -36,6 +39,9 @@ pub(crate) fn items(spec: &VmSpec, bootable: &[Bootable]) -> Result<Items, Error
         items.file(MENU_WAIT, MENU_PATIENCE.to_le_bytes())?;
     }
     items.file(SERIAL_CONSOLE, u64::from(map::COM1).to_le_bytes())?;
+    let smbios = smbios::tables(spec);
+    items.file(SMBIOS_ENTRY, smbios.entry(0))?;
+    items.file(SMBIOS_STRUCTURES, smbios.structures)?;
     for (name, bytes) in acpi_build::for_firmware(&acpi_board(spec))?.files {
         items.file(name, bytes)?;
     }

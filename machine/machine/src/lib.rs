@@ -30,6 +30,7 @@ mod plug;
 mod power;
 mod saved;
 mod screen;
+mod smbios;
 mod start;
 mod stats;
 mod timers;
@@ -68,6 +69,10 @@ pub enum Error {
     Boot(#[from] boot::Error),
     #[error(transparent)]
     Acpi(#[from] acpi_build::Error),
+    #[error(
+        "the SMBIOS tables find no room behind those of ACPI; give shorter texts with --smbios"
+    )]
+    Smbios,
     #[error(transparent)]
     GuestMemory(#[from] guest_mem::Error),
     #[error("engine {engine}")]

@@ -1,7 +1,7 @@
 //! The boot plan: made anew at power-on and at each reset, so that the files' bytes are not
 //! kept unpacked meanwhile.
 
-use crate::{Error, Image, map};
+use crate::{Error, Image, map, smbios};
 use boot::{Memory, Request};
 use guest_mem::GuestMem;
 use std::sync::{
@@ -17,6 +17,7 @@ pub(crate) struct Loader {
     command_line: String,
     memory: Memory,
     acpi: acpi_build::Tables,
+    smbios: [(u64, Vec<u8>); 2],
     text_screen: bool,
     description: Mutex<String>,
     loaded: AtomicBool,
@@ -30,6 +31,9 @@ impl Loader {
         command_line: String,
     ) -> Result<Self, Error> {
         let acpi = acpi_build::build(&acpi_board(spec))?;
+        let ends = acpi.segments.iter().map(|(at, bytes)| at + bytes.len() as u64);
+        let taken = ends.max().unwrap_or(0);
+        let smbios = smbios::segments(&smbios::tables(spec), taken).ok_or(Error::Smbios)?;
         let memory = Memory {
             low_end: spec.memory.min(map::LOW_RAM_END),
             high_end: map::ram(spec.memory).last().map_or(0, |range| range.end),
@@ -40,6 +44,7 @@ impl Loader {
             command_line,
             memory,
             acpi,
+            smbios,
             text_screen: spec.display.is_there(),
             description: Mutex::default(),
             loaded: AtomicBool::new(false),
@@ -58,7 +63,7 @@ impl Loader {
                 zero(memory, range.end - segment.zero_tail..range.end)?;
             }
         }
-        for (gpa, bytes) in &self.acpi.segments {
+        for (gpa, bytes) in self.acpi.segments.iter().chain(&self.smbios) {
             memory.write(*gpa, bytes)?;
         }
         *self.description.lock().unwrap_or_else(PoisonError::into_inner) = plan.description;

@@ -16,6 +16,7 @@ mod gdb;
 mod limits;
 mod net;
 mod places;
+mod smbios;
 mod trace;
 mod units;
 
@@ -37,6 +38,7 @@ pub use limits::{
 };
 pub use net::{Forward, Net, NetModel, Transport, UserNet};
 pub use places::PCI_MAX;
+pub use smbios::{Smbios, SmbiosBios, SmbiosBoard, SmbiosChassis, SmbiosSystem};
 pub use trace::{Trace, TraceKind};
 pub use units::{
     format_memory, parse_code_cache, parse_cpus, parse_memory, parse_ports, parse_timeout,
@@ -176,6 +178,9 @@ pub struct VmSpec {
     /// A screen, a keyboard and a mouse.
     #[serde(default)]
     pub display: Display,
+    /// Who made the machine, as the guest is told.
+    #[serde(default)]
+    pub smbios: Smbios,
     /// Milliseconds of wall-clock time after which the VM is ended.
     pub timeout_ms: Option<u64>,
     pub trace: Trace,
@@ -212,6 +217,7 @@ impl Default for VmSpec {
             ports: 0,
             net: Net::None,
             display: Display::None,
+            smbios: Smbios::default(),
             timeout_ms: None,
             trace: Trace::default(),
             gdb: None,
@@ -249,6 +255,7 @@ impl VmSpec {
         limits::check_ports(self.ports)?;
         self.net.validate()?;
         self.display.validate()?;
+        self.smbios.validate()?;
         self.boot.validate(self)?;
         self.check_floppy()?;
         self.check_disks()?;
