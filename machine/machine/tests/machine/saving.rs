@@ -64,6 +64,34 @@ fn from_one_engine_to_another() {
 }
 
 #[test]
+fn there_and_back() {
+    let kinds = kinds();
+    let [first, second] = kinds[..] else {
+        println!("skipped: there is one engine");
+        return;
+    };
+    let khz = khz(Kind::Kvm);
+    for [from, over] in [[first, second], [second, first]] {
+        let (mut machine, _) = build_at(from, 1, elf(guests::COUNTS), khz).unwrap();
+        machine.handle().resume().unwrap();
+        let mut count = 0;
+        for next in [over, from, over] {
+            until("the guest counts", || dword(&machine, FLAG) > count);
+            machine.handle().pause().unwrap();
+            let parts = machine.handle().save().unwrap().unwrap();
+            count = dword(&machine, FLAG);
+            let (target, _) = build_at(next, 1, elf(guests::POWER_OFF), khz).unwrap();
+            copy_memory(&machine.handle(), &target.handle());
+            target.handle().restore(parts).unwrap().unwrap();
+            assert_eq!(dword(&target, FLAG), count, "it waits to be resumed");
+            target.handle().resume().unwrap();
+            machine = target;
+        }
+        until("the guest counts", || dword(&machine, FLAG) > count);
+    }
+}
+
+#[test]
 fn saving_does_not_disturb_a_running_guest() {
     for kind in kinds() {
         let (machine, console) = machine(kind, guests::ALPHABET);
