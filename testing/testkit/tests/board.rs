@@ -24,6 +24,10 @@ fn the_event_timer_is_there_and_not_preferred() -> Result<(), Error> {
     assert!(["tsc", "kvm-clock"].contains(&&*current), "{current}");
     let all = guest.says(&format!("cat {CLOCKSOURCE}/available_clocksource"))?;
     assert!(all.split(' ').any(|name| name == "hpet"), "{all}");
+    // It has taken the place of the clock's interrupt, and alarms come all the same.
+    let alarm = "echo +2 > /sys/class/rtc/rtc0/wakealarm; \
+                 while [ \"$(cat /sys/class/rtc/rtc0/wakealarm)\" ]; do sleep 1; done; echo rang";
+    assert_eq!(guest.says(alarm)?, "rang");
     guest.power_off()
 }
 
