@@ -62,6 +62,8 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("virtio_balloon", "virtio", "a type of virtio device"),
     ("virtio_console", "virtio", "a type of virtio device"),
     ("virtio_input", "virtio", "a type of virtio device"),
+    ("virtio_mem", "virtio", "a type of virtio device"),
+    ("virtio_vsock", "virtio", "a type of virtio device"),
     ("machine", "vm_spec", "a machine is built from its spec"),
     ("cli", "assets", "the command fetches the default guest"),
     ("cli", "gdb_server", "the command starts the stub"),

@@ -1,5 +1,7 @@
 //! What the tables describe, with the values of the usual board.
 
+use std::ops::Range;
+
 /// A PC board as ACPI sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Board {
@@ -23,6 +25,8 @@ pub struct Board {
     pub pvpanic: Option<u16>,
     pub pci: Option<Pci>,
     pub hpet: Option<Hpet>,
+    /// Where memory can come to while the machine runs; with it all RAM is told of, too.
+    pub hot_memory: Option<HotMemory>,
 }
 
 impl Board {
@@ -53,6 +57,7 @@ impl Board {
             pvpanic: Some(0x505),
             pci: None,
             hpet: None,
+            hot_memory: None,
         }
     }
 }
@@ -159,4 +164,13 @@ pub struct Pci {
     pub interrupts: Vec<u32>,
     /// There are ports whose slots the operating system may run itself.
     pub hot_plug: bool,
+}
+
+/// What the table of affinities says: all of it is of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HotMemory {
+    /// RAM that is there from the start.
+    pub ram: Vec<Range<u64>>,
+    /// Where more may come.
+    pub room: Range<u64>,
 }

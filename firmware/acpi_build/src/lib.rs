@@ -9,6 +9,7 @@
 //!              -> MADT (local APICs, I/O APIC, interrupt overrides)
 //!              -> MCFG (PCI's enhanced configuration space)
 //!              -> HPET (the event timer)
+//!              -> SRAT (where memory can come to)
 //! ```
 //!
 //! Firmware places tables itself: it gets the same ones by [`for_firmware`], with commands that say
@@ -24,11 +25,13 @@ mod hpet;
 mod linker;
 mod madt;
 mod pci;
+mod srat;
 
 pub use linker::{ForFirmware, for_firmware};
 
 pub use board::{
-    Board, Cpu, Hpet, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc, Serial, Trigger,
+    Board, Cpu, HotMemory, Hpet, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc, Serial,
+    Trigger,
 };
 
 use acpi_tables::Aml;
@@ -98,7 +101,10 @@ fn place_tables(board: &Board, area: &mut Area) -> Placed {
     let madt = area.place(madt::table(board), 16);
     let mcfg = board.pci.as_ref().map(|pci| area.place(pci::mcfg(pci), 16));
     let hpet = board.hpet.as_ref().map(|hpet| area.place(hpet::table(hpet), 16));
-    let entries: Vec<u64> = [fadt, madt].into_iter().chain(mcfg).chain(hpet).collect();
+    let memory = board.hot_memory.as_ref();
+    let srat = memory.map(|memory| area.place(srat::table(board, memory), 16));
+    let always = [fadt, madt].into_iter();
+    let entries: Vec<u64> = always.chain(mcfg).chain(hpet).chain(srat).collect();
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     entries.iter().for_each(|entry| xsdt.add_entry(*entry));
     let xsdt = area.place(bytes(&xsdt), 16);
@@ -238,6 +244,17 @@ mod tests {
         let mcfg = guest.table(guest.number(xsdt + 52, 8), b"MCFG");
         // Base address, segment, first and last bus (PCI Firmware Specification 3.3, 4.1.2).
         assert_eq!(mcfg[44..56], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 255]);
+    }
+
+    #[test]
+    fn a_board_to_which_memory_can_come_has_one_table_more() {
+        let mut board = board(2);
+        board.hot_memory =
+            Some(HotMemory { ram: vec![0..1 << 28, 1 << 28..1 << 29], room: 1 << 32..5 << 30 });
+        let tables = build(&board).unwrap();
+        let guest = Guest::new(&tables);
+        let xsdt = guest.number(tables.rsdp + 24, 8);
+        guest.table(guest.number(xsdt + 52, 8), b"SRAT");
     }
 
     #[test]
