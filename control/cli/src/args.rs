@@ -5,7 +5,8 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
     Boot, Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, Smbios, SpecError, Trace,
-    VmSpec, parse_code_cache, parse_console, parse_cpus, parse_memory, parse_ports, parse_timeout,
+    VmSpec, parse_code_cache, parse_console, parse_cpus, parse_memory_max, parse_ports,
+    parse_timeout,
 };
 
 use crate::{Failure, status};
@@ -128,7 +129,8 @@ pub struct RunOptions {
     #[arg(long, conflicts_with_all = ["kernel", "package", "image", "initrd"])]
     built_in: bool,
 
-    /// Guest memory: 512M, 2G, 1GiB
+    /// Guest memory: 512M, 2G, 1GiB; with ,max=SIZE the monitor can give the guest up to so much
+    /// while it runs
     #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
     memory: String,
 
@@ -202,6 +204,12 @@ pub struct RunOptions {
     /// their own, type=11 has value=TEXT. Give it once for each type
     #[arg(long, value_name = "TEXTS")]
     smbios: Vec<String>,
+
+    /// Sockets between programs of the guest and of this host: PATH[,cid=N]. Who connects to PATH and
+    /// says CONNECT and a port is connected to the guest's; a guest's that connects to port N of
+    /// CID 2, to the socket PATH_N
+    #[arg(long, value_name = "VSOCK")]
+    vsock: Option<String>,
 
     /// Screen of the guest, with a keyboard and a mouse: none, or
     /// vnc=127.0.0.1:N[,password-file=FILE]; N is a display's number, or auto
@@ -297,11 +305,13 @@ impl RunOptions {
             ));
         }
         let (console_device, console) = parse_console(&self.console)?;
+        let (memory, memory_max) = parse_memory_max(&self.memory)?;
         let spec = VmSpec {
             engine: self.engine.parse()?,
             cpus: parse_cpus(&self.cpus)?,
             cpu_model: self.cpu_model.clone(),
-            memory: parse_memory(&self.memory)?,
+            memory,
+            memory_max,
             code_cache: parse_code_cache(&self.code_cache)?,
             perf_map: self.perf_map,
             windows: self.windows,
@@ -321,6 +331,7 @@ impl RunOptions {
             disks,
             cloud_init: self.cloud_init.clone(),
             net: self.net.parse()?,
+            vsock: self.vsock.as_deref().map(str::parse).transpose()?,
             display: self.display.parse()?,
             smbios: self.smbios()?,
             timeout_ms: self.timeout.as_deref().map(parse_timeout).transpose()?,

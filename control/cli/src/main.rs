@@ -24,9 +24,11 @@ mod report;
 mod screens;
 mod session;
 mod signals;
+mod sockets;
 mod status;
 mod terminal;
 mod vm;
+mod vsock;
 
 use std::process::exit;
 

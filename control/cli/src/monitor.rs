@@ -24,6 +24,9 @@ pub trait Control: Send + Sync {
     fn nmi(&self) -> Result<(), Gone>;
     fn quit(&self) -> Result<(), Gone>;
     fn activity(&self) -> Result<Activity, Gone>;
+    /// Gives the guest so many bytes of memory in all; what came of it.
+    fn set_memory(&self, bytes: u64) -> Result<String, Gone>;
+    fn memory_info(&self) -> Result<String, Gone>;
     /// Leaves the guest with so many bytes of its memory; what came of it.
     fn balloon(&self, bytes: u64) -> Result<String, Gone>;
     fn balloon_info(&self) -> Result<String, Gone>;
@@ -54,6 +57,8 @@ Ctrl-A Ctrl-A  send Ctrl-A to the guest
 const HELP: &str = "\
 info       what the machine is and does
 stats      what was counted so far, for each CPU
+memory N   give the guest N MiB of memory in all, or 2G; needs --memory SIZE,max=SIZE
+info memory   how much it has, and may have
 balloon N  leave the guest with N MiB of its memory, or with 1G; it gives the rest back
 info balloon  how much it has given, and what it says of its memory
 device add disk FILE[,readonly][,serial=TEXT]   put a disk behind a free port
@@ -112,6 +117,13 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
                 (["add", kind, option], _) => shown(control.device_add(kind, option)),
                 (["remove", _], Some(port)) => shown(control.device_remove(port)),
                 _ => Answer::Text("device: add, remove or list; `help` tells how\n".into()),
+            }
+        }
+        "info memory" => shown(control.memory_info()),
+        other if other.split_whitespace().next() == Some("memory") => {
+            match memory_size(other.trim_start_matches("memory").trim()) {
+                Some(bytes) => shown(control.set_memory(bytes)),
+                None => Answer::Text("memory: give a size, such as 2048 (MiB) or 2G\n".into()),
             }
         }
         "info balloon" => shown(control.balloon_info()),
@@ -245,6 +257,12 @@ pub mod tests {
         fn activity(&self) -> Result<Activity, Gone> {
             Err(Gone)
         }
+        fn set_memory(&self, bytes: u64) -> Result<String, Gone> {
+            Ok(format!("{} MiB in all\n", bytes >> 20))
+        }
+        fn memory_info(&self) -> Result<String, Gone> {
+            Ok("fixed\n".into())
+        }
         fn balloon(&self, bytes: u64) -> Result<String, Gone> {
             Ok(format!("{} MiB\n", bytes >> 20))
         }
@@ -293,6 +311,9 @@ pub mod tests {
         assert_eq!(says("balloon 100"), "100 MiB\n");
         assert_eq!(says("balloon  1G"), "1024 MiB\n");
         assert_eq!(says("info balloon"), "flat\n");
+        assert_eq!(says("memory 2G"), "2048 MiB in all\n");
+        assert_eq!(says("info memory"), "fixed\n");
+        assert!(says("memory").contains("give a size"));
         for wrong in ["balloon", "balloon -1", "balloon x", "balloon 1 2", "balloon 3M5"] {
             assert!(says(wrong).contains("give a size"), "{wrong}");
         }

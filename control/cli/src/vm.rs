@@ -17,6 +17,7 @@ use crate::{
     monitor::{Activity, Control, Gone},
     nets, plug, report, screens,
     status::Status,
+    vsock,
 };
 
 pub use machine::Ended;
@@ -28,6 +29,8 @@ pub struct Running {
     debugger: Option<Server>,
     /// Kept while the machine runs: sockets are removed with them.
     channels: Vec<Console>,
+    /// The socket is removed with it.
+    _vsock: Option<vsock::Socket>,
     /// Shows the screen as long as it is there.
     _viewer: Option<vnc_server::Server>,
 }
@@ -44,6 +47,7 @@ impl Running {
         let names = Names::of(spec, &files);
         let mut channels = channels::open(&spec.channels)?;
         let engine = engines::open(engine, spec)?;
+        let (vsock, sockets) = vsock::open(spec.vsock.as_ref())?.unzip();
         let parts = Parts {
             start: files.start,
             console,
@@ -52,6 +56,7 @@ impl Running {
             entropy: spec.rng.then(disks::entropy).transpose()?,
             vga_rom: displays::vga_rom(&spec.display),
             networks: nets::open(&spec.net)?,
+            vsock: sockets,
             tracer: match trace {
                 Some(to) => Tracer::new(spec.trace.clone(), to),
                 None => Tracer::none(),
@@ -66,7 +71,7 @@ impl Running {
             None => None,
         };
         let viewer = displays::serve(&spec.display, control.seat().clone())?;
-        Ok(Self { machine, control, debugger, channels, _viewer: viewer })
+        Ok(Self { machine, control, debugger, channels, _vsock: vsock, _viewer: viewer })
     }
 
     pub fn control(&self) -> Arc<dyn Control> {
@@ -116,6 +121,7 @@ fn gone<T>(result: Result<T, machine::Gone>) -> Result<T, Gone> {
     result.map_err(|machine::Gone| Gone)
 }
 
+const FIXED: &str = "the machine's memory is what it is; start it with --memory SIZE,max=SIZE\n";
 const NO_BALLOON: &str = "the machine has no balloon; start it with --balloon\n";
 
 impl Control for Handle {
@@ -153,6 +159,20 @@ impl Control for Handle {
 
     fn quit(&self) -> Result<(), Gone> {
         gone(Handle::quit(self))
+    }
+
+    fn set_memory(&self, bytes: u64) -> Result<String, Gone> {
+        let Some(info) = gone(Handle::memory_info(self))? else { return Ok(FIXED.into()) };
+        if !(info.start..=info.most).contains(&bytes) {
+            let (least, most) = (info.start >> 20, info.most >> 20);
+            return Ok(format!("memory: this guest can have {least} to {most} MiB\n"));
+        }
+        gone(Handle::set_memory(self, bytes)).map(|_| "asked\n".into())
+    }
+
+    fn memory_info(&self) -> Result<String, Gone> {
+        let info = gone(Handle::memory_info(self))?;
+        Ok(info.map_or(FIXED.into(), |info| info.to_string()))
     }
 
     fn balloon(&self, bytes: u64) -> Result<String, Gone> {

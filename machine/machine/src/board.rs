@@ -35,6 +35,8 @@ use saved_state::{Part, Reader, Writer};
 use std::{
     fmt,
     io::Read,
+    os::unix::net::UnixListener,
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -61,6 +63,7 @@ pub struct Parts {
     pub vga_rom: Option<Arc<[u8]>>,
     /// What the guest's network cards are plugged into.
     pub networks: Vec<NetworkPart>,
+    pub vsock: Option<VsockPart>,
     pub tracer: Tracer,
 }
 
@@ -77,6 +80,15 @@ pub struct DiskPart {
     pub disk: Arc<dyn Disk>,
     pub serial: String,
     pub bus: DiskBus,
+}
+
+/// Where programs of the host come to, and what sockets of those that listen are called.
+#[derive(Debug)]
+pub struct VsockPart {
+    /// The guest's address.
+    pub cid: u32,
+    pub listener: UnixListener,
+    pub base: PathBuf,
 }
 
 /// A network, and the card for it.
@@ -195,6 +207,7 @@ pub(crate) fn build(
     let mut wiring = empty(&vm, &clock, &timers, &power, msi);
     let chipset = chipset::build(&chipset_config(spec.memory, &parts.start), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
+    map_room(&*vm, spec, engine.name())?;
     let rom = parts.start.rom(&*vm)?;
     let pci = q35::build(&bridges(spec.ports, ram, rom), &mut wiring);
     let kinds: Vec<BootKind> = parts.disks.iter().map(|part| part.bus.into()).collect();
@@ -210,7 +223,9 @@ pub(crate) fn build(
     }
     let screen = screen::build(spec, parts.vga_rom, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console.clone(), &mut wiring);
-    let (extras, channels) = extras::build(spec, parts.console, parts.channels, &pci, &mut wiring)?;
+    let streams =
+        extras::Streams { console: parts.console, channels: parts.channels, vsock: parts.vsock };
+    let (extras, channels) = extras::build(spec, streams, &pci, &mut wiring)?;
     let console = extras.console_input().unwrap_or(uart);
 
     let ports = ports(&pci, spec, owner, &wiring);
@@ -311,7 +326,7 @@ fn create_vm(
     }
     let config = VmConfig {
         cpuid,
-        memory: spec.memory + map::DEVICE_MEMORY,
+        memory: spec.memory + spec.memory_room() + map::DEVICE_MEMORY,
         tsc_khz: Some(tsc_khz),
         trace: spec.trace.any(),
         ..VmConfig::default()
@@ -431,6 +446,21 @@ fn map_ram(vm: &dyn Vm, spec: &VmSpec, engine: &'static str) -> Result<Arc<Memfd
     Ok(ram)
 }
 
+/// Maps where memory comes to while the machine runs. It takes nothing of the host before it is
+/// written.
+fn map_room(vm: &dyn Vm, spec: &VmSpec, engine: &'static str) -> Result<(), Error> {
+    /// Behind those of the RAM and of the ROM, before those of devices.
+    const SLOT: u32 = 12;
+    let len = spec.memory_room();
+    if len == 0 {
+        return Ok(());
+    }
+    let mem = Memfd::new(len).map_err(|source| Error::Memory { size: len >> 20, source })?;
+    let gpa = map::hot_memory(spec.memory, len).start;
+    let slot = Slot { id: SLOT, gpa, mem, offset: 0, len, writable: true };
+    vm.set_layout(&[Change::Map(slot)]).map(drop).map_err(|source| Error::Engine { engine, source })
+}
+
 /// The wires between interrupt controllers and vCPUs.
 fn connect(
     chipset: &Chipset,
@@ -535,6 +565,11 @@ impl Board {
 
     pub(crate) fn sleep_button(&self) {
         self.chipset.pm.sleep_button();
+    }
+
+    /// Asks the guest to have so many bytes of memory in all; `None` if it can be no other.
+    pub(crate) fn set_memory(&self, bytes: u64) -> Option<()> {
+        self.extras.set_memory(self.memory, bytes)
     }
 
     /// Asks the guest to do with so many bytes of its memory.

@@ -1,7 +1,11 @@
 //! Devices that are there when the spec asks for them, and that an operator deals with while the
-//! machine runs: the virtio console, channels, the balloon.
+//! machine runs: the virtio console, channels, the balloon, sockets.
 
-use crate::{Error, board::ChannelPart};
+use crate::{
+    Error,
+    board::{ChannelPart, VsockPart},
+    map,
+};
 use byte_stream::{Input, Output};
 use device::Wiring;
 use display::Seat;
@@ -10,6 +14,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use virtio_balloon::{Statistics, VirtioBalloon};
 use virtio_console::{PortConfig, VirtioConsole};
 use virtio_input::{Kind, VirtioInput};
+use virtio_mem::{Sizes, VirtioMem};
+use virtio_vsock::VirtioVsock;
 use vm_spec::{ConsoleDevice, VmSpec};
 
 /// How long a guest may take to answer.
@@ -22,6 +28,7 @@ pub(crate) struct Extras {
     keyboard: Option<Arc<VirtioInput>>,
     tablet: Option<Arc<VirtioInput>>,
     pub(crate) balloon: Option<Arc<VirtioBalloon>>,
+    memory: Option<Arc<VirtioMem>>,
 }
 
 /// What is known of the balloon.
@@ -45,17 +52,45 @@ impl fmt::Display for BalloonInfo {
     }
 }
 
+/// How much memory there is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// From the start, and the least.
+    pub start: u64,
+    pub most: u64,
+    /// What the operator wants, and what the guest has.
+    pub wanted: u64,
+    pub now: u64,
+}
+
+impl fmt::Display for MemoryInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, most, wanted, now } = self;
+        writeln!(f, "memory of the guest   {:>10} MiB", now >> 20)?;
+        writeln!(f, "wanted for the guest  {:>10} MiB", wanted >> 20)?;
+        writeln!(f, "from the start        {:>10} MiB", start >> 20)?;
+        writeln!(f, "at most               {:>10} MiB", most >> 20)
+    }
+}
+
 /// Where the bytes for each channel go.
 pub(crate) type Inputs = Vec<Arc<dyn Input>>;
+
+/// What carries bytes between the guest and the host.
+pub(crate) struct Streams {
+    pub(crate) console: Arc<dyn Output>,
+    pub(crate) channels: Vec<ChannelPart>,
+    pub(crate) vsock: Option<VsockPart>,
+}
 
 /// Puts them on the bus; also where the channels' input goes.
 pub(crate) fn build(
     spec: &VmSpec,
-    console: Arc<dyn Output>,
-    channels: Vec<ChannelPart>,
+    streams: Streams,
     pci: &PciHost,
     wiring: &mut Wiring,
 ) -> Result<(Arc<Extras>, Inputs), Error> {
+    let Streams { console, channels, vsock } = streams;
     let mut extras = Extras::default();
     if spec.console_device == ConsoleDevice::Virtio {
         let port = PortConfig { name: None, output: console, peer: true };
@@ -89,6 +124,23 @@ pub(crate) fn build(
         virtio::build(balloon.clone(), pci, wiring).map_err(Error::Thread)?;
         extras.balloon = Some(balloon);
     }
+    let room = spec.memory_room();
+    if room > 0 {
+        let config = virtio_mem::Config {
+            memory: wiring.memory.clone(),
+            address: map::hot_memory(spec.memory, room).start,
+            size: room,
+        };
+        let memory = VirtioMem::new(config);
+        virtio::build(memory.clone(), pci, wiring).map_err(Error::Thread)?;
+        wiring.devices.push(memory.clone());
+        extras.memory = Some(memory);
+    }
+    if let Some(VsockPart { cid, listener, base }) = vsock {
+        let config = virtio_vsock::Config { cid, listener, base };
+        let device = VirtioVsock::new(config).map_err(Error::Thread)?;
+        virtio::build(device, pci, wiring).map_err(Error::Thread)?;
+    }
     Ok((Arc::new(extras), inputs))
 }
 
@@ -113,6 +165,22 @@ impl Extras {
         if let Some(terminal) = &self.terminal {
             terminal.resize(columns, rows);
         }
+    }
+
+    /// `None` if there is no memory beside what there is from the start.
+    pub(crate) fn set_memory(&self, start: u64, bytes: u64) -> Option<()> {
+        self.memory.as_ref().map(|memory| memory.request(bytes.saturating_sub(start)))
+    }
+
+    /// Of memory that can come and go.
+    pub(crate) fn memory_info(&self, start: u64) -> Option<MemoryInfo> {
+        let Sizes { region, requested, plugged } = self.memory.as_ref()?.sizes();
+        Some(MemoryInfo {
+            start,
+            most: start + region,
+            wanted: start + requested,
+            now: start + plugged,
+        })
     }
 
     /// Leaves the guest with so many bytes of its memory. False if there is no balloon.

@@ -1,7 +1,7 @@
 //! What an operator may do to a running machine, from any thread.
 
 use crate::{
-    extras::{BalloonInfo, Extras},
+    extras::{BalloonInfo, Extras, MemoryInfo},
     info::Info,
     owner::{DebugStop, Request},
     plug::{Plug, PlugError},
@@ -107,6 +107,17 @@ impl Handle {
 
     pub fn info(&self) -> Result<Info, Gone> {
         self.ask(Request::Info)
+    }
+
+    /// Asks the guest to have so many bytes of memory in all. False if it can have no other.
+    pub fn set_memory(&self, bytes: u64) -> Result<bool, Gone> {
+        self.ask(|done| Request::Memory(bytes, done))
+    }
+
+    /// How much memory there is and may be; `None` if that does not change.
+    pub fn memory_info(&self) -> Result<Option<MemoryInfo>, Gone> {
+        let start = self.info()?.memory;
+        Ok(self.extras.memory_info(start))
     }
 
     /// Asks the guest to do with so many bytes of its memory. False if it has no balloon.

@@ -38,8 +38,8 @@ mod trace;
 mod vcpu;
 pub mod virt;
 
-pub use board::{ChannelPart, DiskPart, NetworkPart, Parts};
-pub use extras::BalloonInfo;
+pub use board::{ChannelPart, DiskPart, NetworkPart, Parts, VsockPart};
+pub use extras::{BalloonInfo, MemoryInfo};
 pub use handle::{Gone, Handle};
 pub use image::Image;
 pub use info::{Exits, Info, State, VcpuInfo};

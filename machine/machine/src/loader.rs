@@ -96,6 +96,10 @@ pub(crate) fn acpi_board(spec: &VmSpec) -> acpi_build::Board {
     // It lies below 4 GiB.
     let address = chipset::hpet::ADDRESS as u32;
     board.hpet = Some(acpi_build::Hpet { id: chipset::hpet::ID, address });
+    board.hot_memory = (spec.memory_room() > 0).then(|| acpi_build::HotMemory {
+        ram: map::ram(spec.memory),
+        room: map::hot_memory(spec.memory, spec.memory_room()),
+    });
     (board.i8042, board.vga) = (spec.display.is_there(), spec.display.is_there());
     board
 }

@@ -44,6 +44,15 @@ pub fn ram(memory: u64) -> Vec<Range<u64>> {
     ranges
 }
 
+/// Where memory comes to while the machine runs: behind all RAM, at the beginning of the largest
+/// piece in which Linux takes memory (2 GiB).
+pub fn hot_memory(memory: u64, room: u64) -> Range<u64> {
+    const PIECE: u64 = 2 << 30;
+    let end = ram(memory).last().map_or(0, |range| range.end);
+    let start = end.max(HIGH_RAM_START).next_multiple_of(PIECE);
+    start..start + room
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +63,7 @@ mod tests {
         assert_eq!(ram(512 << 20), [(0, 512 << 20)]);
         assert_eq!(ram(4 << 30), [(0, 0xb000_0000), (4 << 30, 0x1_5000_0000)]);
         assert_eq!(ram(LOW_RAM_END), [(0, LOW_RAM_END)]);
+        assert_eq!(hot_memory(512 << 20, 1 << 30), 4 << 30..5 << 30);
+        assert_eq!(hot_memory(4 << 30, 1 << 30), 6 << 30..7 << 30);
     }
 }

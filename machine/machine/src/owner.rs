@@ -70,6 +70,8 @@ pub(crate) enum Request {
     SleepButton,
     Nmi,
     Quit,
+    /// Bytes that the guest is to have in all; whether that can be changed.
+    Memory(u64, Sender<bool>),
     /// Bytes that the guest is to be left with; whether it has a balloon.
     Balloon(u64, Sender<bool>),
     /// Columns and rows.
@@ -204,6 +206,9 @@ impl Owner {
             }
             Request::PowerButton => self.board.power_button(),
             Request::SleepButton => self.board.sleep_button(),
+            Request::Memory(bytes, done) => {
+                let _ = done.send(self.board.set_memory(bytes).is_some());
+            }
             Request::Balloon(bytes, done) => drop(done.send(self.board.leave(bytes))),
             Request::Plug(plug, label, done) => {
                 let running = !self.paused;

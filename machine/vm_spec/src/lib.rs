@@ -19,6 +19,7 @@ mod places;
 mod smbios;
 mod trace;
 mod units;
+mod vsock;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -34,15 +35,17 @@ pub use firmware::{Firmware, FirmwareKind};
 pub use gdb::GdbAddress;
 pub use limits::{
     CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
-    MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, PORTS_MAX, SATA_MAX,
+    MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, MEMORY_STEP, PORTS_MAX, SATA_MAX,
 };
 pub use net::{Forward, Net, NetModel, Transport, UserNet};
 pub use places::PCI_MAX;
 pub use smbios::{Smbios, SmbiosBios, SmbiosBoard, SmbiosChassis, SmbiosSystem};
 pub use trace::{Trace, TraceKind};
 pub use units::{
-    format_memory, parse_code_cache, parse_cpus, parse_memory, parse_ports, parse_timeout,
+    format_memory, parse_code_cache, parse_cpus, parse_memory, parse_memory_max, parse_ports,
+    parse_timeout,
 };
+pub use vsock::Vsock;
 
 /// The version of [`VmSpec`]'s shape that this build writes and reads.
 pub const VERSION: u32 = 1;
@@ -126,6 +129,10 @@ pub struct VmSpec {
     pub cpu_model: Option<String>,
     /// Guest RAM in bytes, a multiple of [`MEMORY_GRANULE`].
     pub memory: u64,
+    /// Guest RAM that there can be while the VM runs, in bytes; more than `memory` by a multiple of
+    /// [`MEMORY_STEP`].
+    #[serde(default)]
+    pub memory_max: Option<u64>,
     /// Bytes of memory for translated code under engine `translate`, in equal parts for each
     /// vCPU; 0 interprets everything.
     pub code_cache: u64,
@@ -175,6 +182,9 @@ pub struct VmSpec {
     /// The network card.
     #[serde(default)]
     pub net: Net,
+    /// Streams between programs of the guest and Unix sockets of the host.
+    #[serde(default)]
+    pub vsock: Option<Vsock>,
     /// A screen, a keyboard and a mouse.
     #[serde(default)]
     pub display: Display,
@@ -197,6 +207,7 @@ impl Default for VmSpec {
             cpus: CPUS_MIN,
             cpu_model: None,
             memory: MEMORY_DEFAULT,
+            memory_max: None,
             code_cache: limits::CODE_CACHE_DEFAULT,
             perf_map: false,
             windows: true,
@@ -216,6 +227,7 @@ impl Default for VmSpec {
             input: false,
             ports: 0,
             net: Net::None,
+            vsock: None,
             display: Display::None,
             smbios: Smbios::default(),
             timeout_ms: None,
@@ -229,6 +241,11 @@ impl VmSpec {
     /// The wall-clock limit of the run.
     pub fn timeout(&self) -> Option<Duration> {
         self.timeout_ms.map(Duration::from_millis)
+    }
+
+    /// Bytes of memory that can come while it runs.
+    pub fn memory_room(&self) -> u64 {
+        self.memory_max.map_or(0, |most| most.saturating_sub(self.memory))
     }
 
     /// Checks what the types alone do not: ranges, and options that exclude each other.
@@ -246,6 +263,7 @@ impl VmSpec {
         }
         limits::check_cpus(self.cpus)?;
         limits::check_memory(self.memory)?;
+        limits::check_memory_max(self.memory, self.memory_max)?;
         limits::check_code_cache(self.code_cache, &format_memory(self.code_cache))?;
         limits::check_timeout(self.timeout_ms)?;
         self.check_kernel()?;
@@ -254,6 +272,7 @@ impl VmSpec {
         Channel::validate_all(&self.channels)?;
         limits::check_ports(self.ports)?;
         self.net.validate()?;
+        self.vsock.as_ref().map_or(Ok(()), Vsock::validate)?;
         self.display.validate()?;
         self.smbios.validate()?;
         self.boot.validate(self)?;
@@ -348,6 +367,7 @@ mod tests {
             cpus: 4,
             cpu_model: Some("x86-64-v3".into()),
             memory: 1 << 30,
+            memory_max: Some(4 << 30),
             code_cache: 32 << 20,
             perf_map: true,
             windows: false,
@@ -364,6 +384,7 @@ mod tests {
             console_device: ConsoleDevice::Virtio,
             channels: vec!["agent=unix:/tmp/agent".parse().unwrap()],
             net: "user,loopback".parse().unwrap(),
+            vsock: Some("/run/vsock,cid=7".parse().unwrap()),
             display: "vnc=127.0.0.1:7".parse().unwrap(),
             timeout_ms: Some(30_000),
             trace: "exits,interrupts:/tmp/trace".parse().unwrap(),
@@ -392,6 +413,9 @@ mod tests {
             (VmSpec { cpus: 4096, ..VmSpec::default() }, "--cpus"),
             (VmSpec { memory: 1 << 20, ..VmSpec::default() }, "--memory"),
             (VmSpec { memory: u64::MAX, ..VmSpec::default() }, "--memory"),
+            (VmSpec { memory_max: Some(1 << 29), ..VmSpec::default() }, "--memory"),
+            (VmSpec { memory_max: Some(600 << 20), ..VmSpec::default() }, "--memory"),
+            (VmSpec { memory_max: Some(u64::MAX), ..VmSpec::default() }, "--memory"),
             (VmSpec { ports: 9, ..VmSpec::default() }, "--ports"),
             (VmSpec { timeout_ms: Some(0), ..VmSpec::default() }, "--timeout"),
             (VmSpec { append: "x".repeat(4096), ..VmSpec::default() }, "--append"),

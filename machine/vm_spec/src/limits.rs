@@ -13,6 +13,8 @@ pub const MEMORY_MIN: u64 = 16 << 20;
 pub const MEMORY_MAX: u64 = 256 << 30;
 /// RAM comes in whole MiB.
 pub const MEMORY_GRANULE: u64 = 1 << 20;
+/// Steps in which memory can be more than at the start: the least piece that Linux takes.
+pub const MEMORY_STEP: u64 = 128 << 20;
 /// The RAM of a VM whose operator did not say.
 pub const MEMORY_DEFAULT: u64 = 512 << 20;
 
@@ -68,6 +70,32 @@ pub(crate) fn check_memory(bytes: u64) -> Result<(), SpecError> {
     }
     if !bytes.is_multiple_of(MEMORY_GRANULE) {
         return refuse("memory comes in whole MiB");
+    }
+    Ok(())
+}
+
+/// `most` is what there can be while the VM runs.
+pub(crate) fn check_memory_max(bytes: u64, most: Option<u64>) -> Result<(), SpecError> {
+    let Some(most) = most else { return Ok(()) };
+    let shown = format!("max={}", format_memory(most));
+    let refuse =
+        |reason: &str, advice: &str| Err(SpecError::new("--memory", &shown, reason, advice));
+    if most > MEMORY_MAX {
+        let advice = format!("give at most {}", format_memory(MEMORY_MAX));
+        return refuse("this is more than the machine's address map has room for", &advice);
+    }
+    if most <= bytes {
+        return refuse(
+            "this is not more than there is from the start",
+            "give more, or leave it out",
+        );
+    }
+    let more = most - bytes;
+    if !more.is_multiple_of(MEMORY_STEP) {
+        let right = bytes + more / MEMORY_STEP * MEMORY_STEP;
+        let right = if right == bytes { bytes + MEMORY_STEP } else { right };
+        let advice = format!("give {}", format_memory(right));
+        return refuse("memory comes in pieces of 128 MiB", &advice);
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ fn taken(spec: &VmSpec) -> usize {
         spec.input,
         spec.input,
         spec.balloon,
+        spec.memory_max.is_some(),
+        spec.vsock.is_some(),
     ];
     virtio + spec.ports as usize + single.into_iter().filter(|there| *there).count()
 }
@@ -60,10 +62,12 @@ mod tests {
             console_device: ConsoleDevice::Virtio,
             channels: vec!["x=pty".parse().unwrap(), "y=pty".parse().unwrap()],
             net: "user".parse().unwrap(),
+            memory_max: Some(1 << 30),
+            vsock: Some("/v".parse().unwrap()),
             display: "vnc=127.0.0.1:7".parse().unwrap(),
             ..VmSpec::default()
         };
-        assert_eq!(taken(&spec), 2 + 1 + 1 + 1 + 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1);
+        assert_eq!(taken(&spec), 2 + 1 + 1 + 1 + 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1 + 1 + 1);
         assert_eq!(taken(&VmSpec::default()), 0);
     }
 

@@ -11,6 +11,21 @@ pub fn parse_memory(text: &str) -> Result<u64, SpecError> {
     Ok(bytes)
 }
 
+/// Parses what there is from the start and what there can be: `1G,max=4G`.
+pub fn parse_memory_max(text: &str) -> Result<(u64, Option<u64>), SpecError> {
+    let (start, most) = match text.split_once(',') {
+        None => return Ok((parse_memory(text)?, None)),
+        Some((start, rest)) => (start, rest.strip_prefix("max=")),
+    };
+    let Some(most) = most else {
+        let advice = "give a size, or SIZE,max=SIZE";
+        return Err(SpecError::new("--memory", text, "there is no such word", advice));
+    };
+    let (start, most) = (parse_memory(start)?, parse_size("--memory", most)?);
+    limits::check_memory_max(start, Some(most))?;
+    Ok((start, Some(most)))
+}
+
 /// Parses the size of the memory for translated code, and checks its range; `0` is none.
 pub fn parse_code_cache(text: &str) -> Result<u64, SpecError> {
     let bytes = if text == "0" { 0 } else { parse_size("--code-cache", text)? };
@@ -102,6 +117,19 @@ fn split(text: &str) -> Option<(u64, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_can_be_more() {
+        assert_eq!(parse_memory_max("1G"), Ok((1 << 30, None)));
+        assert_eq!(parse_memory_max("1G,max=4G"), Ok((1 << 30, Some(4 << 30))));
+        for text in
+            ["1G,", "1G,4G", "1G,max=", "1G,max=1G", "1G,max=512M", "1G,max=1100M", "max=1G"]
+        {
+            assert_eq!(parse_memory_max(text).expect_err(text).option(), "--memory");
+        }
+        let advice = parse_memory_max("1G,max=2000M").unwrap_err().to_string();
+        assert!(advice.contains("give 1920 MiB"), "{advice}");
+    }
 
     #[test]
     fn sizes() {

@@ -72,6 +72,7 @@ fn keys_and_places_reach_the_guest() {
         networks: Vec::new(),
         entropy: None,
         vga_rom: None,
+        vsock: None,
         tracer: Tracer::none(),
     };
     let machine = Machine::build(&*engine, &spec, parts).unwrap();

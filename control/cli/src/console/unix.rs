@@ -3,10 +3,7 @@
 use std::{
     fs,
     io::{self, ErrorKind, Read, Write},
-    os::unix::{
-        fs::FileTypeExt,
-        net::{UnixListener, UnixStream},
-    },
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -15,7 +12,7 @@ use std::{
 use byte_stream::Input;
 
 use super::feeder::Feeder;
-use crate::{Failure, report};
+use crate::{Failure, sockets};
 
 /// A client that takes nothing for this long is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,13 +31,7 @@ pub struct Client(Arc<Mutex<Option<UnixStream>>>);
 impl Server {
     /// Listens. A socket left by a process that has ended is replaced.
     pub fn open(option: &str, path: &Path) -> Result<Self, Failure> {
-        let listener = bind(path).map_err(|e| {
-            let remedy = match e.kind() {
-                ErrorKind::AddrInUse => "give another path, or end what uses it",
-                ErrorKind::AlreadyExists => "give a path where nothing is",
-                _ => "give a path in a directory that can be written",
-            };
-            let why = report::os_reason(&e);
+        let listener = sockets::listen(path).map_err(|(why, remedy)| {
             Failure::host(format!("{option}unix:{}: {why}; {remedy}", path.display()))
         })?;
         Ok(Self { path: path.into(), listener: Some(listener), client: Client::default() })
@@ -70,23 +61,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Someone else may have removed it.
         let _ = fs::remove_file(&self.path);
-    }
-}
-
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(e) if e.kind() == ErrorKind::AddrInUse => {}
-        other => return other,
-    }
-    if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(ErrorKind::AlreadyExists.into());
-    }
-    match UnixStream::connect(path) {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        _ => Err(ErrorKind::AddrInUse.into()),
     }
 }
 

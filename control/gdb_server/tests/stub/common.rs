@@ -88,6 +88,7 @@ pub fn machine(kind: Kind, cpus: u32) -> Machine {
         entropy: None,
         channels: Vec::new(),
         vga_rom: None,
+        vsock: None,
         networks: Vec::new(),
         tracer: Tracer::none(),
     };

@@ -92,6 +92,7 @@ pub fn build_at(
         entropy: None,
         channels: Vec::new(),
         vga_rom: None,
+        vsock: None,
         networks: Vec::new(),
         tracer: Tracer::none(),
     };

@@ -46,6 +46,7 @@ fn what_a_description_may_have_the_board_has_places_for() {
             entropy: Some(Box::new(std::io::repeat(7))),
             channels: vec![ChannelPart { name: "x".into(), output: console, peer: true }],
             vga_rom: None,
+            vsock: None,
             networks: Vec::new(),
             tracer: Tracer::none(),
         };

@@ -113,6 +113,7 @@ impl World {
             networks: self.peer.iter().map(network).collect(),
             entropy: None,
             vga_rom: None,
+            vsock: None,
             channels: Vec::new(),
             tracer: Tracer::none(),
         };
