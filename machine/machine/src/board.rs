@@ -200,26 +200,16 @@ pub(crate) fn build(
     let offsets = TscOffsets::new(clock.clone(), spec.cpus);
     let bus =
         (!caps.local_apic).then(|| apic_bus(spec.cpus, &clock, &timers, &offsets, wakers.clone()));
-    let msi: Arc<dyn MsiSink> = match &bus {
-        Some(bus) => bus.clone(),
-        None => Arc::new(EngineMsi(vm.clone())),
-    };
-    let mut wiring = empty(&vm, &clock, &timers, &power, msi);
+    let mut wiring = empty(&vm, &clock, &timers, &power, message_sink(bus.as_ref(), &vm));
     let chipset = chipset::build(&chipset_config(spec.memory, &parts.start), &mut wiring);
     connect(&chipset, bus.as_ref(), &vm, &wakers);
     map_room(&*vm, spec, engine.name())?;
     let rom = parts.start.rom(&*vm)?;
     let pci = q35::build(&bridges(spec.ports, ram, rom), &mut wiring);
-    let kinds: Vec<BootKind> = parts.disks.iter().map(|part| part.bus.into()).collect();
-    let paths = disks::add(parts.disks, &pci, spec.cpus, &mut wiring)?;
-    let disks = kinds.into_iter().zip(paths).map(|(kind, path)| Bootable { kind, path });
-    let mut bootable: Vec<_> = parts.start.bootable().into_iter().chain(disks).collect();
+    let bootable = parts.start.bootable().into_iter().collect();
+    let bootable = add_bootable(bootable, spec, parts.disks, parts.networks, &pci, &mut wiring)?;
     if let Some(source) = parts.entropy {
         virtio::build(VirtioRng::new(source), &pci, &mut wiring).map_err(Error::Thread)?;
-    }
-    let cards = add_networks(parts.networks, &pci, spec.cpus, &mut wiring)?;
-    if spec.boots_from_network() {
-        bootable.extend(cards.into_iter().map(bootable::card));
     }
     let screen = screen::build(spec, parts.vga_rom, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console.clone(), &mut wiring);
@@ -289,6 +279,33 @@ pub(crate) fn build(
     board.load(&vcpus)?;
     let seat = board.extras.seated(screen.seat);
     Ok(Built { board, vcpus, console, channels, seat })
+}
+
+/// What takes message-signalled interrupts: the board's own local APICs, or the engine's.
+fn message_sink(bus: Option<&Arc<ApicBus>>, vm: &Arc<dyn Vm>) -> Arc<dyn MsiSink> {
+    match bus {
+        Some(bus) => bus.clone(),
+        None => Arc::new(EngineMsi(vm.clone())),
+    }
+}
+
+/// Disks and network cards, and what firmware may boot from, those before them included.
+fn add_bootable(
+    mut bootable: Vec<Bootable>,
+    spec: &VmSpec,
+    disks: Vec<DiskPart>,
+    networks: Vec<NetworkPart>,
+    pci: &Arc<PciHost>,
+    wiring: &mut Wiring,
+) -> Result<Vec<Bootable>, Error> {
+    let kinds: Vec<BootKind> = disks.iter().map(|part| part.bus.into()).collect();
+    let paths = disks::add(disks, pci, spec.cpus, wiring)?;
+    bootable.extend(kinds.into_iter().zip(paths).map(|(kind, path)| Bootable { kind, path }));
+    let cards = add_networks(networks, pci, spec.cpus, wiring)?;
+    if spec.boots_from_network() {
+        bootable.extend(cards.into_iter().map(bootable::card));
+    }
+    Ok(bootable)
 }
 
 /// A board without devices.

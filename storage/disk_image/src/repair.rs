@@ -243,8 +243,8 @@ mod tests {
         const CLUSTER: u64 = 1 << 16;
         let counts = || Counts::of_clusters(16, 4);
         let mut near = counts();
-        near.add_data(COPIED | (4 + BEYOND_MAX as u64 - 1) * CLUSTER).unwrap();
-        assert!(near.add_data(COPIED | (4 + BEYOND_MAX as u64) * CLUSTER).is_err());
+        near.add_data(COPIED | ((4 + BEYOND_MAX as u64 - 1) * CLUSTER)).unwrap();
+        assert!(near.add_data(COPIED | ((4 + BEYOND_MAX as u64) * CLUSTER)).is_err());
         assert_eq!(near.counts.len(), 4 + BEYOND_MAX);
         near.add_table(3 * CLUSTER).unwrap();
         assert!(near.add_table(4 * CLUSTER).is_err(), "a table is there, or there is none");
