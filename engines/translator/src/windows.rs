@@ -536,6 +536,7 @@ mod tests {
     #[test]
     fn each_fault_is_paid_for() {
         let mut state = crate::region::Region::new().unwrap();
+        state.index_mask = crate::tlb::INDEX_MASK;
         let mut windows = Windows::new(Windowing::Patient);
         windows.open = true;
         // Time that passes meanwhile counts, too: at most so many.
