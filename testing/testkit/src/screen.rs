@@ -169,14 +169,20 @@ impl Screen {
         if (self.width, self.height) == TEXT { 9 } else { 8 }
     }
 
-    /// Takes the letters of another font from the screen's first lines, which show this text.
-    pub fn learn(&mut self, text: &str) {
+    /// Takes the letters of another font from the screen's first lines, which show this text;
+    /// false if they show another, where two letters would look the same.
+    pub fn learn(&mut self, text: &str) -> bool {
+        let mut font = HashMap::new();
         for (row, line) in text.lines().enumerate() {
             for (column, c) in line.chars().enumerate() {
                 let glyph = self.glyph(column, row);
-                self.glyphs.insert(glyph, c);
+                if glyph == [0; 16] || *font.entry(glyph).or_insert(c) != c {
+                    return false;
+                }
             }
         }
+        self.glyphs.extend(font);
+        true
     }
 
     /// What can be read on a screen of text, line by line; what is no character is `?`.
