@@ -1,7 +1,7 @@
 //! Debian's installers, as its netboot packages have them: the stock kernels of both widths, each
 //! with an initrd of 30 to 40 MB and a program of dialogs on the console.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::{BOOT, Error, Guest, Options, package_files};
 
 /// A screen is drawn by a guest that has just unpacked its root and looks for hardware.
@@ -18,13 +18,22 @@ fn installer(architecture: &str) -> Option<Options> {
     Some(Options::default().kernel(&kernel).initrd(&initrd).memory("768M"))
 }
 
+/// What is typed while a dialog prepares its terminal is dropped: it is typed again.
+const AGAIN: Duration = Duration::from_secs(20);
+
 /// Goes from the first dialog to the second one.
 fn choose_language(guest: &mut Guest) -> Result<(), Error> {
     guest.expect("Select a language", DIALOG)?;
     guest.expect("English", DIALOG)?;
-    guest.send_bytes(b"\r")?;
-    guest.expect("Select your location", DIALOG)?;
-    Ok(())
+    let limit = Instant::now() + DIALOG;
+    loop {
+        guest.send_bytes(b"\r")?;
+        match guest.expect("Select your location", AGAIN) {
+            Err(error) if Instant::now() >= limit => return Err(error),
+            Err(_) => {}
+            Ok(_) => return Ok(()),
+        }
+    }
 }
 
 #[test]
