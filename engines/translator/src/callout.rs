@@ -140,7 +140,7 @@ fn show_missing(state: &mut State, env: &mut Env<'_, '_>) -> bool {
         return false;
     }
     tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
-    env.windows.show(window, &env.ctx.cpu.mmu, linear, write)
+    env.windows.show(state, window, &env.ctx.cpu.mmu, linear, write)
 }
 
 /// The guest has handled what its own access by a window was refused for, and returns to that:
@@ -154,9 +154,7 @@ fn answered(state: &mut State, env: &mut Env<'_, '_>) {
         return;
     }
     tlb::refresh(state, &mut env.ctx.cpu.mmu, env.counters, env.windows);
-    if env.windows.still(window, linear, state) {
-        env.windows.show(window, &env.ctx.cpu.mmu, linear, write);
-    }
+    env.windows.show(state, window, &env.ctx.cpu.mmu, linear, write);
 }
 
 /// Whether a page that missed could be entered in the TLB, so that the access will hit. All of

@@ -268,8 +268,18 @@ impl Windows {
     }
 
     /// What the vCPU's TLB holds of the page appears in its window, and what it holds of pages
-    /// around; false if it cannot.
-    pub fn show(&mut self, window: usize, mmu: &Mmu, linear: u64, write: bool) -> bool {
+    /// around; false if it cannot, above all if the address belongs to the window no more.
+    pub fn show(
+        &mut self,
+        state: &State,
+        window: usize,
+        mmu: &Mmu,
+        linear: u64,
+        write: bool,
+    ) -> bool {
+        if !self.open || state.windows.get(window).is_none_or(|slot| slot.high != upper(linear)) {
+            return false;
+        }
         let Some(pages) = &mut self.pages else { return false };
         if held(mmu, linear).is_none_or(|run| write && !run.writable) {
             return false;
@@ -303,6 +313,9 @@ impl Windows {
             return;
         }
         let Some(pages) = self.pages.as_mut().filter(|_| self.open) else { return };
+        if changes.pages().is_empty() && changes.revoked().is_empty() {
+            return;
+        }
         let (began, before) = (Instant::now(), self.counters.hidden);
         for linear in changes.pages() {
             let (high, at) = (upper(*linear), linear & 0xffff_f000);
@@ -334,11 +347,6 @@ impl Windows {
     pub fn answered(&mut self, rip: u64) -> Option<Awaited> {
         self.awaited.filter(|awaited| self.open && awaited.rip == rip)?;
         self.awaited.take()
-    }
-
-    /// The address belongs to the window.
-    pub fn still(&self, window: usize, linear: u64, state: &State) -> bool {
-        self.open && state.windows.get(window).is_some_and(|slot| slot.high == upper(linear))
     }
 
     fn spend(&mut self, state: &mut State, began: Instant, more: Duration) -> bool {
@@ -500,6 +508,7 @@ fn goes_on(mmu: &Mmu, host: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guest_mem::{Change, GuestMem, Memfd};
 
     /// When windows may be opened again after `cost`, spent at once.
     fn closed(budget: &mut Budget, cost: Duration, now: Instant) -> Option<Duration> {
@@ -545,6 +554,28 @@ mod tests {
             windows.faulted(&mut state, Instant::now());
         }
         assert!(!windows.open && windows.counters.exhausted == 1);
+    }
+
+    #[test]
+    fn only_in_a_window_that_is_open_does_a_page_appear() {
+        let ram = Memfd::new(1 << 20).unwrap();
+        let memory = GuestMem::new(1 << 20).unwrap();
+        let slot =
+            guest_mem::Slot { id: 0, gpa: 0, mem: ram, offset: 0, len: 1 << 20, writable: true };
+        memory.update(&[Change::Map(slot)], |_, _| Ok(())).unwrap();
+        let mut mmu = Mmu::new(&memory);
+        assert!(mmu.fill(0x5000, true));
+        let mut state = crate::region::Region::new().unwrap();
+        state.index_mask = crate::tlb::INDEX_MASK;
+        state.windows.fill(Slot::NONE);
+        let mut windows = Windows::new(Windowing::Patient);
+        windows.open = true;
+        assert_eq!(windows.open_one(&mut state, 0), Some(0));
+        assert!(windows.show(&state, 0, &mmu, 0x5000, true));
+        assert!(!windows.show(&state, 1, &mmu, 0x5000, true), "it belongs to the other");
+        windows.clear(&mut state);
+        assert!(!windows.show(&state, 0, &mmu, 0x5000, true));
+        assert!(!windows.pages.as_ref().unwrap().shows(0, 0x5000));
     }
 
     #[test]
