@@ -34,10 +34,7 @@ impl BootKind {
 
 impl From<DiskBus> for BootKind {
     fn from(bus: DiskBus) -> Self {
-        match bus {
-            DiskBus::Cd => Self::Cd,
-            _ => Self::Disk,
-        }
+        if bus.is_cd() { Self::Cd } else { Self::Disk }
     }
 }
 
@@ -156,6 +153,14 @@ mod tests {
     fn bios() -> VmSpec {
         let firmware = Firmware { kind: FirmwareKind::Bios, ..Firmware::default() };
         VmSpec { firmware, ..VmSpec::default() }
+    }
+
+    #[test]
+    fn drives_of_both_adapters_are_cds() {
+        use DiskBus::*;
+        let kinds = [Virtio, Scsi, Sata, Cd, ScsiCd].map(BootKind::from);
+        let disk = BootKind::Disk;
+        assert_eq!(kinds, [disk, disk, disk, BootKind::Cd, BootKind::Cd]);
     }
 
     #[test]
