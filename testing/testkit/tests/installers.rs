@@ -14,8 +14,8 @@ fn installer(architecture: &str) -> Option<Options> {
     let package = format!("debian-installer-12-netboot-{architecture}");
     let files = [format!("{folder}/linux"), format!("{folder}/initrd.gz")];
     let [kernel, initrd] = package_files(&package, [&files[0], &files[1]])?;
-    // With less, it begins with a warning.
-    Some(Options::default().kernel(&kernel).initrd(&initrd).memory("768M"))
+    // With less, it begins with a dialog about that.
+    Some(Options::default().kernel(&kernel).initrd(&initrd).memory("1G"))
 }
 
 /// What is typed while a dialog prepares its terminal is dropped: it is typed again.
