@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
     Boot, Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, Smbios, SpecError, Trace,
-    VmSpec, parse_code_cache, parse_console, parse_cpus, parse_memory_max, parse_ports,
+    VmSpec, parse_code_cache, parse_console, parse_cpus_max, parse_memory_max, parse_ports,
     parse_timeout,
 };
 
@@ -134,12 +134,12 @@ pub struct RunOptions {
     #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
     memory: String,
 
-    /// Memory for translated code under engine translate, shared equally by the CPUs; 0
-    /// interprets everything
+    /// Memory for translated code under engine translate, shared equally by the CPUs
+    /// that there are from the start; 0 interprets everything
     #[arg(long, value_name = "SIZE", default_value = "128M", allow_hyphen_values = true)]
     code_cache: String,
 
-    /// Number of virtual CPUs
+    /// Number of virtual CPUs; with ,max=M the monitor can give the guest up to M while it runs
     #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true)]
     cpus: String,
 
@@ -170,6 +170,11 @@ pub struct RunOptions {
     /// Give the guest a virtio keyboard and a virtio tablet
     #[arg(long)]
     input: bool,
+
+    /// Where the virtio devices are: pci, or mmio, registers in memory of which ACPI tells; UEFI finds
+    /// no disks there, SeaBIOS does
+    #[arg(long, value_name = "pci|mmio", default_value = "pci")]
+    virtio: String,
 
     /// PCI Express ports for devices that the monitor adds while the guest runs: 0 to 8
     #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
@@ -305,10 +310,12 @@ impl RunOptions {
             ));
         }
         let (console_device, console) = parse_console(&self.console)?;
+        let (cpus, cpus_max) = parse_cpus_max(&self.cpus)?;
         let (memory, memory_max) = parse_memory_max(&self.memory)?;
         let spec = VmSpec {
             engine: self.engine.parse()?,
-            cpus: parse_cpus(&self.cpus)?,
+            cpus,
+            cpus_max,
             cpu_model: self.cpu_model.clone(),
             memory,
             memory_max,
@@ -326,6 +333,7 @@ impl RunOptions {
             channels: self.channels.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
             balloon: self.balloon,
             input: self.input,
+            virtio: self.virtio.parse()?,
             ports: parse_ports(&self.ports)?,
             rng: self.rng,
             disks,
@@ -475,7 +483,7 @@ mod tests {
              --cpu-model host --console none --timeout 30s --gdb tcp:127.0.0.1:1234 \
              --trace exits:t --perf-map --windows off --stats --disk a,readonly --disk b \
              --rng --net user,mtu=9000 --channel a=pty --balloon --display vnc=127.0.0.1:1 \
-             --ports 2 --input",
+             --ports 2 --input --virtio mmio",
         )
         .unwrap()
         .to_spec()
@@ -493,7 +501,10 @@ mod tests {
         );
         assert_eq!(spec.net.to_string(), "user,mtu=9000");
         assert!(spec.balloon && spec.channels[0].name == "a" && spec.ports == 2 && spec.input);
-        assert_eq!(spec.display.to_string(), "vnc=127.0.0.1:1");
+        assert_eq!(
+            (spec.display.to_string().as_str(), spec.virtio.name()),
+            ("vnc=127.0.0.1:1", "mmio")
+        );
         let spec = options("--console virtio").unwrap().to_spec().unwrap();
         assert_eq!(spec.console_device, vm_spec::ConsoleDevice::Virtio);
     }
@@ -553,6 +564,7 @@ mod tests {
             ("--code-cache 2G", "--code-cache"),
             ("--memory -5G", "--memory"),
             ("--engine qemu", "--engine"),
+            ("--virtio ccw", "--virtio"),
             ("--console teletype", "--console"),
             ("--timeout 0s", "--timeout"),
             ("--gdb tcp:0.0.0.0:1", "--gdb"),

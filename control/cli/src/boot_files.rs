@@ -63,7 +63,7 @@ fn card_rom(found: Option<PathBuf>) -> Result<Vec<u8>, Failure> {
     let fail = |why: &str| {
         Failure::host(format!(
             "--firmware bios: to boot from the network {why}; install it (`apt-get install \
-             ipxe-qemu`), or give --firmware uefi"
+             ipxe-qemu`), or give --firmware uefi, for a virtio card"
         ))
     };
     let path = found.ok_or_else(|| fail("it needs iPXE, which this host has not"))?;

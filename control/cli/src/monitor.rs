@@ -1,5 +1,7 @@
 //! The monitor: what an operator can ask of a running machine, at a prompt.
 
+use machine::Place;
+
 /// The machine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
@@ -24,6 +26,9 @@ pub trait Control: Send + Sync {
     fn nmi(&self) -> Result<(), Gone>;
     fn quit(&self) -> Result<(), Gone>;
     fn activity(&self) -> Result<Activity, Gone>;
+    /// Lets the guest have so many CPUs; what came of it.
+    fn set_cpus(&self, count: u32) -> Result<String, Gone>;
+    fn cpus_info(&self) -> Result<String, Gone>;
     /// Gives the guest so many bytes of memory in all; what came of it.
     fn set_memory(&self, bytes: u64) -> Result<String, Gone>;
     fn memory_info(&self) -> Result<String, Gone>;
@@ -36,8 +41,10 @@ pub trait Control: Send + Sync {
     fn send_keys(&self, chord: &str) -> String;
     /// Adds a device, told as its option would: its kind and what follows; what came of it.
     fn device_add(&self, kind: &str, option: &str) -> Result<String, Gone>;
-    /// Asks the guest to let go of what is behind a port.
-    fn device_remove(&self, port: usize) -> Result<String, Gone>;
+    /// Puts a disc into a CD drive, or takes out what there is.
+    fn disc(&self, drive: Place, file: Option<&str>) -> Result<String, Gone>;
+    /// Asks the guest to let go of what is behind a port, or takes a SCSI unit away.
+    fn device_remove(&self, place: Place) -> Result<String, Gone>;
     /// What is behind each port.
     fn devices(&self) -> Result<String, Gone>;
     /// The operator's terminal has another size.
@@ -57,15 +64,23 @@ Ctrl-A Ctrl-A  send Ctrl-A to the guest
 const HELP: &str = "\
 info       what the machine is and does
 stats      what was counted so far, for each CPU
+cpu N      let the guest have N CPUs in all; needs --cpus N,max=M
+info cpus  what each CPU does, and which the guest has
 memory N   give the guest N MiB of memory in all, or 2G; needs --memory SIZE,max=SIZE
 info memory   how much it has, and may have
 balloon N  leave the guest with N MiB of its memory, or with 1G; it gives the rest back
 info balloon  how much it has given, and what it says of its memory
 device add disk FILE[,readonly][,serial=TEXT]   put a disk behind a free port
+device add disk FILE,bus=scsi[,..]              or, with bus=scsi or scsi-cd, on the SCSI adapter
 device add net user[,mac=..][,forward=..]       a network card
 device add rng                                  an entropy device
-device remove N   ask the guest to let go of what is behind port N
-device list       what is behind each port
+device add scsi                                 a SCSI adapter, if there is none
+device add vsock PATH[,cid=N]                   sockets, if there are none
+device remove N    ask the guest to let go of what is behind port N
+device remove T:L  take unit L of target T from the SCSI adapter
+device change T:L FILE  put a disc into a CD drive of the SCSI adapter
+device eject T:L   take the disc out
+device list        what is behind each port, and the units of the SCSI adapter
 pause      stop all CPUs
 resume     let them run again
 reset      press the reset button
@@ -111,12 +126,23 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         "quit" | "q" => done(control.quit(), ""),
         other if other.split_whitespace().next() == Some("device") => {
             let words: Vec<&str> = other.split_whitespace().skip(1).collect();
-            match (words.as_slice(), words.get(1).and_then(|port| port.parse().ok())) {
+            match (words.as_slice(), words.get(1).and_then(|place| place.parse().ok())) {
                 (["list"], _) => shown(control.devices()),
-                (["add", "rng"], _) => shown(control.device_add("rng", "")),
+                (["add", kind], _) => shown(control.device_add(kind, "")),
                 (["add", kind, option], _) => shown(control.device_add(kind, option)),
-                (["remove", _], Some(port)) => shown(control.device_remove(port)),
-                _ => Answer::Text("device: add, remove or list; `help` tells how\n".into()),
+                (["change", _, file], Some(drive)) => shown(control.disc(drive, Some(file))),
+                (["eject", _], Some(drive)) => shown(control.disc(drive, None)),
+                (["remove", _], Some(place)) => shown(control.device_remove(place)),
+                _ => Answer::Text(
+                    "device: add, remove, change, eject or list; `help` tells how\n".into(),
+                ),
+            }
+        }
+        "info cpus" => shown(control.cpus_info()),
+        other if other.split_whitespace().next() == Some("cpu") => {
+            match other.trim_start_matches("cpu").trim().parse() {
+                Ok(count) => shown(control.set_cpus(count)),
+                Err(_) => Answer::Text("cpu: give a number of CPUs, such as 2\n".into()),
             }
         }
         "info memory" => shown(control.memory_info()),
@@ -257,6 +283,12 @@ pub mod tests {
         fn activity(&self) -> Result<Activity, Gone> {
             Err(Gone)
         }
+        fn set_cpus(&self, count: u32) -> Result<String, Gone> {
+            Ok(format!("{count} in all\n"))
+        }
+        fn cpus_info(&self) -> Result<String, Gone> {
+            Ok("all run\n".into())
+        }
         fn set_memory(&self, bytes: u64) -> Result<String, Gone> {
             Ok(format!("{} MiB in all\n", bytes >> 20))
         }
@@ -272,8 +304,11 @@ pub mod tests {
         fn device_add(&self, kind: &str, option: &str) -> Result<String, Gone> {
             Ok(format!("{kind} {option}\n"))
         }
-        fn device_remove(&self, port: usize) -> Result<String, Gone> {
-            Ok(format!("port {port}\n"))
+        fn disc(&self, drive: Place, file: Option<&str>) -> Result<String, Gone> {
+            Ok(format!("{file:?} in {drive}\n"))
+        }
+        fn device_remove(&self, place: Place) -> Result<String, Gone> {
+            Ok(format!("from {place}\n"))
         }
         fn devices(&self) -> Result<String, Gone> {
             Ok("none\n".into())
@@ -317,10 +352,17 @@ pub mod tests {
         for wrong in ["balloon", "balloon -1", "balloon x", "balloon 1 2", "balloon 3M5"] {
             assert!(says(wrong).contains("give a size"), "{wrong}");
         }
+        assert_eq!((says("cpu  3"), says("info cpus")), ("3 in all\n".into(), "all run\n".into()));
+        for wrong in ["cpu", "cpu x", "cpu -1", "cpu 1 2", "cpu 4294967296"] {
+            assert!(says(wrong).contains("give a number"), "{wrong}");
+        }
         assert!(says("balloons").contains("no command"));
         assert_eq!(says("device  add disk a.img,readonly"), "disk a.img,readonly\n");
         assert_eq!(says("device add rng"), "rng \n");
-        assert_eq!(says("device remove 3"), "port 3\n");
+        assert_eq!(says("device remove 3"), "from 3\n");
+        assert_eq!(says("device remove 0:12"), "from 0:12\n");
+        assert_eq!(says("device change 0:1 a.iso"), "Some(\"a.iso\") in 0:1\n");
+        assert_eq!(says("device eject 1:0"), "None in 1:0\n");
         assert_eq!(says("device list"), "none\n");
         for wrong in ["device", "device add", "device remove", "device remove x", "device fly"] {
             assert!(says(wrong).contains("`help`"), "{wrong}");

@@ -1,15 +1,13 @@
 //! Devices that the operator adds while the machine runs.
 
-use machine::{Handle, Plug, PlugError};
+use machine::{Handle, Place, Plug, PlugError};
 
-use crate::{Failure, disks, monitor::Gone, nets};
+use crate::{Failure, disks, monitor::Gone, nets, vsock};
 
-/// Opens what the words name, and puts it behind a free port; what came of it, as a line.
+const NO_PORTS: &str = "the machine has no ports; start it with --ports N\n";
+
+/// Opens what the words name, and adds it; what came of it, as a line.
 pub fn add(machine: &Handle, kind: &str, option: &str) -> Result<String, Gone> {
-    let ports = machine.ports().map_err(|machine::Gone| Gone)?;
-    if ports.is_empty() {
-        return Ok("the machine has no ports; start it with --ports N\n".into());
-    }
     let plug = match open(kind, option) {
         Ok(plug) => plug,
         Err(failure) => return Ok(format!("{}\n", failure.line)),
@@ -17,53 +15,111 @@ pub fn add(machine: &Handle, kind: &str, option: &str) -> Result<String, Gone> {
     let label = format!("{kind} {option}");
     let plugged = machine.plug(plug, label.trim().into()).map_err(|machine::Gone| Gone)?;
     Ok(match plugged {
-        Ok(port) => format!("behind port {port}\n"),
+        Ok(Place::Port(port)) => format!("behind port {port}\n"),
+        Ok(place @ Place::Unit(_)) => format!("unit {place} of the SCSI adapter\n"),
+        Err(PlugError::NoPort) if !has_ports(machine)? => NO_PORTS.into(),
         Err(error @ PlugError::NoPort) => format!("{error}; remove a device first\n"),
-        Err(error @ (PlugError::Bus | PlugError::Model)) => format!("{error}\n"),
-        Err(error) => format!("{error}; lower the load of this host and try again\n"),
+        Err(error @ PlugError::Thread(_)) => {
+            format!("{error}; lower the load of this host and try again\n")
+        }
+        Err(error) => format!("{error}\n"),
     })
+}
+
+fn has_ports(machine: &Handle) -> Result<bool, Gone> {
+    let places = machine.places().map_err(|machine::Gone| Gone)?;
+    Ok(places.iter().any(|(place, _)| matches!(place, Place::Port(_))))
 }
 
 fn open(kind: &str, option: &str) -> Result<Plug, Failure> {
     let refused = |error: vm_spec::SpecError| Failure::usage(error.to_string());
-    let nothing = || Failure::usage(format!("device add {kind}: give disk, net or rng"));
+    let wrong = |what: &str| Failure::usage(format!("device add {kind}: {what}"));
     match kind {
         "disk" => {
             let disk = option.parse().map_err(refused)?;
             let opened = disks::open(&[disk], None)?.pop();
-            opened.map(Plug::Disk).ok_or_else(nothing)
+            opened.map(Plug::Disk).ok_or_else(|| wrong("give a file"))
         }
         "net" => {
             let net = option.parse().map_err(refused)?;
             let opened = nets::open(&net)?.pop();
-            let why = || {
-                Failure::usage(format!("device add net {option}: this is no network; give user"))
-            };
-            opened.map(Plug::Network).ok_or_else(why)
+            opened.map(Plug::Network).ok_or_else(|| wrong("this is no network; give user"))
         }
         "rng" => disks::entropy().map(Plug::Entropy),
-        _ => Err(nothing()),
+        "scsi" => Ok(Plug::Scsi),
+        "vsock" => {
+            let option = option.parse().map_err(refused)?;
+            let opened = vsock::open(Some(&option))?;
+            let plug = opened.map(|(socket, part)| Plug::Sockets(part, Box::new(socket)));
+            plug.ok_or_else(|| wrong("give a path"))
+        }
+        _ => Err(wrong(fixed(kind).unwrap_or("give disk, net, rng, scsi or vsock"))),
     }
 }
 
-/// Asks the guest to let go; what came of it, as a line.
-pub fn remove(machine: &Handle, port: usize) -> Result<String, Gone> {
-    let asked = machine.unplug(port).map_err(|machine::Gone| Gone)?;
-    Ok(if asked {
-        "asked; `device list` shows when the guest has let go, which takes it some seconds\n".into()
-    } else {
-        format!("nothing is behind port {port}\n")
+/// Why a device is there from the start or not at all, and what makes it be there.
+fn fixed(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "balloon" => "a balloon is there from the start; start the machine with --balloon",
+        "memory" | "mem" => {
+            "the guest is told at the start how much memory may come; start the machine with \
+             --memory SIZE,max=SIZE, and `memory` gives it"
+        }
+        "input" => "keyboards are seated at the start; start the machine with --input",
+        "channel" | "console" => {
+            "what carries bytes is opened at the start; start the machine with --channel"
+        }
+        "cd" | "cdrom" => "give disk FILE,bus=scsi-cd",
+        _ => return None,
     })
 }
 
-/// A line for each port.
-pub fn list(machine: &Handle) -> Result<String, Gone> {
-    let ports = machine.ports().map_err(|machine::Gone| Gone)?;
-    if ports.is_empty() {
-        return Ok("the machine has no ports; start it with --ports N\n".into());
-    }
-    let line = |(number, label): (usize, &Option<String>)| {
-        format!("port {number}  {}\n", label.as_deref().unwrap_or("empty"))
+/// Puts a disc into a CD drive of the SCSI adapter, or, without a file, takes out what there is; what
+/// came of it, as a line.
+pub fn disc(machine: &Handle, drive: Place, file: Option<&str>) -> Result<String, Gone> {
+    let Place::Unit(address) = drive else {
+        return Ok("device: give target and unit of a CD drive, such as 0:1\n".into());
     };
-    Ok(ports.iter().enumerate().map(line).collect())
+    let opened = match file.map(|file| open("disk", &format!("{file},bus=scsi-cd"))).transpose() {
+        Ok(opened) => opened,
+        Err(failure) => return Ok(format!("{}\n", failure.line)),
+    };
+    let disc = match opened {
+        Some(Plug::Disk(disc)) => Some(disc),
+        _ => None,
+    };
+    let label = file.map_or("CD drive without a disc".into(), |file| format!("disc {file}"));
+    let done = machine.insert(address, disc, label).map_err(|machine::Gone| Gone)?;
+    Ok(match (done, file) {
+        (Ok(()), Some(_)) => format!("the disc is in the drive {drive}\n"),
+        (Ok(()), None) => format!("the drive {drive} is empty\n"),
+        (Err(error), _) => format!("{error}\n"),
+    })
+}
+
+/// Asks the guest to let go of a device, or takes a unit away; what came of it, as a line.
+pub fn remove(machine: &Handle, place: Place) -> Result<String, Gone> {
+    let done = machine.unplug(place).map_err(|machine::Gone| Gone)?;
+    Ok(match (done, place) {
+        (true, Place::Port(_)) => {
+            "asked; `device list` shows when the guest has let go, which takes it some seconds\n"
+                .into()
+        }
+        (true, Place::Unit(_)) => "removed\n".into(),
+        (false, Place::Port(port)) => format!("nothing is behind port {port}\n"),
+        (false, Place::Unit(_)) => format!("the SCSI adapter has no unit {place}\n"),
+    })
+}
+
+/// A line for each port, and for each unit of the SCSI adapter.
+pub fn list(machine: &Handle) -> Result<String, Gone> {
+    let places = machine.places().map_err(|machine::Gone| Gone)?;
+    if places.is_empty() {
+        return Ok(NO_PORTS.into());
+    }
+    let line = |(place, label): &(Place, Option<String>)| {
+        let kind = if matches!(place, Place::Port(_)) { "port" } else { "unit" };
+        format!("{kind} {place}  {}\n", label.as_deref().unwrap_or("empty"))
+    };
+    Ok(places.iter().map(line).collect())
 }

@@ -5,7 +5,7 @@ use std::{io::Write, sync::Arc, time::Instant};
 
 use byte_stream::{Input, Output};
 use gdb_server::Server;
-use machine::{Handle, Machine, Parts, Tracer};
+use machine::{CpusAnswer, Handle, Machine, Parts, Place, Tracer};
 use vm_spec::{GdbAddress, VmSpec};
 
 use crate::{
@@ -121,6 +121,9 @@ fn gone<T>(result: Result<T, machine::Gone>) -> Result<T, Gone> {
     result.map_err(|machine::Gone| Gone)
 }
 
+const FIXED_CPUS: &str = "the machine's CPUs are what they are; start it with --cpus N,max=M\n";
+const SILENT: &str =
+    "the guest has not answered yet: it does once its ACPI runs; `info cpus` shows it\n";
 const FIXED: &str = "the machine's memory is what it is; start it with --memory SIZE,max=SIZE\n";
 const NO_BALLOON: &str = "the machine has no balloon; start it with --balloon\n";
 
@@ -161,6 +164,20 @@ impl Control for Handle {
         gone(Handle::quit(self))
     }
 
+    fn set_cpus(&self, count: u32) -> Result<String, Gone> {
+        Ok(match gone(Handle::set_cpus(self, count))? {
+            CpusAnswer::Fixed => FIXED_CPUS.into(),
+            CpusAnswer::Range(most) => format!("cpu: this guest can have 1 to {most} CPUs\n"),
+            CpusAnswer::Failed(why) => format!("cpu: {why}\n"),
+            CpusAnswer::Answered(info) => info.to_string(),
+            CpusAnswer::Silent(info) => format!("{info}{SILENT}"),
+        })
+    }
+
+    fn cpus_info(&self) -> Result<String, Gone> {
+        gone(Handle::cpus_info(self)).map(|info| info.to_string())
+    }
+
     fn set_memory(&self, bytes: u64) -> Result<String, Gone> {
         let Some(info) = gone(Handle::memory_info(self))? else { return Ok(FIXED.into()) };
         if !(info.start..=info.most).contains(&bytes) {
@@ -197,8 +214,12 @@ impl Control for Handle {
         plug::add(self, kind, option)
     }
 
-    fn device_remove(&self, port: usize) -> Result<String, Gone> {
-        plug::remove(self, port)
+    fn disc(&self, drive: Place, file: Option<&str>) -> Result<String, Gone> {
+        plug::disc(self, drive, file)
+    }
+
+    fn device_remove(&self, place: Place) -> Result<String, Gone> {
+        plug::remove(self, place)
     }
 
     fn devices(&self) -> Result<String, Gone> {
@@ -214,7 +235,7 @@ impl Control for Handle {
         let interrupts = info.vcpus.iter().map(|vcpu| vcpu.exits.interrupts);
         Ok(Activity {
             interrupts: interrupts.fold(0, u64::wrapping_add),
-            retired: info.vcpus.iter().map(|vcpu| vcpu.retired).sum(),
+            retired: info.vcpus.iter().filter(|vcpu| vcpu.present).map(|vcpu| vcpu.retired).sum(),
         })
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     encode::{self, Pixels, Zrle},
     handshake,
     input::Hands,
-    picture::Seen,
+    picture::{Picture, Seen},
     server::{Shared, State, Wishes},
     wire::{self, Encodings, Message, Rect, encoding},
 };
@@ -117,7 +117,7 @@ fn both(a: Rect, b: Rect) -> Rect {
 }
 
 impl Wishes {
-    fn wish(&mut self, message: Message) {
+    pub(crate) fn wish(&mut self, message: Message) {
         let add = |to: &mut Option<Rect>, area| *to = Some(to.map_or(area, |old| both(old, area)));
         match message {
             Message::SetPixelFormat(format) => (self.format, self.map) = (format, true),
@@ -143,29 +143,33 @@ struct Told {
 
 /// An update, taken out of the shared state.
 #[derive(Debug, Default)]
-struct Update {
-    wishes: Wishes,
+pub(crate) struct Update {
+    pub(crate) wishes: Wishes,
     size: Option<(u16, u16)>,
     extended_key: bool,
     absolute: Option<bool>,
     /// Their pixels are copied one after the other as they are sent, so that a client that reads
     /// slowly has no picture of its own here.
-    parts: Vec<Rect>,
+    pub(crate) parts: Vec<Rect>,
 }
 
 struct Writer {
     shared: Arc<Shared>,
     id: u64,
     stream: TcpStream,
+    painter: Painter,
+}
+
+/// What is known of what a client knows.
+pub(crate) struct Painter {
     seen: Seen,
     told: Told,
     zrle: Zrle,
 }
 
 impl Writer {
-    fn new(shared: Arc<Shared>, id: u64, stream: TcpStream, (width, height): (u16, u16)) -> Self {
-        let (told, zrle) = (Told::default(), Zrle::default());
-        Self { shared, id, stream, seen: Seen::nothing(width, height), told, zrle }
+    fn new(shared: Arc<Shared>, id: u64, stream: TcpStream, size: (u16, u16)) -> Self {
+        Self { shared, id, stream, painter: Painter::new(size) }
     }
 
     fn run(&mut self) -> io::Result<()> {
@@ -175,7 +179,7 @@ impl Writer {
             for part in &update.parts {
                 // What changed since it was found to have changed is sent again later.
                 self.shared.lock().picture.copy(*part, &mut pixels);
-                self.encode(*part, &pixels, &update.wishes, &mut bytes)?;
+                self.painter.encode(*part, &pixels, &update.wishes, &mut bytes)?;
                 if bytes.len() >= BATCH {
                     self.stream.write_all(&bytes)?;
                     bytes.clear();
@@ -206,8 +210,24 @@ impl Writer {
     /// `None` if the client is gone, `Some(None)` if there is nothing to send yet.
     fn take(&mut self, state: &mut State, absolute: impl Fn() -> bool) -> Option<Option<Update>> {
         let State { picture, clients, .. } = state;
-        let wishes = &mut clients.get_mut(&self.id)?.wishes;
-        let Some(area) = wishes.request else { return Some(None) };
+        Some(self.painter.take(&mut clients.get_mut(&self.id)?.wishes, picture, absolute))
+    }
+}
+
+impl Painter {
+    pub(crate) fn new((width, height): (u16, u16)) -> Self {
+        let (told, zrle) = (Told::default(), Zrle::default());
+        Self { seen: Seen::nothing(width, height), told, zrle }
+    }
+
+    /// What is to be sent, if there is something.
+    pub(crate) fn take(
+        &mut self,
+        wishes: &mut Wishes,
+        picture: &Picture,
+        absolute: impl Fn() -> bool,
+    ) -> Option<Update> {
+        let area = wishes.request?;
         let mut update = Update { wishes: *wishes, ..Update::default() };
         let Encodings { desktop_size, pointer_motion, extended_key, .. } = wishes.encodings;
         if desktop_size && self.seen.size() != picture.size() {
@@ -216,7 +236,7 @@ impl Writer {
             update.size = Some((width, height));
             // The client asks again for what it then lacks.
             (wishes.request, wishes.anew) = (None, None);
-            return Some(Some(update));
+            return Some(update);
         }
         update.extended_key = extended_key && !self.told.extended_key;
         let absolute = pointer_motion.then(absolute);
@@ -228,14 +248,14 @@ impl Writer {
         }
         update.parts = self.seen.take_changes(picture, area);
         if update.parts.is_empty() && !update.extended_key && update.absolute.is_none() {
-            return Some(None);
+            return None;
         }
         self.told = Told { extended_key: self.told.extended_key || extended_key, absolute };
         (wishes.request, wishes.map) = (None, false);
-        Some(Some(update))
+        Some(update)
     }
 
-    fn encode(
+    pub(crate) fn encode(
         &mut self,
         rect: Rect,
         pixels: &[u32],
@@ -254,7 +274,7 @@ impl Writer {
 }
 
 /// What comes before an update's pixels.
-fn begin(update: &Update, out: &mut Vec<u8>) -> io::Result<()> {
+pub(crate) fn begin(update: &Update, out: &mut Vec<u8>) -> io::Result<()> {
     if update.wishes.map
         && let Some(map) = update.wishes.format.color_map()
     {

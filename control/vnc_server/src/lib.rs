@@ -20,6 +20,8 @@
 //! what follows is neither encrypted nor signed. Beyond one host, tunnel it.
 
 mod auth;
+#[doc(hidden)]
+pub mod by_hand;
 mod client;
 mod encode;
 mod handshake;

@@ -20,6 +20,9 @@ pub enum Pending {
     Sipi,
     Nmi,
     Interrupt,
+    /// A personality wants to be called, by [`VcpuHost::trap`]: whatever the vCPU was doing, it
+    /// runs until that says otherwise.
+    Personality,
 }
 
 /// Every input of a vCPU. Interrupts are pulled: what is pending stays the host's until
@@ -117,6 +120,8 @@ pub enum Cause {
     Exception(Exception),
     Syscall,
     Cpuid,
+    /// [`Pending::Personality`].
+    Asked,
 }
 
 /// A vCPU seen from inside a trap: what a personality needs for a system call, without the
@@ -130,6 +135,15 @@ pub trait CpuView {
     /// Copies nothing unless the whole range is guest RAM.
     fn read_virt(&mut self, gva: u64, out: &mut [u8]) -> Result<(), Exception>;
     fn write_virt(&mut self, gva: u64, data: &[u8]) -> Result<(), Exception>;
+    /// What CPUID answers this vCPU now.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// The linear address of the GDT.
+    fn gdt_base(&self) -> u64;
+    /// CR0.TS.
+    fn set_task_switched(&mut self, on: bool);
+    fn set_xcr0(&mut self, value: u64);
+    /// The vCPU waits until something is pending.
+    fn halt(&mut self);
     /// Raises the exception at the next boundary.
     fn deliver(&mut self, exception: Exception);
     /// One bit per vCPU of the VM; `None` flushes everything.

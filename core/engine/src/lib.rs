@@ -192,6 +192,17 @@ pub trait Vcpu: Send {
     /// Also the reset: there is no other path than restoring the reset values.
     fn set_state(&mut self, state: &VcpuState) -> Result<(), Error>;
 
+    /// The machine is paused, and guest time with it. An engine that has clocks of its own lets
+    /// them stand: [`Vcpu::state`] is the same however long this lasts.
+    fn hold_time(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Guest time goes on from where it was held, or where [`Vcpu::set_state`] put it since.
+    fn release_time(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn kicker(&self) -> Arc<dyn Kick>;
 
     /// Breakpoints and single-stepping for a debugger outside the guest; replaces the last.

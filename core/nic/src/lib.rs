@@ -15,6 +15,7 @@
 //! section 5.1.6.2, says of checksums and of segmentation in the header before a frame is
 //! [`Meta`] here; a network asks [`Port::offloads`] before it gives a frame that needs any.
 
+pub mod checksum;
 mod mac;
 mod meta;
 

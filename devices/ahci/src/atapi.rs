@@ -6,7 +6,7 @@ use crate::{
     identify,
     transfer::{Fault, Transfer},
 };
-use scsi::{Cd, CdOutcome as Outcome, Sense};
+use scsi::{Cd, Outcome, Sense};
 
 mod op {
     pub const NOP: u8 = 0x00;
@@ -31,7 +31,7 @@ pub(crate) fn execute(cd: &Cd, command: &Command, data: &mut Transfer<'_>) -> An
         op::PACKET => packet(cd, command, data),
         op::IDENTIFY_PACKET => give(&identify::cd(), data),
         op::DEVICE_RESET => {
-            cd.reset();
+            cd.reset(Sense::POWER_ON);
             // The signature.
             Answer { status: 0, error: 1, count: 1, lba: 0xeb_1401, pio: false }
         }
@@ -59,6 +59,8 @@ fn packet(cd: &Cd, command: &Command, data: &mut Transfer<'_>) -> Answer {
         },
         Outcome::Read { at, len } => read(cd, at, len, data, Answer { pio, ..complete }),
         Outcome::Failed(why) => failed(why),
+        // A drive that only reads has no other.
+        _ => failed(Sense::NO_SUCH_COMMAND),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{Plug, ata, atapi, regs::Signature, state::DriveState, transfer::Transfer};
 use disk::{Disk, Shape};
-use scsi::Cd;
+use scsi::{Cd, Sense};
 use std::sync::Arc;
 
 /// The command register FIS that the host sends (AHCI, 4.2.3.1; Serial ATA, 10.5.5).
@@ -109,7 +109,7 @@ impl Drive {
 
     pub(crate) fn reset(&self) {
         if let Self::Cd(cd) = self {
-            cd.reset();
+            cd.reset(Sense::POWER_ON);
         }
     }
 

@@ -165,6 +165,18 @@ impl Ahci {
     pub fn slot(&self) -> u8 {
         self.slot
     }
+
+    /// Waits until no drive executes a command, or may take one: for tests.
+    #[doc(hidden)]
+    pub fn settle(&self) {
+        let master = self.core.requester.is_master();
+        let busy = |hba: &mut Hba| {
+            let takes = master && !hba.paused;
+            let drives = hba.ports.iter().take(self.core.drives.len());
+            hba.is_busy() || takes && drives.into_iter().any(|port| port.next().is_some())
+        };
+        drop(self.core.changed.wait_while(self.core.hba(), busy));
+    }
 }
 
 impl Function for Ahci {

@@ -39,7 +39,8 @@ pub struct PortState {
 
 impl Schema for AhciState {
     const KIND: &'static str = "ahci";
-    const VERSION: u16 = 1;
+    /// 2: a drive's attention is sense data.
+    const VERSION: u16 = 2;
 }
 
 impl AhciState {

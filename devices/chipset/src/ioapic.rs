@@ -173,6 +173,13 @@ impl IoApic {
         lock(&self.regs).end(vector, &*self.msi);
     }
 
+    /// Vectors of level-triggered interrupts that were sent and that nobody has ended.
+    pub fn not_ended(&self) -> Vec<u8> {
+        let sent = entry::LEVEL | entry::REMOTE_IRR;
+        let entries = lock(&self.regs).entries;
+        entries.iter().filter(|e| **e & sent == sent).map(|e| *e as u8).collect()
+    }
+
     /// What each pin sends; level-triggered ones have bit 15 of the data set. `None` for pins
     /// that are masked and not in service.
     pub fn routes(&self) -> [Option<Msi>; PINS] {

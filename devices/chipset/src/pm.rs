@@ -1,13 +1,19 @@
 //! ACPI fixed hardware: PM1 event and control blocks, the PM timer, the SCI (ACPI 6.5,
 //! section 4.8.3).
+//!
+//! The clock's alarm has a status of its own here (RTC_STS), which is heard where HPET has taken
+//! over the clock's interrupt.
 
 use crate::bytes::{lock, mul_div};
-use device::{Clock, Device, LineRef, PioDevice, PowerEvent, PowerSink, Timer, Wiring};
+use device::{Clock, Device, Line, LineRef, PioDevice, PowerEvent, PowerSink, Timer, Wiring};
 use saved_state::{Error, Reader, Schema, Writer, malformed};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 /// PM1a_EVT_BLK, four bytes.
@@ -116,6 +122,11 @@ impl Pm {
         self.with(|regs| regs.status |= event::SLEEP_BUTTON);
     }
 
+    /// Where the clock's alarm leads to.
+    pub(crate) fn alarm_line(self: &Arc<Self>) -> LineRef {
+        Arc::new(Alarm { pm: self.clone(), level: AtomicBool::new(false) })
+    }
+
     /// The timer's count, not yet cut to 32 bits.
     fn ticks(&self) -> u64 {
         mul_div(self.clock.now_ns(), TIMER_HZ, 1_000_000_000)
@@ -174,6 +185,25 @@ impl Pm {
             _ => {}
         }
         false
+    }
+}
+
+/// Sets RTC_STS when it rises (ACPI 6.5, table 4.10). Its level is its source's to restore.
+struct Alarm {
+    pm: Arc<Pm>,
+    level: AtomicBool,
+}
+
+impl Line for Alarm {
+    fn set(&self, level: bool) {
+        if level && !self.level.swap(level, Relaxed) {
+            self.pm.with(|regs| regs.status |= event::RTC);
+        }
+        self.level.store(level, Relaxed);
+    }
+
+    fn restore(&self, level: bool) {
+        self.level.store(level, Relaxed);
     }
 }
 
@@ -288,6 +318,29 @@ mod tests {
             pm.write(EVENT, &[0, bit]);
             assert!(!sink.level());
         }
+    }
+
+    #[test]
+    fn an_alarm_is_told_once_when_it_rises() {
+        let (pm, _, sink) = board();
+        let alarm = pm.alarm_line();
+        pm.write(EVENT + 2, &[0, 4]);
+        alarm.set(true);
+        assert!(sink.level());
+        pm.write(EVENT, &[0, 4]);
+        alarm.set(true);
+        assert!(!sink.level(), "the alarm stays, and was told");
+        alarm.set(false);
+        alarm.restore(true);
+        alarm.set(true);
+        assert_eq!(
+            (sink.level(), read(&pm, EVENT) >> 10 & 1),
+            (false, 0),
+            "told before it was saved"
+        );
+        alarm.set(false);
+        alarm.set(true);
+        assert_eq!((sink.level(), read(&pm, EVENT) >> 10 & 1), (true, 1));
     }
 
     #[test]

@@ -20,7 +20,6 @@
 //! are worked on, and while a register changes on which that work stands; so what the guest
 //! switches off touches its memory no more when the write is done.
 
-mod checksum;
 mod eeprom;
 mod phy;
 mod regs;
@@ -342,6 +341,7 @@ impl Device for E1000 {
         let guards = (lock(&self.sending), lock(&self.receiving));
         let mut regs = self.regs();
         regs.reset();
+        regs.asserted = false;
         self.requester.set_pin(false);
         drop((regs, guards));
     }

@@ -231,7 +231,8 @@ impl Regs {
         regs
     }
 
-    /// As after power-on, when the EEPROM has been read; the link stays as it is.
+    /// As after power-on, when the EEPROM has been read; the link stays as it is, and the pin
+    /// until it is driven.
     pub(crate) fn reset(&mut self) {
         self.words.fill(0);
         for plain in PLAIN {
@@ -245,7 +246,7 @@ impl Regs {
         (self.icr, self.ims, self.owed) = (0, 0, 0);
         self.context = Default::default();
         (self.starved, self.io_address) = (false, 0);
-        (self.asserted, self.next_interrupt_ns) = (false, 0);
+        self.next_interrupt_ns = 0;
     }
 
     pub(crate) fn get(&self, offset: u32) -> u32 {

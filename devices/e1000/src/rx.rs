@@ -1,12 +1,12 @@
 //! Reception: which frames are for the guest (SDM, 3.2.1), and its descriptors (3.2.3).
 
 use crate::{
-    E1000, checksum,
+    E1000,
     regs::{ADDRESS_VALID, ADDRESSES, Regs, cause, ctrl, reg},
     stats,
     tx::DESCRIPTOR,
 };
-use nic::{Checksum, FRAME_MAX, Meta, NoRoom};
+use nic::{Checksum, FRAME_MAX, Meta, NoRoom, checksum};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Bits of RCTL.

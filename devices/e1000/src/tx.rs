@@ -4,11 +4,11 @@
 //! checksums that the controller would have put into each segment put in for the whole.
 
 use crate::{
-    E1000, checksum,
+    E1000,
     regs::{Regs, cause, ctrl, reg},
 };
 use guest_mem::GuestMem;
-use nic::{Checksum, FRAME_MAX, Meta, SegmentKind, Segmentation, Taken};
+use nic::{Checksum, FRAME_MAX, Meta, SegmentKind, Segmentation, Taken, checksum};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -182,15 +182,15 @@ impl Ring {
 struct Frame<'a> {
     buffer: &'a mut [u8],
     len: usize,
-    /// The first descriptor of the data, which says what is to be done.
-    first: Option<Descriptor>,
+    /// The first and the last descriptor of the data, which say what is to be done.
+    ends: Option<(Descriptor, Descriptor)>,
     /// It cannot be sent.
     spoiled: bool,
 }
 
 impl Frame<'_> {
     fn add(&mut self, descriptor: &Descriptor, memory: &GuestMem) {
-        self.first.get_or_insert(*descriptor);
+        self.ends = Some((self.ends.map_or(*descriptor, |(first, _)| first), *descriptor));
         let end = self.len.saturating_add(descriptor.len());
         let room = self.buffer.len().min(FRAME_MAX).saturating_sub(TAG);
         let place = self.buffer.get_mut(self.len..end).filter(|_| end <= room);
@@ -204,7 +204,7 @@ impl Frame<'_> {
 
     /// What the network gets; none if it is no frame.
     fn finish(&mut self, context: &Context, tag: Option<u16>) -> Option<Taken> {
-        let first = self.first?;
+        let (first, last) = self.ends?;
         if self.spoiled || self.len < HEADER {
             return None;
         }
@@ -212,15 +212,19 @@ impl Frame<'_> {
         let meta = if first.is_extended() {
             extended(frame, &first, context)?
         } else {
-            if first.command() & command::INSERT_CHECKSUM != 0 {
-                let (start, at) = ((first.words[3] >> 8) as u8, (first.words[2] >> 16) as u8);
+            // Where the sum starts is the first one's to say, the rest the last one's (SDM, 3.3.3).
+            if last.command() & command::INSERT_CHECKSUM != 0 {
+                let (start, at) = ((first.words[3] >> 8) as u8, (last.words[2] >> 16) as u8);
                 Range { start, at, last: 0 }.insert(frame);
             }
             Meta::default()
         };
-        let tag = tag.filter(|_| first.command() & command::TAG != 0);
+        // The tag is the last one's, but for what is to be cut (SDM, 3.3.3.1 and 3.3.7.1).
+        let cut = first.is_extended() && first.command() & command::SEGMENT != 0;
+        let tagging = if cut { first } else { last };
+        let tag = tag.filter(|_| tagging.command() & command::TAG != 0);
         let meta = match tag {
-            Some(kind) => self.insert_tag(kind, (first.words[3] >> 16) as u16, meta),
+            Some(kind) => self.insert_tag(kind, (tagging.words[3] >> 16) as u16, meta),
             None => meta,
         };
         Some(Taken { len: self.len, meta })
@@ -315,7 +319,7 @@ impl E1000 {
     /// whose end is not in the ring stay there.
     pub(crate) fn next_frame(&self, buffer: &mut [u8]) -> Option<Taken> {
         let ring = Ring::of(&self.regs())?;
-        let mut frame = Frame { buffer: &mut *buffer, len: 0, first: None, spoiled: false };
+        let mut frame = Frame { buffer: &mut *buffer, len: 0, ends: None, spoiled: false };
         let (mut at, mut context) = (ring.head, ring.context);
         let (mut reports, mut done) = (Vec::new(), None);
         while at != ring.tail {
@@ -336,7 +340,7 @@ impl E1000 {
             let end = !descriptor.is_context() && descriptor.command() & command::END != 0;
             let taken = end.then(|| frame.finish(&context, ring.tag));
             // Contexts before a frame are done whether or not there is one.
-            if end || frame.first.is_none() {
+            if end || frame.ends.is_none() {
                 done = Some(Done { head: at, context, reports: reports.len(), taken });
             }
             if end {

@@ -227,6 +227,49 @@ fn frames_of_legacy_descriptors_are_taken() {
 }
 
 #[test]
+fn the_last_descriptor_says_whether_a_sum_and_a_tag_are_inserted() {
+    let board = Board::new();
+    board.start();
+    board.set(0, 1 << 30);
+    let mut sent = frame([2; 6], 64);
+    sent[16..18].fill(0);
+    board.data(0, &sent);
+    // Legacy, in two pieces: the start of the sum in the first, all else in the last.
+    board.descriptor(0, [DATA as u32, 0, 20, 14 << 8]);
+    let last = 44 | 16 << 16 | END_AND_REPORT | 0x44 << 24;
+    board.descriptor(1, [DATA as u32 + 20, 0, last, 0x0123 << 16]);
+    // In the first only: neither.
+    board.descriptor(2, [DATA as u32, 0, 20 | 16 << 16 | 0x44 << 24, 14 << 8 | 0x0123 << 16]);
+    board.descriptor(3, [DATA as u32 + 20, 0, 44 | END_AND_REPORT, 0]);
+    // Extended, not to be cut: the tag is the last one's.
+    let data = DATA_TYPE | EXTENDED;
+    board.descriptor(4, [DATA as u32, 0, 20 | data, 0]);
+    let last = 44 | data | END_AND_REPORT | 0x40 << 24;
+    board.descriptor(5, [DATA as u32 + 20, 0, last, 0x0456 << 16]);
+    board.set(0x3818, 6);
+    let (taken, _) = board.take().unwrap();
+    assert_eq!((taken.len(), &taken[12..18]), (68, &[0x81, 0, 1, 0x23, 8, 0][..]));
+    assert_eq!(sum(&taken[18..]), 0xffff);
+    assert_eq!(board.take(), Some((sent, Meta::default())));
+    assert_eq!(board.take().unwrap().0[12..18], [0x81, 0, 4, 0x56, 8, 0]);
+}
+
+#[test]
+fn a_reset_by_the_driver_releases_the_pin() {
+    let board = Board::new();
+    board.start();
+    board.set(0xc8, 4);
+    assert!(board.line.level());
+    board.set(0, 1 << 26);
+    assert!(!board.line.level());
+    board.start();
+    board.set(0xc8, 4);
+    assert!(board.line.level(), "and asserts it again");
+    board.wiring.devices.iter().for_each(|device| device.reset());
+    assert!(!board.line.level());
+}
+
+#[test]
 fn what_is_no_frame_is_handed_back() {
     let board = Board::new();
     board.start();

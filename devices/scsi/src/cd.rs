@@ -3,7 +3,7 @@
 
 mod pages;
 
-use crate::{Identity, Sense, lock, number};
+use crate::{Identity, Outcome, Sense, lock, number};
 use disk::{Disk, Shape};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -40,32 +40,26 @@ mod op {
 pub struct CdState {
     /// Of the last command.
     pub sense: Sense,
-    /// The next command is to hear that the disc may have changed.
-    pub attention: bool,
+    /// What the next command is to be told.
+    pub attention: Sense,
     /// The tray is open.
     pub ejected: bool,
     /// The guest forbade opening it.
     pub locked: bool,
 }
 
-/// What comes of a command.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Good,
-    /// For the host, cut to what it allows.
-    Data(Vec<u8>),
-    /// Bytes of the disc, which are there.
-    Read {
-        at: u64,
-        len: u64,
-    },
-    Failed(Sense),
+type Disc = (Arc<dyn Disk>, Shape);
+
+/// With what the host relies on.
+fn measured(disc: Arc<dyn Disk>) -> Disc {
+    let shape = disc.shape();
+    (disc, shape)
 }
 
 pub struct Cd {
     /// For vital product data, which are optional (SPC-4, 6.4).
     identity: Option<Identity>,
-    disc: Option<(Arc<dyn Disk>, Shape)>,
+    disc: Mutex<Option<Disc>>,
     state: Mutex<CdState>,
 }
 
@@ -78,12 +72,29 @@ impl fmt::Debug for Cd {
 impl Cd {
     /// A drive, with a disc in it or without.
     pub fn new(disc: Option<Arc<dyn Disk>>, identity: Option<Identity>) -> Self {
-        let disc = disc.map(|disc| {
-            let shape = disc.shape();
-            (disc, shape)
-        });
-        let state = CdState { attention: disc.is_some(), ..CdState::default() };
+        let state = CdState { attention: Sense::POWER_ON, ..CdState::default() };
+        let disc = Mutex::new(disc.map(measured));
         Self { identity, disc, state: Mutex::new(state) }
+    }
+
+    /// Puts another disc in, of which the host hears by its next command, or takes out what there is.
+    /// False if the host has locked the drive.
+    pub fn insert(&self, disc: Option<Arc<dyn Disk>>) -> bool {
+        let mut state = self.lock();
+        if state.locked {
+            return false;
+        }
+        state.ejected = false;
+        // A reset that the host has not heard of is more than that.
+        if disc.is_some() && state.attention == Sense::NONE {
+            state.attention = Sense::DISC_CHANGED;
+        }
+        *lock(&self.disc) = disc.map(measured);
+        true
+    }
+
+    fn disc(&self) -> Option<Disc> {
+        lock(&self.disc).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, CdState> {
@@ -103,12 +114,10 @@ impl Cd {
         *self.lock() = state;
     }
 
-    /// The tray stays as it is.
-    pub fn reset(&self) {
+    /// The tray stays as it is; the host is told why by its next command.
+    pub fn reset(&self, why: Sense) {
         let mut state = self.lock();
-        let ejected = state.ejected;
-        *state = CdState { ejected, attention: !ejected && self.disc.is_some(), ..*state };
-        (state.sense, state.locked) = (Sense::NONE, false);
+        *state = CdState { attention: why, ejected: state.ejected, ..CdState::default() };
     }
 
     fn fail(state: &mut CdState, why: Sense) -> Outcome {
@@ -123,27 +132,27 @@ impl Cd {
 
     /// Blocks of the disc, if there is one to be read.
     fn blocks(&self, state: &CdState) -> Result<u64, Sense> {
-        match &self.disc {
+        match self.disc() {
             _ if state.ejected => Err(Sense::TRAY_OPEN),
             None => Err(Sense::NO_DISC),
             Some((_, shape)) => Ok(shape.bytes.div_ceil(BLOCK)),
         }
     }
 
-    /// Executes a packet.
+    /// Executes a packet; what comes of it is never more than reading.
     pub fn command(&self, packet: &[u8; 12]) -> Outcome {
         let mut state = self.lock();
         let code = packet[0];
         // These report, and do not clear, what there is to be attended to (SPC-4, 5.14).
         let quiet = [op::INQUIRY, op::REQUEST_SENSE, op::GET_CONFIGURATION, op::GET_EVENT_STATUS];
-        if state.attention && !quiet.contains(&code) {
-            state.attention = false;
-            return Self::fail(&mut state, Sense::DISC_CHANGED);
+        if state.attention != Sense::NONE && !quiet.contains(&code) {
+            let why = std::mem::take(&mut state.attention);
+            return Self::fail(&mut state, why);
         }
         if code == op::REQUEST_SENSE {
             let mut now = std::mem::take(&mut state.sense);
-            if now == Sense::NONE && std::mem::take(&mut state.attention) {
-                now = Sense::DISC_CHANGED;
+            if now == Sense::NONE {
+                now = std::mem::take(&mut state.attention);
             }
             return cut(now.fixed().to_vec(), number(packet, 4, 1));
         }
@@ -223,7 +232,10 @@ impl Cd {
             2 if state.locked => return Err(Sense::LOCKED),
             2 => state.ejected = true,
             3 => {
-                state.attention |= state.ejected && self.disc.is_some();
+                // A reset that the host has not heard of is more than that.
+                if state.ejected && self.disc().is_some() && state.attention == Sense::NONE {
+                    state.attention = Sense::DISC_CHANGED;
+                }
                 state.ejected = false;
             }
             _ => {}
@@ -242,18 +254,23 @@ impl Cd {
         })
     }
 
-    /// Bytes of the disc; the sense key if that fails. Behind the end of the last block's file
-    /// there are zeroes.
+    /// Bytes of the disc that a command asked for; why not, if that fails. Behind the end of the last
+    /// block's file there are zeroes.
     pub fn read(&self, at: u64, data: &mut [u8]) -> Result<(), Sense> {
-        let failed = |_| {
-            self.lock().sense = Sense::READ_ERROR;
-            Sense::READ_ERROR
+        let failed = |why| {
+            self.lock().sense = why;
+            why
         };
-        let Some((disc, shape)) = &self.disc else { return Err(Sense::NO_DISC) };
+        // No command is let through while there is something to be told: it came after this one.
+        let news = self.lock().attention;
+        if news != Sense::NONE {
+            return Err(failed(news));
+        }
+        let (disc, shape) = self.disc().ok_or(Sense::NO_DISC).map_err(failed)?;
         let there = shape.bytes.saturating_sub(at).min(data.len() as u64) as usize;
         let (file, rest) = data.split_at_mut(there);
         rest.fill(0);
-        disc.read(at, file).map_err(failed)
+        disc.read(at, file).map_err(|_| failed(Sense::READ_ERROR))
     }
 }
 

@@ -42,6 +42,11 @@ pub(crate) fn nothing() -> Vec<u8> {
     standard(0x7f, false, b"                ")
 }
 
+/// What the well-known unit for REPORT LUNS is.
+pub(crate) fn well_known() -> Vec<u8> {
+    standard(0x1e, false, b"REPORT LUNS     ")
+}
+
 /// A page with its header.
 pub(crate) fn with_header(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
     let mut data = vec![kind, code];

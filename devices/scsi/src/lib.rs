@@ -15,10 +15,11 @@ mod block;
 mod cd;
 mod inquiry;
 mod sense;
+pub mod target;
 mod unit;
 
 pub use block::{DiskState, DiskUnit, UNMAP_BYTES_MAX};
-pub use cd::{Cd, CdState, Outcome as CdOutcome};
+pub use cd::{Cd, CdState};
 pub use inquiry::Identity;
 pub use sense::{Sense, key};
 pub use unit::{Change, Outcome, Unit, UnitState};

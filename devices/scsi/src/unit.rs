@@ -1,6 +1,6 @@
 //! A logical unit, whatever it is.
 
-use crate::{CDB, Cd, CdState, DiskState, DiskUnit, Sense, cd, inquiry, number};
+use crate::{CDB, Cd, CdState, DiskState, DiskUnit, Sense};
 use serde::{Deserialize, Serialize};
 
 /// What comes of a command. Places and lengths are bytes of the medium, and are inside it.
@@ -54,24 +54,13 @@ pub enum UnitState {
     Cd(CdState),
 }
 
-impl From<cd::Outcome> for Outcome {
-    fn from(outcome: cd::Outcome) -> Self {
-        match outcome {
-            cd::Outcome::Good => Self::Good,
-            cd::Outcome::Data(data) => Self::Data(data),
-            cd::Outcome::Read { at, len } => Self::Read { at, len },
-            cd::Outcome::Failed(sense) => Self::Failed(sense),
-        }
-    }
-}
-
 impl Unit {
     /// What a command means. REPORT LUNS is the target's, not a unit's.
     pub fn command(&self, cdb: &[u8; CDB]) -> Outcome {
         match self {
             Self::Disk(disk) => disk.command(cdb),
             Self::Cd(cd) => match cdb.first_chunk() {
-                Some(packet) => cd.command(packet).into(),
+                Some(packet) => cd.command(packet),
                 None => Outcome::Failed(Sense::BAD_FIELD),
             },
         }
@@ -129,7 +118,7 @@ impl Unit {
     pub fn reset(&self, why: Sense) {
         match self {
             Self::Disk(disk) => disk.reset(why),
-            Self::Cd(cd) => cd.reset(),
+            Self::Cd(cd) => cd.reset(why),
         }
     }
 
@@ -166,25 +155,5 @@ impl Unit {
             (Self::Cd(cd), UnitState::Cd(state)) => cd.set_state(*state),
             _ => {}
         }
-    }
-
-    /// What a target says at an address where it has no unit (SPC-4, 6.4.2; SAM-5, 5.11).
-    pub fn absent(cdb: &[u8; CDB]) -> Outcome {
-        const REQUEST_SENSE: u8 = 0x03;
-        const INQUIRY: u8 = 0x12;
-        let data = match cdb[0] {
-            INQUIRY if cdb[1] & 1 == 0 => {
-                let mut data = inquiry::nothing();
-                data.truncate(number(cdb, 3, 2) as usize);
-                data
-            }
-            REQUEST_SENSE => {
-                let mut data = Sense::NO_SUCH_UNIT.fixed().to_vec();
-                data.truncate(cdb[4].into());
-                data
-            }
-            _ => return Outcome::Failed(Sense::NO_SUCH_UNIT),
-        };
-        Outcome::Data(data)
     }
 }

@@ -1,11 +1,10 @@
 //! A device's running part: its queues, who may touch them, and how the driver hears of it.
 
 use crate::{
-    QUEUES_MAX, Served, VirtioDevice, chain::GuestError, lock, queue::Queue, regs::Regs,
+    QUEUES_MAX, Served, VirtioDevice, bus::Bus, chain::GuestError, lock, queue::Queue, regs::Regs,
     worker::Worker,
 };
 use guest_mem::GuestMem;
-use pci::Requester;
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{
@@ -36,16 +35,18 @@ pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) interrupts: AtomicU64,
     pub(crate) guest_errors: AtomicU64,
+    /// Panics of the device's threads.
+    pub(crate) failures: AtomicU64,
 }
 
 pub(crate) struct Core {
     pub(crate) device: Arc<dyn VirtioDevice>,
     pub(crate) memory: Arc<GuestMem>,
-    pub(crate) requester: Arc<Requester>,
+    pub(crate) bus: Arc<dyn Bus>,
     pub(crate) regs: Mutex<Regs>,
     pub(crate) queues: Vec<QueueSlot>,
     pub(crate) config_vector: AtomicU16,
-    /// ISR status; the pin follows it under this lock.
+    /// ISR status; the wire follows it under this lock.
     pub(crate) isr: Mutex<u8>,
     /// The driver is ready, and has made no mistake.
     pub(crate) live: AtomicBool,
@@ -66,7 +67,7 @@ impl Core {
     pub(crate) fn new(
         device: Arc<dyn VirtioDevice>,
         memory: Arc<GuestMem>,
-        requester: Arc<Requester>,
+        bus: Arc<dyn Bus>,
     ) -> Arc<Self> {
         let sizes = device.queue_sizes();
         assert!((1..=QUEUES_MAX).contains(&sizes.len()), "{} queues", sizes.len());
@@ -78,7 +79,7 @@ impl Core {
             workers: (0..device.threads().max(1)).map(|_| Worker::default()).collect(),
             device,
             memory,
-            requester,
+            bus,
             config_vector: AtomicU16::new(NO_VECTOR),
             isr: Mutex::default(),
             live: AtomicBool::new(false),
@@ -97,7 +98,7 @@ impl Core {
         self.live.load(SeqCst)
             && !self.paused.load(SeqCst)
             && !self.ending.load(SeqCst)
-            && self.requester.is_master()
+            && self.bus.is_master()
     }
 
     /// Asks for a queue to be served.
@@ -205,22 +206,43 @@ impl Core {
 
     fn interrupt(&self, bit: u8, vector: u16) {
         self.counters.interrupts.fetch_add(1, Relaxed);
-        if self.requester.uses_messages() {
+        if self.bus.uses_messages() {
             if vector != NO_VECTOR {
-                self.requester.notify(vector);
+                self.bus.notify(vector);
             }
             return;
         }
         let mut isr = lock(&self.isr);
         *isr |= bit;
-        self.requester.set_pin(true);
+        self.bus.set_wire(true);
     }
 
     /// The driver reads the ISR status, which clears it (4.1.4.5).
     pub(crate) fn take_isr(&self) -> u8 {
         let mut isr = lock(&self.isr);
-        self.requester.set_pin(false);
+        self.bus.set_wire(false);
         std::mem::take(&mut *isr)
+    }
+
+    /// The driver has handled what these bits stand for.
+    pub(crate) fn acknowledge(&self, bits: u8) {
+        let mut isr = lock(&self.isr);
+        *isr &= !bits;
+        self.bus.set_wire(*isr != 0);
+    }
+
+    /// Of the transport and of the device.
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
+        let own = &self.counters;
+        let mut all = vec![
+            ("doorbells", own.doorbells.load(Relaxed)),
+            ("requests", own.requests.load(Relaxed)),
+            ("interrupts", own.interrupts.load(Relaxed)),
+            ("guest errors", own.guest_errors.load(Relaxed)),
+            ("failures", own.failures.load(Relaxed)),
+        ];
+        all.extend(self.device.counters());
+        all
     }
 
     /// Everything back to where it was at power-on. When this returns no queue is being served.

@@ -12,12 +12,15 @@ use guest_mem::{Change, GuestMem, Memfd, Slot};
 use pci::{Config, PciHost};
 use saved_state::{Error, Part};
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
+mod inline;
 mod noise;
+
+pub use inline::Inline;
 
 pub const ECAM: u64 = 0xe000_0000;
 const WINDOW: u64 = 0xc000_0000;
@@ -28,7 +31,9 @@ pub const SIZE: u16 = 8;
 /// Only a hang takes so long.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What [`Board::new`] puts together.
+/// What [`Board::new`] puts together. A thread of a device survives its panics, and tells the driver
+/// only that a reset is needed, as of the driver's own errors: a board whose device did so panics
+/// when it is dropped.
 pub struct Board {
     pub wiring: Wiring,
     pub memory: Arc<GuestMem>,
@@ -104,7 +109,7 @@ impl Board {
         self.wiring.mmio.write(at, &value.to_le_bytes()[..len]);
     }
 
-    fn queues(&self) -> u16 {
+    pub fn queues(&self) -> u16 {
         self.shadow.lock().expect("no panic").len() as u16
     }
 
@@ -152,8 +157,15 @@ impl Board {
 
     /// A device whose driver is ready.
     pub fn start(&self, features: u64, messages: bool) {
+        assert!(self.try_start(features, messages), "features {features:#x}");
+    }
+
+    /// The same, unless the device refuses the features.
+    pub fn try_start(&self, features: u64, messages: bool) -> bool {
         self.enable(messages);
-        assert!(self.negotiate(features));
+        if !self.negotiate(features) {
+            return false;
+        }
         self.write(self.bar + 16, 0, 2);
         for queue in 0..self.queues() {
             let parts = [table(queue), driver(queue), device(queue)];
@@ -161,6 +173,7 @@ impl Board {
         }
         self.shadow.lock().expect("no panic").fill(0);
         self.set_status(1 | 2 | 4 | 8);
+        true
     }
 
     /// Writes descriptor `index`.
@@ -253,6 +266,16 @@ impl Board {
         }
     }
 
+    /// Panics of the device's threads so far.
+    pub(crate) fn failures(&self) -> u64 {
+        self.virtio.core.counters.failures.load(Relaxed)
+    }
+
+    /// Forgets those, which a test has made; how many there were.
+    pub fn forgive_failures(&self) -> u64 {
+        self.virtio.core.counters.failures.swap(0, Relaxed)
+    }
+
     fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
         self.wiring.devices.iter()
     }
@@ -288,5 +311,14 @@ impl Board {
         // What the driver remembers moves along.
         let shadow = self.shadow.lock().expect("no panic").clone();
         *other.shadow.lock().expect("no panic") = shadow;
+    }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        self.virtio.end();
+        if !thread::panicking() {
+            assert_eq!(self.failures(), 0, "a thread of the device panicked");
+        }
     }
 }

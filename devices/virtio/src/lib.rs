@@ -1,14 +1,16 @@
-//! virtio 1.2: queues, feature negotiation, the PCI transport.
+//! virtio 1.2: queues, feature negotiation, the transports PCI and MMIO.
 //!
 //! ```text
 //!   guest's driver --registers--> VirtioPci --> Core --> Regs       (status, features, set-up)
+//!          |                  or VirtioMmio   |
 //!          |                          |           |
 //!          | rings in guest memory    | doorbell  +----> Ring, one for each queue
 //!          v                          v           |
 //!        Queue <--- VirtioDevice::serve <--- thread of the queue
 //! ```
 //!
-//! A device implements [`VirtioDevice`]; [`build`] puts it on the PCI bus. All work on a queue
+//! A device implements [`VirtioDevice`]; [`build`] puts it on the PCI bus, and [`MmioWindow::build`]
+//! into memory. All work on a queue
 //! happens in [`VirtioDevice::serve`], on a thread of the device and never on a vCPU's: the
 //! guest's doorbell and the device's own [`Handle::kick`] only ask for it. (A device that moves data
 //! on a thread which it shares with others, as a network card does, borrows the queue there
@@ -24,11 +26,15 @@
 //! those of "Virtual I/O Device (VIRTIO) Version 1.2".
 //!
 //! Locks, in the order in which they are taken: registers, a queue, then those of the PCI
-//! function. A queue's thread lets go of its queue before it reports an error.
+//! function or of the interrupt controllers. A queue's thread lets go of its queue before it reports an error.
+//! A lock of a device's own that is held while a queue is lent comes before the registers: `serve`,
+//! which has a queue, must not take it.
 
+mod bus;
 mod chain;
 mod core;
 pub mod fake;
+mod mmio_transport;
 mod pci_transport;
 mod queue;
 mod regs;
@@ -37,6 +43,7 @@ mod worker;
 
 pub use chain::{Chain, GuestError, Span};
 pub use core::Handle;
+pub use mmio_transport::{MmioPlace, MmioWindow, VirtioMmio};
 pub use pci_transport::{PlugError, VirtioPci, build, plug};
 pub use queue::{Owed, Queue};
 pub use state::{QueueState, VirtioState};
@@ -133,7 +140,30 @@ pub trait VirtioDevice: Send + Sync {
     }
 }
 
+/// Reads a device-specific configuration structure; behind its end there are zeroes.
+pub fn read_config_bytes(bytes: &[u8], offset: u64, data: &mut [u8]) {
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let there = bytes.get(from..).unwrap_or_default();
+    let (known, rest) = data.split_at_mut(there.len().min(data.len()));
+    known.copy_from_slice(there.get(..known.len()).unwrap_or_default());
+    rest.fill(0);
+}
+
 /// A poisoned lock is taken all the same: a panic elsewhere is reported there.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_configuration_ends_in_zeroes() {
+        let read = |offset| {
+            let mut data = [0xee; 4];
+            super::read_config_bytes(&[1, 2, 3, 4, 5, 6], offset, &mut data);
+            data
+        };
+        assert_eq!((read(0), read(3)), ([1, 2, 3, 4], [4, 5, 6, 0]));
+        assert_eq!((read(6), read(7), read(u64::MAX)), ([0; 4], [0; 4], [0; 4]));
+    }
 }

@@ -1,4 +1,5 @@
-//! The common configuration structure (4.1.4.3), and what its registers do.
+//! What a driver sets up, whatever the transport is, and the common configuration structure of PCI
+//! (4.1.4.3).
 
 use crate::{
     core::{Core, NO_VECTOR},
@@ -62,6 +63,14 @@ pub(crate) struct Regs {
     pub(crate) queues: Vec<QueueRegs>,
 }
 
+fn half(features: u64, select: u32) -> u32 {
+    match select {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
 impl Regs {
     pub(crate) fn new(sizes: &[u16]) -> Self {
         let queue = |&max: &u16| QueueRegs { max, size: max, enabled: false, addresses: [0; 3] };
@@ -87,25 +96,24 @@ impl Regs {
         self.generation = self.generation.wrapping_add(1);
     }
 
-    fn queue(&self) -> Option<&QueueRegs> {
+    pub(crate) fn queue(&self) -> Option<&QueueRegs> {
         self.queues.get(usize::from(self.queue_select))
+    }
+
+    /// The half of the offered features that is selected.
+    pub(crate) fn offered(&self, core: &Core) -> u32 {
+        half(core.offered(), self.device_select)
     }
 
     /// The registers as bytes.
     fn image(&self, core: &Core) -> [u8; at::END as usize] {
-        let offered = core.offered();
-        let half = |features: u64, select: u32| match select {
-            0 => features as u32,
-            1 => (features >> 32) as u32,
-            _ => 0,
-        };
         let mut image = [0; at::END as usize];
         let mut put = |at: u64, bytes: &[u8]| {
             let at = at as usize;
             image[at..at + bytes.len()].copy_from_slice(bytes);
         };
         put(at::DEVICE_FEATURE_SELECT, &self.device_select.to_le_bytes());
-        put(at::DEVICE_FEATURE, &half(offered, self.device_select).to_le_bytes());
+        put(at::DEVICE_FEATURE, &self.offered(core).to_le_bytes());
         put(at::DRIVER_FEATURE_SELECT, &self.driver_select.to_le_bytes());
         put(at::DRIVER_FEATURE, &half(self.features, self.driver_select).to_le_bytes());
         put(at::CONFIG_VECTOR, &core.config_vector.load(SeqCst).to_le_bytes());
@@ -155,27 +163,18 @@ impl Regs {
                 }
             }
             (at::QUEUE_ENABLE, 2) if value == 1 => self.enable_queue(core),
-            (at::QUEUE_SIZE, 2) => self.set_queue(|queue| {
-                let size = value as u16;
-                if size.is_power_of_two() && size <= queue.max {
-                    queue.size = size;
-                }
-            }),
+            (at::QUEUE_SIZE, 2) => self.set_size(value as u32),
             (at::QUEUE_ADDRESSES..at::END, 4 | 8) if offset.is_multiple_of(data.len() as u64) => {
                 let index = ((offset - at::QUEUE_ADDRESSES) / 8) as usize;
                 let shift = offset % 8 * 8;
                 let mask = if data.len() == 8 { u64::MAX } else { 0xffff_ffff << shift };
-                self.set_queue(|queue| {
-                    if let Some(address) = queue.addresses.get_mut(index) {
-                        *address = *address & !mask | value << shift & mask;
-                    }
-                });
+                self.set_address(index, value << shift, mask);
             }
             _ => {}
         }
     }
 
-    fn accept(&mut self, half: u32) {
+    pub(crate) fn accept(&mut self, half: u32) {
         if self.status & status::FEATURES_OK != 0 {
             return;
         }
@@ -187,7 +186,7 @@ impl Regs {
         }
     }
 
-    fn set_status(&mut self, core: &Core, value: u8) {
+    pub(crate) fn set_status(&mut self, core: &Core, value: u8) {
         if value == 0 {
             core.reset(self);
             return;
@@ -209,14 +208,41 @@ impl Regs {
     }
 
     /// Changes what a queue is set up with, which is fixed once it is enabled.
-    fn set_queue(&mut self, change: impl FnOnce(&mut QueueRegs)) {
+    pub(crate) fn set_queue(&mut self, change: impl FnOnce(&mut QueueRegs)) {
         let selected = self.queues.get_mut(usize::from(self.queue_select));
         if let Some(queue) = selected.filter(|queue| !queue.enabled) {
             change(queue);
         }
     }
 
-    fn enable_queue(&mut self, core: &Core) {
+    pub(crate) fn set_size(&mut self, size: u32) {
+        self.set_queue(|queue| {
+            if size.is_power_of_two() && size <= queue.max.into() {
+                // No larger than another of its type.
+                queue.size = size as u16;
+            }
+        });
+    }
+
+    /// Of the descriptor table, the driver area, the device area: the bits of the mask.
+    pub(crate) fn set_address(&mut self, part: usize, value: u64, mask: u64) {
+        self.set_queue(|queue| {
+            if let Some(address) = queue.addresses.get_mut(part) {
+                *address = *address & !mask | value & mask;
+            }
+        });
+    }
+
+    /// The selected queue is used no more when this returns, and may be set up anew.
+    pub(crate) fn disable_queue(&mut self, core: &Core) {
+        let index = usize::from(self.queue_select);
+        if let (Some(queue), Some(slot)) = (self.queues.get_mut(index), core.queues.get(index)) {
+            *crate::lock(&slot.ring) = None;
+            queue.enabled = false;
+        }
+    }
+
+    pub(crate) fn enable_queue(&mut self, core: &Core) {
         let index = usize::from(self.queue_select);
         let negotiated = self.status & status::FEATURES_OK != 0;
         let (Some(queue), Some(slot)) = (self.queues.get_mut(index), core.queues.get(index)) else {

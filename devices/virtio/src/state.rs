@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering::SeqCst;
 use virtio_queue::{Queue as Ring, QueueT};
 
-/// Its instance is the PCI slot.
+/// Its instance is the transport's number for it: the PCI slot, or one of the window's places.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VirtioState {
@@ -142,7 +142,7 @@ impl Core {
             slot.vector.store(saved.vector, SeqCst);
         }
         self.config_vector.store(state.config_vector, SeqCst);
-        // The pin is the bus's to restore.
+        // The wire is the transport's to restore.
         *lock(&self.isr) = state.isr;
         *now = regs;
         let needs = status::DRIVER_OK | status::NEEDS_RESET;

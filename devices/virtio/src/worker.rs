@@ -4,7 +4,10 @@ use crate::{chain::GuestError, core::Core, lock};
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, atomic::Ordering::SeqCst},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -64,6 +67,7 @@ pub(crate) fn start(core: &Arc<Core>, index: usize) -> io::Result<JoinHandle<()>
 /// device needs a reset, where it would wait for ever otherwise.
 fn serve(core: &Core, queue: u16) {
     if catch_unwind(AssertUnwindSafe(|| core.serve(queue))).is_err() {
+        core.counters.failures.fetch_add(1, Relaxed);
         core.guest_error(GuestError("the device failed"), core.epoch.load(SeqCst));
     }
 }

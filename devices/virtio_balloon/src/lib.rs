@@ -258,10 +258,7 @@ impl VirtioDevice for VirtioBalloon {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let words = [self.target.load(SeqCst), self.actual.load(SeqCst)];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        for (at, byte) in (offset..).zip(data) {
-            let known = usize::try_from(at).ok().and_then(|at| bytes.get(at));
-            *byte = known.copied().unwrap_or(0);
-        }
+        virtio::read_config_bytes(&bytes, offset, data);
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {

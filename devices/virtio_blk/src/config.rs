@@ -41,11 +41,10 @@ impl Layout {
     }
 
     pub(crate) fn read(&self, writeback: bool, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            *byte = match at {
-                WRITEBACK => writeback.into(),
-                at => usize::try_from(at).ok().and_then(|at| self.0.get(at)).copied().unwrap_or(0),
-            };
+        virtio::read_config_bytes(&self.0, offset, data);
+        let cache_mode = (offset..).zip(data).find(|(at, _)| *at == WRITEBACK);
+        if let Some((_, byte)) = cache_mode {
+            *byte = writeback.into();
         }
     }
 }

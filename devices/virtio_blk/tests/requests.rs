@@ -252,6 +252,19 @@ fn the_cache_mode_is_state() {
     assert!(error.contains("virtio"), "{error}");
 }
 
+#[test]
+fn noise_on_its_queues_breaks_nothing() {
+    for seed in 1..100 {
+        let (board, ..) = with(shape(), 2, ALL);
+        board.noise(seed, ALL);
+        board.start_over(ALL);
+        for queue in 0..2 {
+            let answer = board.call(queue, &header(0, 0), 513).unwrap();
+            assert_eq!((answer.len(), answer.last()), (513, Some(&0)), "{seed}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

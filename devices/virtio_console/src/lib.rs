@@ -353,10 +353,7 @@ impl VirtioDevice for VirtioConsole {
         bytes[..2].copy_from_slice(&columns.to_le_bytes());
         bytes[2..4].copy_from_slice(&rows.to_le_bytes());
         bytes[4..].copy_from_slice(&(self.ports.len() as u32).to_le_bytes());
-        for (at, byte) in (offset..).zip(data) {
-            let known = usize::try_from(at).ok().and_then(|at| bytes.get(at));
-            *byte = known.copied().unwrap_or(0);
-        }
+        virtio::read_config_bytes(&bytes, offset, data);
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {

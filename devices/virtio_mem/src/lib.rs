@@ -292,10 +292,7 @@ impl VirtioDevice for VirtioMem {
         // All of the region is usable from the start.
         let words = [BLOCK, NODE.into(), self.config.address, region, region, plugged, requested];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        for (at, byte) in (offset..).zip(data) {
-            let known = usize::try_from(at).ok().and_then(|at| bytes.get(at));
-            *byte = known.copied().unwrap_or(0);
-        }
+        virtio::read_config_bytes(&bytes, offset, data);
     }
 
     fn serve(&self, _: u16, queue: &mut Queue<'_>) -> Result<Served, GuestError> {

@@ -169,6 +169,22 @@ fn what_is_plugged_moves() {
     assert!(elsewhere.restore(&parts).is_err());
 }
 
+#[test]
+fn noise_on_its_queue_breaks_nothing() {
+    for seed in 1..100 {
+        let (board, memory) = make(ADDRESS);
+        memory.request(seed % (BLOCKS + 1) * BLOCK);
+        board.noise(seed, ALL);
+        board.start_over(ALL);
+        memory.request(BLOCKS * BLOCK);
+        let Sizes { plugged, requested, region } = memory.sizes();
+        assert!(plugged <= region && requested == region, "{seed}");
+        // All of it goes, whatever there was.
+        assert_eq!(ask(&board, 2, 0, 0).0, ACK, "{seed}");
+        assert_eq!(memory.sizes().plugged, 0);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -1,5 +1,6 @@
 //! Which frames the guest wants (virtio 1.2, sections 5.1.6.5.1 to 5.1.6.5.3).
 
+use crate::head::head;
 use nic::Mac;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -89,18 +90,16 @@ impl Filter {
     }
 
     /// Whether a frame for the card with this address goes to the guest; `vlans`: the driver
-    /// filters tagged ones.
+    /// filters tagged ones. All of them go to one that is promiscuous (5.1.6.5.1).
     pub(crate) fn passes(&self, mac: Mac, vlans: bool, parts: &[&[u8]]) -> bool {
-        let mut head = [0; HEAD];
-        let bytes = parts.iter().flat_map(|part| part.iter().copied());
-        head.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+        if self.promiscuous {
+            return true;
+        }
+        let head = head::<HEAD>(parts);
         let [to0, to1, to2, to3, to4, to5, _, _, _, _, _, _, kind @ .., high, low] = head;
         let vlan = u16::from_be_bytes([high, low]) % VLANS;
         if vlans && kind == TAGGED && !self.vlans.contains(&vlan) {
             return false;
-        }
-        if self.promiscuous {
-            return true;
         }
         let to = Mac([to0, to1, to2, to3, to4, to5]);
         if to.0 == [0xff; 6] {
@@ -155,11 +154,15 @@ mod tests {
 
     #[test]
     fn tagged_frames_need_their_vlan() {
-        let mut filter = Filter::default();
+        let mut filter = Filter { promiscuous: false, ..Filter::default() };
         let tagged = [&MAC.0[..], &OTHER.0, &[0x81, 0, 0x60, 7]].concat();
         assert!(filter.passes(MAC, false, &[&tagged]) && !filter.passes(MAC, true, &[&tagged]));
         filter.vlans.insert(7);
         assert!(filter.passes(MAC, true, &[&tagged[..13], &tagged[13..]]));
+        let mut filter = Filter::default();
+        assert!(filter.passes(MAC, true, &[&tagged]), "a promiscuous card sees all");
         assert!(filter.passes(MAC, true, &[&[]]), "what is no frame is not looked at");
+        filter.promiscuous = false;
+        assert!(!filter.passes(MAC, true, &[&[]]) && !filter.passes(MAC, true, &[]));
     }
 }

@@ -1,6 +1,7 @@
 //! Which pair of queues a frame for the guest goes to: the one by which the guest sends in the same
 //! conversation (virtio 1.2, section 5.1.6.5.6, automatic receive steering).
 
+use crate::head::head;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// Conversations that are told apart.
@@ -40,9 +41,7 @@ impl Steering {
 /// The same for both directions: addresses and ports are summed.
 fn place(parts: &[&[u8]]) -> usize {
     // Ethernet, IPv6 without options, and the ports; or IPv4 with all its options.
-    let mut head = [0u8; 14 + 60 + 4];
-    let bytes = parts.iter().flat_map(|part| part.iter().copied());
-    head.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    let head = head::<{ 14 + 60 + 4 }>(parts);
     let sum = |from: usize, len: usize| {
         let bytes = head.iter().skip(from).take(len);
         bytes.fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte) + 1))

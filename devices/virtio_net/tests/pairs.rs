@@ -1,7 +1,10 @@
 //! Several pairs of queues, filters, announcements: what the control queue is for.
 
 use nic::{FRAME_MAX, Mac, Meta, Network, Port};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{
+    Arc, Mutex, Weak,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
 use virtio::{
     VirtioDevice,
     fake::{Board, buffer},
@@ -110,6 +113,86 @@ fn pairs_are_used_when_the_driver_says_so() {
     board.sink.take_messages();
     wire.port().flush();
     assert_eq!(board.sink.take_messages().len(), 2 * usize::from(PAIRS), "each has its interrupt");
+}
+
+#[test]
+fn a_pair_sends_what_it_has_before_the_next() {
+    let (board, wire, _) = with(feature::MQ);
+    assert_eq!(board.call(MQ_CONTROL, &[4, 0, 3, 0], 1), Some(vec![0]));
+    let send_all = || {
+        for pair in [0, 1, 0, 1] {
+            send(&board, pair, &[b'a' + pair as u8; 20]);
+        }
+    };
+    let take = || wire.take().map(|frame| frame[0] as char);
+    send_all();
+    let order: String = std::iter::from_fn(take).collect();
+    assert_eq!(order, "aabb");
+    // And where it is not the first's turn any more, the next is first.
+    wire.port().flush();
+    wire.port().flush();
+    send_all();
+    let mut order = String::new();
+    while let Some(frame) = take() {
+        order.push(frame);
+        wire.port().flush();
+    }
+    assert_eq!(order, "abab");
+}
+
+#[test]
+fn a_frame_goes_where_there_is_room() {
+    let (board, wire, card) = with(feature::MQ);
+    assert_eq!(board.call(MQ_CONTROL, &[4, 0, 2, 0], 1), Some(vec![0]));
+    let frame = datagram(MAC, Mac([2; 6]), [[192, 0, 2, 1], [10, 0, 2, 15]], [53, 9]);
+    let used = || [0, 1, 2].map(|pair| board.used(2 * pair + RECEIVE));
+    // The conversation's own pair is the first; the third is not used.
+    offer(&board, 2);
+    assert!(!wire.give(&frame));
+    offer(&board, 1);
+    assert!(wire.give(&frame));
+    assert_eq!(used(), [0, 1, 0]);
+    offer(&board, 1);
+    offer(&board, 0);
+    assert!(wire.give(&frame));
+    assert_eq!(used(), [1, 1, 0]);
+    let refused = card.counters().into_iter().find(|(name, _)| *name == "frames without room");
+    assert_eq!(refused.map(|(_, count)| count), Some(1), "once for a frame");
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn noise_on_its_queues_breaks_nothing() {
+    for seed in 1..60 {
+        let features = feature::MQ | feature::CTRL_RX | feature::MRG_RXBUF;
+        let (board, wire, _) = with(features);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    wire.take();
+                    wire.give(&[0x33; 900]);
+                    wire.port().flush();
+                    std::thread::sleep(std::time::Duration::from_micros(20));
+                }
+            });
+            // However this ends, the network does.
+            let _over = SetOnDrop(&over);
+            assert_eq!(board.call(MQ_CONTROL, &[4, 0, 3, 0], 1), Some(vec![0]));
+            board.noise(seed, BASE | features);
+        });
+        board.start_over(BASE | features);
+        assert_eq!(board.call(MQ_CONTROL, &[4, 0, 3, 0], 1), Some(vec![0]), "{seed}");
+        send(&board, 2, b"alive");
+        assert_eq!(wire.take().as_deref(), Some(&b"alive"[..]), "{seed}");
+    }
 }
 
 #[test]

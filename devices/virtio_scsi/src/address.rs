@@ -30,9 +30,10 @@ impl Address {
         (flat | self.lun & 0x3fff).to_be_bytes()
     }
 
-    /// As the field `lun` of events has it.
+    /// As the field `lun` of events has it. The unit's number is as in REPORT LUNS: Linux compares the
+    /// two without a look at the method of addressing.
     pub(crate) fn field(self) -> [u8; 8] {
-        let [high, low] = (0x4000 | self.lun & 0x3fff).to_be_bytes();
+        let [high, low] = self.lun_field();
         [1, self.target, high, low, 0, 0, 0, 0]
     }
 }
@@ -76,6 +77,7 @@ mod tests {
         }
         let address = Address { target: 9, lun: 0x123 };
         assert_eq!(Whom::parse(address.field()), Whom::Unit(address));
+        assert_eq!(Address { target: 2, lun: 5 }.field(), [1, 2, 0, 5, 0, 0, 0, 0]);
         assert_eq!(
             (address.lun_field(), Address { target: 0, lun: 5 }.lun_field()),
             ([0x41, 0x23], [0, 5])

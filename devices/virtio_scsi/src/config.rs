@@ -55,10 +55,7 @@ impl Sizes {
         let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         bytes.extend([0, 0, TARGET_MAX, 0]);
         bytes.extend(u32::from(LUN_MAX).to_le_bytes());
-        for (at, byte) in (offset..).zip(data) {
-            let known = usize::try_from(at).ok().and_then(|at| bytes.get(at));
-            *byte = known.copied().unwrap_or(0);
-        }
+        virtio::read_config_bytes(&bytes, offset, data);
     }
 
     /// A size that nobody has is not taken.

@@ -14,7 +14,6 @@ const AN_SUBSCRIBE: u32 = 2;
 mod function {
     pub const ABORT_TASK: u32 = 0;
     pub const ABORT_TASK_SET: u32 = 1;
-    pub const CLEAR_ACA: u32 = 2;
     pub const CLEAR_TASK_SET: u32 = 3;
     pub const I_T_NEXUS_RESET: u32 = 4;
     pub const LUN_RESET: u32 = 5;
@@ -90,8 +89,7 @@ impl VirtioScsi {
             }
             function::QUERY_TASK => Some(self.query(one)),
             function::QUERY_TASK_SET => Some(self.query(Which::OfUnit(address))),
-            // There is no auto contingent allegiance to be cleared.
-            function::CLEAR_ACA => Some(Answer::Rejected),
+            // CLEAR ACA among them: there is no auto contingent allegiance to be cleared.
             _ => Some(Answer::Rejected),
         };
         Ok(answer)

@@ -1,10 +1,12 @@
 //! The event queue (5.6.6.3): units that come and go.
 
 use crate::{Address, EVENTS, VirtioScsi, config, feature};
+use scsi::Sense;
 use std::sync::atomic::Ordering::SeqCst;
 use virtio::{GuestError, Queue, Served};
 
 const TRANSPORT_RESET: u32 = 1;
+const PARAM_CHANGE: u32 = 3;
 /// There were more than the driver had room for.
 const MISSED: u32 = 1 << 31;
 
@@ -17,6 +19,18 @@ pub(crate) enum Event {
     /// A unit is there.
     Rescan(Address),
     Removed(Address),
+    /// A unit has changed, as its next command will be told.
+    Changed(Address, Sense),
+}
+
+impl Event {
+    /// What the driver has to know of to be told.
+    fn feature(self) -> u64 {
+        match self {
+            Self::Rescan(_) | Self::Removed(_) => feature::HOTPLUG,
+            Self::Changed(..) => feature::CHANGE,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +64,10 @@ impl Events {
             _ if self.missed => (MISSED, None, 0),
             Some(Event::Rescan(address)) => (TRANSPORT_RESET, Some(address), 1u32),
             Some(Event::Removed(address)) => (TRANSPORT_RESET, Some(address), 2),
+            // The additional code, and its qualifier in the upper byte.
+            Some(Event::Changed(address, Sense(_, code, qualifier))) => {
+                (PARAM_CHANGE, Some(address), u32::from_le_bytes([*code, *qualifier, 0, 0]))
+            }
             None => return None,
         };
         let mut bytes = [0; config::EVENT as usize];
@@ -73,7 +91,7 @@ impl Events {
 
 impl VirtioScsi {
     pub(crate) fn notify(&self, event: Event) {
-        if self.features.load(SeqCst) & feature::HOTPLUG == 0 {
+        if self.features.load(SeqCst) & event.feature() == 0 {
             return;
         }
         crate::lock(&self.events).push(event);

@@ -28,6 +28,7 @@ pub use address::{Address, LUN_MAX, TARGET_MAX};
 pub(crate) use request::Response;
 
 use config::Sizes;
+use disk::Disk;
 use events::{Event, Events};
 use medium::Fault;
 use request::{End, Request};
@@ -49,6 +50,8 @@ use virtio::{GuestError, Handle, Queue, Served, VirtioDevice};
 pub mod feature {
     /// Units come and go.
     pub const HOTPLUG: u64 = 1 << 1;
+    /// And change.
+    pub const CHANGE: u64 = 1 << 2;
 }
 
 const DEVICE_TYPE: u16 = 8;
@@ -84,7 +87,8 @@ pub struct ScsiState {
 
 impl Schema for ScsiState {
     const KIND: &'static str = "virtio-scsi";
-    const VERSION: u16 = 1;
+    /// 2: a CD drive's attention is sense data.
+    const VERSION: u16 = 2;
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +108,15 @@ pub enum AddressError {
     /// Beyond [`TARGET_MAX`] or [`LUN_MAX`].
     Range,
     Taken,
+}
+
+/// Why a disc was not put into a drive, or taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// There is no CD drive.
+    NoDrive,
+    /// The guest has locked it.
+    Locked,
 }
 
 pub struct VirtioScsi {
@@ -169,6 +182,26 @@ impl VirtioScsi {
         there
     }
 
+    /// Puts another disc into a CD drive, or takes out what there is; a driver that runs is told of
+    /// another one.
+    ///
+    /// # Errors
+    /// If there is no such drive, or the guest does not let go of its disc.
+    pub fn insert(&self, address: Address, disc: Option<Arc<dyn Disk>>) -> Result<(), InsertError> {
+        let units = self.units.read().unwrap_or_else(PoisonError::into_inner);
+        let unit = units.get(&address).cloned();
+        drop(units);
+        let Some(Unit::Cd(drive)) = unit.as_deref() else { return Err(InsertError::NoDrive) };
+        let is_there = disc.is_some();
+        if !drive.insert(disc) {
+            return Err(InsertError::Locked);
+        }
+        if is_there {
+            self.notify(Event::Changed(address, Sense::DISC_CHANGED));
+        }
+        Ok(())
+    }
+
     /// Executes what is in a request queue; `queue` counts from the first of them.
     fn serve_requests(&self, index: u16, queue: &mut Queue<'_>) -> Result<Served, GuestError> {
         let Some(mut buffer) = self.buffer(index) else { return Ok(Served::Left) };
@@ -231,7 +264,7 @@ impl VirtioDevice for VirtioScsi {
     }
 
     fn features(&self) -> u64 {
-        feature::HOTPLUG
+        feature::HOTPLUG | feature::CHANGE
     }
 
     fn attach(&self, handle: Handle) {

@@ -9,9 +9,11 @@ use virtio::{
     fake::{Board, buffer},
     feature::VERSION_1,
 };
-use virtio_scsi::{Address, AddressError, CONTROL, EVENTS, REQUESTS, VirtioScsi, feature};
+use virtio_scsi::{
+    Address, AddressError, CONTROL, EVENTS, InsertError, REQUESTS, VirtioScsi, feature,
+};
 
-const ALL: u64 = VERSION_1 | feature::HOTPLUG;
+const ALL: u64 = VERSION_1 | feature::HOTPLUG | feature::CHANGE;
 const BLOCKS: u64 = 1024;
 const FIRST: Address = Address { target: 0, lun: 0 };
 const CD: Address = Address { target: 0, lun: 1 };
@@ -44,6 +46,11 @@ fn adapter() -> (Board, Arc<Memory>, Arc<VirtioScsi>) {
 
 fn lun(address: Address) -> [u8; 8] {
     [1, address.target, 0x40, address.lun as u8, 0, 0, 0, 0]
+}
+
+/// As the device itself names a unit.
+fn told(Address { target, lun }: Address) -> [u8; 8] {
+    [1, target, 0, lun as u8, 0, 0, 0, 0]
 }
 
 /// What goes before the data that are given.
@@ -108,7 +115,8 @@ fn what_is_written_is_read() {
     let (board, disk, scsi) = adapter();
     ready(&board);
     let data: Vec<u8> = (0..1024u32).map(|i| (i * 7) as u8).collect();
-    good(ask(&board, FIRST, &[0x2a, 0, 0, 0, 0, 5, 0, 0, 2], &data, 0));
+    let written = good(ask(&board, FIRST, &[0x2a, 0, 0, 0, 0, 5, 0, 0, 2], &data, 0));
+    assert!(written.is_empty(), "what the driver gave was not written to its memory");
     let mut stored = vec![0; 1024];
     disk.read(5 * 512, &mut stored).unwrap();
     assert_eq!(stored, data);
@@ -136,7 +144,7 @@ fn rooms_that_do_not_fit() {
     assert_eq!((answer.response, answer.residual, answer.data.len()), (1, 1023, 0), "overrun");
     let write = [0x2a, 0, 0, 0, 0, 5, 0, 0, 2];
     let answer = ask(&board, FIRST, &write, &[9; 1000], 0);
-    assert_eq!((answer.response, answer.residual), (1, 1000));
+    assert_eq!((answer.response, answer.residual, answer.data.len()), (1, 1000, 0));
     assert_eq!(ask(&board, FIRST, &write, &[9; 1024], 8).response, 9, "both directions");
     let mut all = vec![0; 512 * BLOCKS as usize];
     disk.read(0, &mut all).unwrap();
@@ -161,7 +169,7 @@ fn units_and_their_lists() {
     let known = [0xc1, 1, 0, 0, 0, 0, 0, 0];
     let data = good(ask_at(&board, REQUESTS, known, &report, &[], 256));
     assert_eq!(data[..8], [0, 0, 0, 24, 0, 0, 0, 0]);
-    assert_eq!(data[8..], [lun(FIRST), lun(CD), lun(OTHER)].concat());
+    assert_eq!(data[8..], [told(FIRST), told(CD), told(OTHER)].concat());
     assert_eq!(good(ask_at(&board, REQUESTS, known, &[0x12, 0, 0, 0, 36], &[], 36))[0], 0x1e);
     // A disk, and a CD drive, which has blocks of 2048 bytes.
     assert_eq!(good(ask(&board, FIRST, &[0x12, 0, 0, 0, 36], &[], 36))[0], 0);
@@ -195,7 +203,7 @@ fn unmap_and_write_same() {
     assert!(bytes[512..201 * 512].chunks(512).all(|block| block == pattern));
     let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
     list.extend([0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 0]);
-    good(ask(&board, FIRST, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24], &list, 0));
+    assert!(good(ask(&board, FIRST, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24], &list, 0)).is_empty());
     list[15] = 0xff;
     list[14] = 0xff;
     let answer = ask(&board, FIRST, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24], &list, 0);
@@ -279,7 +287,7 @@ fn resets_reach_the_units_that_they_are_for() {
     good(ask(&board, CD, &[0], &[], 0));
     assert_eq!(board.call(CONTROL, &function(NEXUS_RESET, FIRST, 0), 1), Some(vec![0]));
     assert_eq!(ask(&board, FIRST, &[0], &[], 0).sense, Some([6, 0x29, 7]));
-    assert_eq!(ask(&board, CD, &[0], &[], 0).sense, Some([6, 0x28, 0]));
+    assert_eq!(ask(&board, CD, &[0], &[], 0).sense, Some([6, 0x29, 7]));
     good(ask(&board, OTHER, &[0], &[], 0));
 }
 
@@ -372,7 +380,7 @@ fn units_come_and_go() {
     // No buffer yet: the event waits for one.
     scsi.plug(new, unit(Arc::new(Memory::new(shape())))).unwrap();
     let event = board.call(EVENTS, &[], 16).unwrap();
-    assert_eq!(event, [&[1, 0, 0, 0][..], &lun(new), &[1, 0, 0, 0]].concat());
+    assert_eq!(event, [&[1, 0, 0, 0][..], &told(new), &[1, 0, 0, 0]].concat());
     assert_eq!(ask(&board, new, &[0], &[], 0).sense, Some([6, 0x29, 0]));
     let before = board.used(EVENTS);
     board.submit(EVENTS, &[], 16);
@@ -380,7 +388,7 @@ fn units_come_and_go() {
     board.until("the event", || board.used(EVENTS) != before);
     let mut event = [0; 16];
     board.memory.read(buffer(EVENTS) + 0x1000, &mut event).unwrap();
-    assert_eq!(event[..], [&[1, 0, 0, 0][..], &lun(new), &[2, 0, 0, 0]].concat());
+    assert_eq!(event[..], [&[1, 0, 0, 0][..], &told(new), &[2, 0, 0, 0]].concat());
     assert_eq!(ask(&board, new, &[0], &[], 0).response, 3);
     // Of too many, the driver hears that it missed some.
     for _ in 0..40 {
@@ -391,6 +399,34 @@ fn units_come_and_go() {
     assert_eq!(event[..4], [0, 0, 0, 0x80]);
     scsi.plug(new, unit(Arc::new(Memory::new(shape())))).unwrap();
     assert_eq!(board.call(EVENTS, &[], 15), None, "no room");
+}
+
+#[test]
+fn discs_are_changed() {
+    let (board, _, scsi) = adapter();
+    ready(&board);
+    let disc = || -> Option<Arc<dyn Disk>> { Some(Arc::new(Memory::new(Shape::of_bytes(8192)))) };
+    assert_eq!(scsi.insert(FIRST, disc()), Err(InsertError::NoDrive));
+    assert_eq!(scsi.insert(Address { target: 9, lun: 0 }, None), Err(InsertError::NoDrive));
+    let lock = |locked: u8| good(ask(&board, CD, &[0x1e, 0, 0, 0, locked], &[], 0));
+    lock(1);
+    assert_eq!(scsi.insert(CD, disc()), Err(InsertError::Locked));
+    lock(0);
+    assert_eq!(scsi.insert(CD, disc()), Ok(()));
+    let event = board.call(EVENTS, &[], 16).unwrap();
+    assert_eq!(event, [&[3, 0, 0, 0][..], &told(CD), &[0x28, 0, 0, 0]].concat());
+    assert_eq!(ask(&board, CD, &[0], &[], 0).sense, Some([6, 0x28, 0]));
+    assert_eq!(good(ask(&board, CD, &[0x25], &[], 8))[..4], [0, 0, 0, 3]);
+    assert_eq!(scsi.insert(CD, None), Ok(()));
+    assert_eq!(ask(&board, CD, &[0], &[], 0).sense, Some([2, 0x3a, 0]));
+    // A driver that knows only of units that come and go hears nothing.
+    board.set_status(0);
+    board.clear_rings();
+    board.start(VERSION_1 | feature::HOTPLUG, true);
+    assert_eq!(scsi.insert(CD, disc()), Ok(()));
+    scsi.unplug(OTHER);
+    let event = board.call(EVENTS, &[], 16).unwrap();
+    assert_eq!((event[0], event[12]), (1, 2));
 }
 
 #[test]
@@ -437,6 +473,22 @@ fn requests_that_are_none() {
         }
         assert_eq!(board.call(queue, &given, wanted), None, "{queue} {given:?}");
         assert!(board.virtio.counters().iter().any(|(_, count)| *count == 1));
+    }
+}
+
+#[test]
+fn noise_on_its_queues_breaks_nothing() {
+    for seed in 1..100 {
+        let (board, _) = of(Arc::new(Memory::new(shape())), 2);
+        board.noise(seed, ALL);
+        board.start_over(ALL);
+        ready(&board);
+        for queue in [REQUESTS, REQUESTS + 1] {
+            let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1];
+            assert_eq!(good(ask_at(&board, queue, lun(FIRST), &read, &[], 512)).len(), 512);
+        }
+        let reset = board.call(CONTROL, &function(LUN_RESET, OTHER, 0), 1);
+        assert_eq!(reset, Some(vec![0]), "{seed}");
     }
 }
 

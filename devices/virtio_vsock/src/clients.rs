@@ -4,7 +4,7 @@
 use crate::{host::Poller, host::Token, table::ANY_PORT};
 use std::{
     io::{ErrorKind, Read},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
 };
 
 /// Clients that have not said what they want; one more takes the place of the oldest.
@@ -35,7 +35,24 @@ pub struct Clients {
 }
 
 impl Clients {
-    pub fn add(&mut self, stream: UnixStream, poller: &Poller) {
+    /// Takes all who stand at the door; false if one had to be left there.
+    pub fn welcome(&mut self, listener: &UnixListener, poller: &Poller) -> bool {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => self.add(stream, poller),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+                // One who has left meanwhile, or an interruption.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::ConnectionAborted | ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn add(&mut self, stream: UnixStream, poller: &Poller) {
         if self.all.len() >= CLIENTS_MAX {
             self.all.remove(0);
         }

@@ -11,6 +11,7 @@ use std::{
     io,
     os::unix::{ffi::OsStringExt, net::UnixStream},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Whose socket is ready.
@@ -82,11 +83,12 @@ impl Poller {
         let _ = epoll::delete(&self.0, socket);
     }
 
-    /// Waits until there is something; an interrupted wait ends early.
-    pub fn wait(&self) -> Vec<(Token, Ready)> {
+    /// Waits until there is something, or for so long; an interrupted wait ends early.
+    pub fn wait(&self, longest: Option<Duration>) -> Vec<(Token, Ready)> {
         let mut events = Vec::with_capacity(EVENTS);
         let spare = rustix::buffer::spare_capacity(&mut events);
-        if epoll::wait(&self.0, spare, None).is_err() {
+        let longest = longest.and_then(|time| time.try_into().ok());
+        if epoll::wait(&self.0, spare, longest.as_ref()).is_err() {
             return Vec::new();
         }
         let ready = |event: &epoll::Event| {

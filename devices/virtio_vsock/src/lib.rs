@@ -44,6 +44,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::*},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 use table::{PIECE, Table};
 use virtio::{GuestError, Handle, Queue, Served, VirtioDevice};
@@ -60,6 +61,8 @@ pub const TRANSMIT: u16 = 1;
 pub const EVENT: u16 = 2;
 const QUEUE_SIZE: u16 = 256;
 const EVENT_SIZE: u16 = 16;
+/// After which time a client is taken whom the process had no file descriptor for.
+const AGAIN: Duration = Duration::from_millis(100);
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
 const TRANSPORT_RESET: u32 = 0;
 
@@ -233,16 +236,13 @@ impl Shared {
     /// Waits for sockets of the host, until the device ends.
     fn wait(&self, listener: &UnixListener) {
         let mut clients = Clients::default();
+        // Whether somebody has come, or stands there for whom the host has no file yet.
+        let mut knocked = false;
         while !self.stop.load(SeqCst) {
-            for (token, ready) in self.poller.wait() {
+            for (token, ready) in self.poller.wait(knocked.then_some(AGAIN)) {
                 match token {
                     Token::Bell => {}
-                    Token::Listener => {
-                        // One that the host has no file for comes again when there is another.
-                        while let Ok((stream, _)) = listener.accept() {
-                            clients.add(stream, &self.poller);
-                        }
-                    }
+                    Token::Listener => knocked = true,
                     Token::Client(number) => {
                         if let Some((stream, port)) = clients.look(number) {
                             self.poller.forget(&stream);
@@ -254,6 +254,9 @@ impl Shared {
                     }
                     Token::Connection(key) => lock(&self.table).socket(key, ready),
                 }
+            }
+            if knocked {
+                knocked = !clients.welcome(listener, &self.poller);
             }
             if !lock(&self.table).is_quiet() {
                 self.kick(RECEIVE);
@@ -290,10 +293,7 @@ impl VirtioDevice for VirtioVsock {
     /// The guest's address (5.10.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let bytes = u64::from(self.cid).to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            let known = usize::try_from(at).ok().and_then(|at| bytes.get(at));
-            *byte = known.copied().unwrap_or(0);
-        }
+        virtio::read_config_bytes(&bytes, offset, data);
     }
 
     fn activate(&self, _: u64) {

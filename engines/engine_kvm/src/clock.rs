@@ -24,7 +24,8 @@ impl VmTsc {
         tsc
     }
 
-    fn scaled(&self, host: u64) -> u64 {
+    /// The host's TSC at the guest's frequency.
+    pub(crate) fn scaled(&self, host: u64) -> u64 {
         if self.host_khz == self.guest_khz {
             return host;
         }

@@ -6,6 +6,7 @@ use vcpu_state::ApicState;
 
 const VERSION: usize = 0x3;
 const TPR: usize = 0x8;
+const REQUESTS: usize = 0x20;
 const LVT_TIMER: usize = 0x32;
 const INITIAL_COUNT: usize = 0x38;
 const CURRENT_COUNT: usize = 0x39;
@@ -17,12 +18,20 @@ const VERSION_DIRECTED_EOI: u32 = 1 << 24;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_MODE: u32 = 3 << 17;
 const LVT_ONE_SHOT: u32 = 0;
+const LVT_PERIODIC: u32 = 1 << 17;
 const LVT_DEADLINE: u32 = 2 << 17;
 
 /// Timer ticks are nanoseconds times this (SDM volume 3, figure 11-10).
 fn divider(configuration: u32) -> u64 {
     let bits = configuration & 3 | configuration >> 1 & 4;
     1 << ((bits + 1) & 7)
+}
+
+/// The register, and the bit in it, by which the timer's interrupt waits.
+pub(crate) fn timer_request(regs: &[u32]) -> Option<(usize, u32)> {
+    let vector = regs.get(LVT_TIMER)? & 0xff;
+    let index = REQUESTS + (vector / 32) as usize;
+    (index < regs.len()).then_some((index, 1 << (vector % 32)))
 }
 
 pub(crate) fn from_kvm(page: &kvm_lapic_state, base: u64) -> ApicState {
@@ -32,6 +41,10 @@ pub(crate) fn from_kvm(page: &kvm_lapic_state, base: u64) -> ApicState {
         .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]].map(|b| b as u8)))
         .collect();
     regs[VERSION] &= !VERSION_DIRECTED_EOI;
+    if regs[LVT_TIMER] & LVT_MODE == LVT_PERIODIC && regs[INITIAL_COUNT] != 0 {
+        // The kernel says 0 where the end of a period has yet to be dealt with.
+        regs[CURRENT_COUNT] = regs[CURRENT_COUNT].max(1);
+    }
     let counts = regs[LVT_TIMER] & LVT_MODE != LVT_DEADLINE && regs[CURRENT_COUNT] != 0;
     let left = u64::from(regs[CURRENT_COUNT]) * divider(regs[DIVIDE]);
     regs[CURRENT_COUNT] = 0;
@@ -79,6 +92,26 @@ mod tests {
         assert_eq!(from_kvm(&page, apic.base), apic);
         apic.regs.pop();
         assert!(to_kvm(&apic, 0).is_err());
+    }
+
+    #[test]
+    fn a_periodic_timer_that_is_due_goes_on() {
+        let mut apic = ApicState::reset(0);
+        apic.regs[DIVIDE] = 0b1011; // by 1
+        apic.regs[LVT_TIMER] = 0x40 | LVT_PERIODIC;
+        apic.regs[INITIAL_COUNT] = 1000;
+        let left = |apic: &ApicState| from_kvm(&to_kvm(apic, 0).unwrap(), 0).timer_left_ns;
+        assert_eq!(left(&apic), Some(1));
+        apic.regs[LVT_TIMER] = 0x40;
+        assert_eq!(left(&apic), None);
+    }
+
+    #[test]
+    fn the_timers_request_is_that_of_its_vector() {
+        let mut apic = ApicState::reset(0);
+        apic.regs[LVT_TIMER] = 0xec;
+        assert_eq!(timer_request(&apic.regs), Some((REQUESTS + 7, 1 << 12)));
+        assert_eq!(timer_request(&[]), None);
     }
 
     #[test]

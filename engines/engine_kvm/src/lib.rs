@@ -15,6 +15,7 @@ mod dirty;
 mod doorbell;
 mod events;
 mod gate;
+mod held;
 mod kick;
 mod lapic;
 mod msrs;

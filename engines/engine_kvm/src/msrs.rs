@@ -130,6 +130,11 @@ pub(crate) fn save_tsc(fd: &VcpuFd, khz: u32) -> Tsc {
     }
 }
 
+/// As [`restore_tsc`] says of what the kernel makes of it.
+pub(crate) fn set_tsc(fd: &VcpuFd, value: u64) -> Result<(), Error> {
+    write(fd, &[(IA32_TSC, value)])
+}
+
 /// All but the deadline, which the APIC's mode decides whether it can be set.
 ///
 /// The kernel takes values that lie within a second of where another vCPU's TSC is by now

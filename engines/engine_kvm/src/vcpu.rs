@@ -2,6 +2,7 @@
 
 use crate::{
     cpuid, debug,
+    held::Held,
     kick::KvmKick,
     msrs, os,
     sys::{self, KvmExit},
@@ -26,6 +27,8 @@ pub(crate) struct KvmVcpu {
     /// A callback said [`Flow::Stop`].
     stop: bool,
     debug: GuestDebug,
+    /// Guest time stands still.
+    pub(crate) held: Option<Held>,
 }
 
 /// What an exit of the kernel comes to.
@@ -61,7 +64,7 @@ impl KvmVcpu {
         vm.add_kick(&kick);
         let (vm, debug) = (vm.clone(), GuestDebug::default());
         let (window, mid_access, stop) = (None, false, false);
-        let mut vcpu = Self { fd, vm, kick, id, window, mid_access, stop, debug };
+        let mut vcpu = Self { fd, vm, kick, id, window, mid_access, stop, debug, held: None };
         vcpu.set_state(&VcpuState::reset(id))?;
         Ok(vcpu)
     }
@@ -157,7 +160,8 @@ impl KvmVcpu {
                 }
                 Ok(true)
             }
-            None | Some(Pending::Interrupt) => Ok(false),
+            // No intercepts, no personality.
+            None | Some(Pending::Interrupt | Pending::Personality) => Ok(false),
             Some(Pending::Nmi) => {
                 if host.ack(Pending::Nmi).is_some() {
                     self.fd.nmi().map_err(os("KVM_NMI"))?;
@@ -286,11 +290,27 @@ impl Vcpu for KvmVcpu {
     }
 
     fn state(&mut self) -> Result<VcpuState, Error> {
-        self.save()
+        let mut state = self.save()?;
+        if let Some(held) = &self.held {
+            held.correct(&mut state);
+        }
+        Ok(state)
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
-        self.restore(state)
+        self.restore(state)?;
+        if self.held.is_some() {
+            self.held = Some(Held::of(state));
+        }
+        Ok(())
+    }
+
+    fn hold_time(&mut self) -> Result<(), Error> {
+        self.hold()
+    }
+
+    fn release_time(&mut self) -> Result<(), Error> {
+        self.release()
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

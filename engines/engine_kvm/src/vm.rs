@@ -5,6 +5,7 @@ use crate::{
     dirty::{self, Rings},
     doorbell,
     gate::Gate,
+    held::Standstill,
     kick::KvmKick,
     open::Features,
     os,
@@ -19,7 +20,7 @@ use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use std::{
     os::fd::BorrowedFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak},
 };
 
 #[derive(Debug)]
@@ -38,6 +39,9 @@ pub(crate) struct Inner {
     pub(crate) cpuid: CpuidTable,
     /// The MSRs that this kernel keeps for this VM's vCPUs.
     pub(crate) msrs: OnceLock<Vec<u32>>,
+    pub(crate) standstill: Standstill,
+    /// Messages go in while it is read.
+    messages: RwLock<()>,
 }
 
 impl Inner {
@@ -59,7 +63,14 @@ impl Inner {
             features,
             cpuid,
             msrs: OnceLock::new(),
+            standstill: Standstill::default(),
+            messages: RwLock::default(),
         }
+    }
+
+    /// No message goes in while this is held.
+    pub(crate) fn hold_messages(&self) -> RwLockWriteGuard<'_, ()> {
+        self.messages.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn add_kick(&self, kick: &Arc<KvmKick>) {
@@ -177,6 +188,7 @@ impl Vm for KvmVm {
             data: msi.data,
             ..Default::default()
         };
+        let _goes_in = self.0.messages.read().unwrap_or_else(PoisonError::into_inner);
         match self.0.fd.signal_msi(message) {
             Ok(_) => Ok(()),
             // No APIC is where the message goes, as a real bus would have it.

@@ -1,7 +1,7 @@
 //! Between two instructions: requests of other threads, events on their way, interrupts.
 
 use crate::{Interp, run::debug_exception};
-use engine::{DebugExit, Exit, Pending};
+use engine::{Cause, DebugExit, Exit, Pending, Trap};
 use semantics::{
     Ctx, Stop, event,
     sync::{Request, flag},
@@ -150,6 +150,13 @@ impl Interp {
                 let mut state = ctx.cpu.save_state(0, 0);
                 state.init(id);
                 ctx.cpu.load_state(&state);
+                Some(Next::Again)
+            }
+            Pending::Personality => {
+                ctx.cpu.mp = MpState::Running;
+                ctx.cpu.look = false;
+                let next = ctx.cpu.rip;
+                crate::trap::trap(ctx, Trap { cause: Cause::Asked, next });
                 Some(Next::Again)
             }
             Pending::Sipi => {

@@ -49,7 +49,7 @@ fn offer(ctx: &mut Ctx<'_>, cause: Cause, insn: &Insn) -> Result<(), Stop> {
     Ok(())
 }
 
-fn trap(ctx: &mut Ctx<'_>, trap: Trap) {
+pub(crate) fn trap(ctx: &mut Ctx<'_>, trap: Trap) {
     if ctx.trap(trap) == Flow::Stop {
         ctx.cpu.stop_asked = true;
     }

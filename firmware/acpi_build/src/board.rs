@@ -25,6 +25,10 @@ pub struct Board {
     pub pvpanic: Option<u16>,
     pub pci: Option<Pci>,
     pub hpet: Option<Hpet>,
+    /// CPUs that can come and go while the machine runs.
+    pub hot_cpus: Option<HotCpus>,
+    /// Those that are on no bus that could be enumerated.
+    pub virtio: Vec<VirtioMmio>,
     /// Where memory can come to while the machine runs; with it all RAM is told of, too.
     pub hot_memory: Option<HotMemory>,
 }
@@ -57,6 +61,8 @@ impl Board {
             pvpanic: Some(0x505),
             pci: None,
             hpet: None,
+            hot_cpus: None,
+            virtio: Vec::new(),
             hot_memory: None,
         }
     }
@@ -151,6 +157,14 @@ pub struct Hpet {
     pub address: u32,
 }
 
+/// A virtio device with registers in memory, a page of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioMmio {
+    pub address: u32,
+    /// A level-triggered interrupt.
+    pub gsi: u32,
+}
+
 /// A PCI Express host bridge with its configuration ports at 0xcf8 and one root bus, bus 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pci {
@@ -164,6 +178,22 @@ pub struct Pci {
     pub interrupts: Vec<u32>,
     /// There are ports whose slots the operating system may run itself.
     pub hot_plug: bool,
+}
+
+/// How CPUs come and go: by QEMU's registers for that, and a general-purpose event that tells of
+/// changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotCpus {
+    /// How many of the CPUs are there from the start: the first ones.
+    pub present: usize,
+    /// The first of the 12 ports of the registers.
+    pub port: u16,
+    /// The first port of the block of events.
+    pub events: u16,
+    /// Its length in bytes: status and enable, half of it each.
+    pub events_length: u8,
+    /// The number of the event.
+    pub event: u8,
 }
 
 /// What the table of affinities says: all of it is of one node.

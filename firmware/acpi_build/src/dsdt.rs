@@ -1,7 +1,9 @@
 //! Differentiated system description table: the devices that are not found by enumeration,
 //! and how to power off (ACPI 6.5, 5.2.11.1).
 
-use crate::{Board, Cpu, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Rtc, Serial, bytes, hpet, pci};
+use crate::{
+    Board, Cpu, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Rtc, Serial, bytes, cpus, hpet, pci, virtio,
+};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
@@ -13,18 +15,25 @@ const REVISION: u8 = 2;
 /// `SLP_TYP` of the soft-off state, of PM1a_CNT and PM1b_CNT.
 const SLP_TYP_S5: u8 = 5;
 /// `_STA`: present, enabled, shown in the user interface, functioning (ACPI 6.5, 6.3.7).
-const WORKING: u8 = 0xf;
+pub(crate) const WORKING: u8 = 0xf;
 
 /// The table.
 pub fn table(board: &Board) -> Vec<u8> {
     let mut devices: Vec<Vec<u8>> = Vec::new();
-    devices.extend(board.cpus.iter().enumerate().map(|(index, cpu)| processor(index, cpu)));
+    match &board.hot_cpus {
+        Some(hot) => devices.push(cpus::container(&board.cpus, hot)),
+        None => {
+            let processors = board.cpus.iter().enumerate();
+            devices.extend(processors.map(|(index, cpu)| processor(index, cpu)));
+        }
+    }
     if let Some(pci) = &board.pci {
         devices.extend(pci::devices(pci));
     }
     devices.extend(board.serial.iter().enumerate().map(|(index, serial)| uart(index, serial)));
     devices.extend(board.rtc.iter().map(clock));
     devices.extend(board.hpet.iter().map(hpet::device));
+    devices.extend(board.virtio.iter().enumerate().map(|(index, v)| virtio::device(index, v)));
     devices.extend(board.pvpanic.map(pvpanic));
     if board.i8042 {
         devices.push(keyboard());
@@ -33,6 +42,7 @@ pub fn table(board: &Board) -> Vec<u8> {
     let sleep = Package::new(vec![&SLP_TYP_S5, &SLP_TYP_S5, &0u8, &0u8]);
     let mut aml = bytes(&Name::new(Path::new("_S5_"), &sleep));
     aml.extend(Scope::raw(Path::new("_SB_"), devices.concat()));
+    aml.extend(board.hot_cpus.iter().flat_map(cpus::event));
     let mut table = Sdt::new(*b"DSDT", 36, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&aml);
     table.as_slice().to_vec()
@@ -40,8 +50,11 @@ pub fn table(board: &Board) -> Vec<u8> {
 
 /// `\_SB.C000` and so on.
 fn processor(index: usize, cpu: &Cpu) -> Vec<u8> {
-    let name = format!("C{:03X}", index & 0xfff);
-    device(&name, &"ACPI0007", u64::from(cpu.uid), &[])
+    device(&processor_name(index), &"ACPI0007", u64::from(cpu.uid), &[])
+}
+
+pub(crate) fn processor_name(index: usize) -> String {
+    format!("C{:03X}", index & 0xfff)
 }
 
 fn uart(index: usize, serial: &Serial) -> Vec<u8> {

@@ -23,15 +23,14 @@ const NO_C3: u16 = 0xfff;
 
 /// The table, with the addresses of the two tables that it leads to.
 pub fn table(board: &Board, facs: u32, dsdt: u32) -> Vec<u8> {
-    // No flag PwrButton: the power button is the fixed one. SlpButton and FixRtc: there is no
-    // fixed sleep button, and no RTC wake status.
+    // No flag PwrButton, SlpButton and FixRtc: the buttons are the fixed ones, and the clock's
+    // alarm has a status among the fixed registers.
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .preferred_pm_profile(PmProfile::Unspecified)
         .firmware_ctrl_32(facs)
         .dsdt_64(u64::from(dsdt))
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless);
@@ -47,6 +46,11 @@ pub fn table(board: &Board, facs: u32, dsdt: u32) -> Vec<u8> {
     fadt.pm_tmr_blk = u32::from(pm.timer).into();
     fadt.pm_tmr_len = PM_TIMER_LENGTH;
     fadt.x_pm_tmr_blk = port(pm.timer, PM_TIMER_LENGTH, AccessSize::DwordAccess);
+    if let Some(cpus) = &board.hot_cpus {
+        fadt.gpe0_blk = u32::from(cpus.events).into();
+        fadt.gpe0_blk_len = cpus.events_length;
+        fadt.x_gpe0_blk = port(cpus.events, cpus.events_length, AccessSize::ByteAccess);
+    }
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.reset_reg = port(board.reset.port, 1, AccessSize::ByteAccess);
@@ -73,7 +77,7 @@ fn port(address: u16, length: u8, access: AccessSize) -> GAS {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Cpu;
+    use crate::{Cpu, HotCpus};
 
     fn u16_at(table: &[u8], at: usize) -> u16 {
         u16::from_le_bytes(table[at..at + 2].try_into().unwrap())
@@ -98,8 +102,8 @@ mod tests {
         assert_eq!((fadt[88], fadt[89], fadt[91]), (4, 2, 4));
         assert_eq!(fadt[108], 0x32);
         assert_eq!(u16_at(&fadt, 109), 0b101);
-        // WBINVD, PROC_C1, FIX_RTC, TMR_VAL_EXT, RESET_REG_SUP, HEADLESS.
-        assert_eq!(u32_at(&fadt, 112), 0x1545);
+        // WBINVD, PROC_C1, TMR_VAL_EXT, RESET_REG_SUP, HEADLESS.
+        assert_eq!(u32_at(&fadt, 112), 0x1505);
         assert_eq!((&fadt[116..120], u32_at(&fadt, 120), fadt[128]), (&[1, 8, 0, 1][..], 0xcf9, 6));
         assert_eq!((&fadt[148..152], u32_at(&fadt, 152)), (&[1, 32, 0, 2][..], 0x600));
         assert_eq!((&fadt[172..176], u32_at(&fadt, 176)), (&[1, 16, 0, 2][..], 0x604));
@@ -108,8 +112,14 @@ mod tests {
         board.i8042 = true;
         let fadt = table(&board, 0xe_0040, 0xe_0080);
         assert_eq!((fadt[108], u16_at(&fadt, 109)), (0, 0b10_0111));
+        assert_eq!((u32_at(&fadt, 80), fadt[92], u32_at(&fadt, 224)), (0, 0, 0));
         board.vga = true;
         let fadt = table(&board, 0xe_0040, 0xe_0080);
         assert_eq!(u16_at(&fadt, 109), 0b10_0011);
+        board.hot_cpus =
+            Some(HotCpus { present: 1, port: 0xcd8, events: 0x620, events_length: 4, event: 2 });
+        let fadt = table(&board, 0xe_0040, 0xe_0080);
+        assert_eq!((u32_at(&fadt, 80), fadt[92]), (0x620, 4));
+        assert_eq!((&fadt[220..224], u32_at(&fadt, 224)), (&[1, 32, 0, 1][..], 0x620));
     }
 }

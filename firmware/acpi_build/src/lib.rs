@@ -19,6 +19,7 @@
 //! as one from the start.
 
 mod board;
+mod cpus;
 mod dsdt;
 mod fadt;
 mod hpet;
@@ -26,12 +27,13 @@ mod linker;
 mod madt;
 mod pci;
 mod srat;
+mod virtio;
 
 pub use linker::{ForFirmware, for_firmware};
 
 pub use board::{
-    Board, Cpu, HotMemory, Hpet, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc, Serial,
-    Trigger,
+    Board, Cpu, HotCpus, HotMemory, Hpet, IoApic, Override, Pci, PmPorts, Polarity, Reset, Rtc,
+    Serial, Trigger, VirtioMmio,
 };
 
 use acpi_tables::Aml;

@@ -21,6 +21,8 @@ mod kind {
 /// IDs and UIDs from here on need the x2APIC structures; 255 itself means every processor.
 const FIRST_X2APIC: u32 = 255;
 const ENABLED: u32 = 1;
+/// It is not there yet, and may come (ACPI 6.5, table 5.22).
+const ONLINE_CAPABLE: u32 = 1 << 1;
 /// The local APIC's pin that NMIs arrive at.
 const NMI_PIN: u8 = 1;
 const ISA_BUS: u8 = 0;
@@ -30,8 +32,10 @@ pub fn table(board: &Board) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(board.local_apic_address.to_le_bytes());
     body.extend(PCAT_COMPAT.to_le_bytes());
-    for cpu in &board.cpus {
-        processor(&mut body, cpu);
+    let present = board.hot_cpus.map_or(board.cpus.len(), |hot| hot.present);
+    for (index, cpu) in board.cpus.iter().enumerate() {
+        let flags = if index < present { ENABLED } else { ONLINE_CAPABLE };
+        body.extend(processor(cpu, flags));
     }
     for io_apic in &board.io_apics {
         let mut data = vec![io_apic.id, 0];
@@ -57,19 +61,26 @@ fn needs_x2apic(cpu: &Cpu) -> bool {
     cpu.apic_id >= FIRST_X2APIC || cpu.uid >= FIRST_X2APIC
 }
 
-fn processor(body: &mut Vec<u8>, cpu: &Cpu) {
+/// The structure of one that is there: what its `_MAT` answers.
+pub(crate) fn present(cpu: &Cpu) -> Vec<u8> {
+    processor(cpu, ENABLED)
+}
+
+fn processor(cpu: &Cpu, flags: u32) -> Vec<u8> {
+    let mut body = Vec::new();
     let mut data = Vec::new();
     if needs_x2apic(cpu) {
         data.extend([0, 0]);
-        for value in [cpu.apic_id, ENABLED, cpu.uid] {
+        for value in [cpu.apic_id, flags, cpu.uid] {
             data.extend(value.to_le_bytes());
         }
-        structure(body, kind::LOCAL_X2APIC, &data);
+        structure(&mut body, kind::LOCAL_X2APIC, &data);
     } else {
         data.extend([cpu.uid as u8, cpu.apic_id as u8]);
-        data.extend(ENABLED.to_le_bytes());
-        structure(body, kind::LOCAL_APIC, &data);
+        data.extend(flags.to_le_bytes());
+        structure(&mut body, kind::LOCAL_APIC, &data);
     }
+    body
 }
 
 fn interrupt_override(body: &mut Vec<u8>, entry: &Override) {
@@ -89,6 +100,7 @@ fn structure(body: &mut Vec<u8>, kind: u8, data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::HotCpus;
 
     fn structures(board: &Board) -> Vec<Vec<u8>> {
         let table = table(board);
@@ -114,6 +126,16 @@ mod tests {
             vec![4, 6, 0xff, 0, 0, 1],
         ];
         assert_eq!(structures(&Board::new(cpus)), expected);
+    }
+
+    #[test]
+    fn those_that_may_come_can_be_brought_online() {
+        let cpus = (254..257).map(|id| Cpu { uid: id - 254, apic_id: id }).collect();
+        let hot = HotCpus { present: 1, port: 0xcd8, events: 0x620, events_length: 4, event: 2 };
+        let all = structures(&Board { hot_cpus: Some(hot), ..Board::new(cpus) });
+        assert_eq!(all[0], [0, 8, 0, 254, 1, 0, 0, 0]);
+        assert_eq!(all[1], [9, 16, 0, 0, 255, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(all[2], [9, 16, 0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0]);
     }
 
     #[test]

@@ -96,7 +96,10 @@ impl<'a> BzImage<'a> {
             return Err(truncated("setup header", header_end));
         }
         if file.get(field::LOADFLAGS).copied().unwrap_or(0) & LOADED_HIGH == 0 {
-            return Err(Error::Malformed("a zImage for low memory, not a bzImage"));
+            return Err(Error::Unfit {
+                why: "it is a zImage, for low memory",
+                hint: "give a bzImage, as kernels are built since 1998",
+            });
         }
         let sectors = match file.get(field::SETUP_SECTS).copied().unwrap_or(0) {
             0 => 4,
@@ -281,7 +284,7 @@ mod tests {
         assert!(error.to_string().contains("protocol 2.04"), "{error}");
         let mut file = Image::new(gzip_payload(b"x")).build();
         file[field::LOADFLAGS] = 0;
-        assert!(matches!(BzImage::parse(&file), Err(Error::Malformed(_))));
+        assert!(matches!(BzImage::parse(&file), Err(Error::Unfit { .. })));
     }
 
     #[test]

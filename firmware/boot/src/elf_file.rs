@@ -9,9 +9,8 @@ use elf::file::{Class, FileHeader};
 use elf::note::{Note, NoteIterator};
 use elf::segment::{ProgramHeader, SegmentTable};
 use std::ops::Range;
+use xen_abi::elfnote;
 
-/// `XEN_ELFNOTE_PHYS32_ENTRY` of Xen's public header `elfnote.h`.
-const XEN_ELFNOTE_PHYS32_ENTRY: u64 = 18;
 /// More loadable segments than any kernel has; bounds the work on a hostile file.
 const MAX_SEGMENTS: usize = 128;
 
@@ -76,30 +75,33 @@ impl<'a> ElfFile<'a> {
 
     /// The physical address of the 32-bit PVH entry, if the file has the note.
     pub fn pvh_entry(&self) -> Result<Option<u64>, Error> {
+        let Some(desc) = self.xen_note(elfnote::PHYS32_ENTRY)? else { return Ok(None) };
+        let entry = number(desc).filter(|&entry| {
+            self.loads()
+                .any(|load| entry.checked_sub(load.p_paddr).is_some_and(|at| at < load.p_memsz))
+        });
+        match entry {
+            Some(entry) if entry <= u64::from(u32::MAX) => Ok(Some(entry)),
+            _ => Err(Error::Malformed("the PVH entry is outside the ELF segments")),
+        }
+    }
+
+    /// The number in Xen's note of this type, if the file has it.
+    pub fn xen_number(&self, kind: u64) -> Result<Option<u64>, Error> {
+        Ok(self.xen_note(kind)?.and_then(number))
+    }
+
+    /// What Xen's note of this type holds (`elfnote.h`), if the file has it.
+    fn xen_note(&self, kind: u64) -> Result<Option<&'a [u8]>, Error> {
         for header in self.headers.iter().filter(|header| header.p_type == abi::PT_NOTE) {
             let data = self.file.get(self.file_range(header)?).unwrap_or(&[]);
             // Notes are aligned to 4 bytes whatever the class, unless the header says 8.
             let align = if header.p_align == 8 { 8 } else { 4 };
             for note in NoteIterator::new(LittleEndian, self.class, align, data) {
                 let Note::Unknown(note) = note else { continue };
-                if note.n_type != XEN_ELFNOTE_PHYS32_ENTRY
-                    || note.name.strip_suffix(b"\0") != Some(b"Xen")
-                {
-                    continue;
+                if note.n_type == kind && note.name.strip_suffix(b"\0") == Some(elfnote::OWNER) {
+                    return Ok(Some(note.desc));
                 }
-                let entry = match note.desc.len() {
-                    4 => u32_at(note.desc, 0).map(u64::from),
-                    _ => u64_at(note.desc, 0),
-                };
-                let entry = entry.filter(|&entry| {
-                    self.loads().any(|load| {
-                        entry.checked_sub(load.p_paddr).is_some_and(|at| at < load.p_memsz)
-                    })
-                });
-                return match entry {
-                    Some(entry) if entry <= u64::from(u32::MAX) => Ok(Some(entry)),
-                    _ => Err(Error::Malformed("the PVH entry is outside the ELF segments")),
-                };
             }
         }
         Ok(None)
@@ -114,12 +116,21 @@ impl<'a> ElfFile<'a> {
     /// were parsed.
     pub fn place(&self, plan: &mut Plan, bytes: &Bytes) -> Result<(), Error> {
         plan.must_be_ram("last segment", self.physical_end())?;
+        self.each_segment(bytes, |gpa, data, tail| plan.place("segment", gpa, data, tail))
+    }
+
+    /// Calls with every loadable segment's physical address, bytes and zeros behind them. `bytes` are
+    /// the same bytes that were parsed.
+    pub fn each_segment(
+        &self,
+        bytes: &Bytes,
+        mut place: impl FnMut(u64, Bytes, u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         for load in self.loads().filter(|load| load.p_memsz > 0) {
             let data = bytes
                 .slice(self.file_range(load)?)
                 .ok_or(Error::Malformed("an ELF segment is outside the file"))?;
-            let tail = load.p_memsz.saturating_sub(load.p_filesz);
-            plan.place("segment", load.p_paddr, data, tail)?;
+            place(load.p_paddr, data, load.p_memsz.saturating_sub(load.p_filesz))?;
         }
         Ok(())
     }
@@ -138,6 +149,14 @@ impl<'a> ElfFile<'a> {
                 Err(Error::Truncated { part: "ELF segment", needed: end.unwrap_or(u64::MAX), have })
             }
         }
+    }
+}
+
+/// A note's number, of 4 or 8 bytes.
+fn number(desc: &[u8]) -> Option<u64> {
+    match desc.len() {
+        4 => u32_at(desc, 0).map(u64::from),
+        _ => u64_at(desc, 0),
     }
 }
 
@@ -182,7 +201,10 @@ fn check_machine(header: &FileHeader<LittleEndian>) -> Result<(), Error> {
     }
     match header.e_type {
         abi::ET_EXEC | abi::ET_DYN => Ok(()),
-        _ => Err(Error::Malformed("the ELF file is not an executable")),
+        _ => Err(Error::Unfit {
+            why: "the ELF file is no executable",
+            hint: "give a linked one, such as vmlinux",
+        }),
     }
 }
 

@@ -21,8 +21,12 @@ pub enum Error {
          give a newer kernel"
     )]
     ProtocolTooOld { major: u8, minor: u8, least: u8, reason: &'static str },
+    /// No sound file of its kind is like that.
     #[error("the kernel is malformed ({0}): copy or download it again")]
     Malformed(&'static str),
+    /// The file may be sound, but not what is booted here.
+    #[error("the kernel cannot be booted directly, since {why}: {hint}")]
+    Unfit { why: &'static str, hint: &'static str },
     #[error(
         "the kernel is compressed in a way that is not known here (it begins with {magic:02x?}): \
          let the guest decompress it, or give one compressed with gzip, xz, lz4, zstd, lzma or \
@@ -41,6 +45,11 @@ pub enum Error {
          protocol, or build it with CONFIG_PVH"
     )]
     NoPvhEntry,
+    #[error(
+        "the kernel has no entry for a Xen PV guest ({0}): give a 64-bit kernel with CONFIG_XEN_PV, \
+         such as Debian's"
+    )]
+    NoXenEntry(&'static str),
     #[error("the kernel has no Multiboot header in its first 32 KiB: boot it by another protocol")]
     NoMultibootHeader,
     #[error(

@@ -21,20 +21,21 @@ mod bytes;
 mod bzimage;
 mod decompress;
 mod elf_file;
+mod entry;
 mod error;
-mod flat32;
 mod layout;
 mod linux;
-mod long_mode;
 mod multiboot;
 mod pvh;
 #[cfg(test)]
 mod synthetic;
+mod xen_pv;
 
 pub use bytes::Bytes;
 pub use decompress::Compression;
 pub use error::Error;
 pub use layout::{Memory, Segment};
+pub use xen_pv::{XenPv, XenPvRequest, load as load_xen_pv};
 
 use bzimage::BzImage;
 use elf_file::ElfFile;

@@ -6,7 +6,7 @@ use crate::boot_params::{COMMAND_LINE_MAX, INITRD_MAX, boot_params};
 use crate::bzimage::BzImage;
 use crate::elf_file::ElfFile;
 use crate::layout::{BOOT_PARAMS, Plan};
-use crate::{Bytes, Error, Loaded, Request, flat32, long_mode};
+use crate::{Bytes, Error, Loaded, Request, entry};
 use std::fmt;
 use x86_defs::gpr;
 
@@ -102,8 +102,8 @@ fn finish(request: &Request, mut plan: Plan, kernel: Kernel<'_>) -> Result<Loade
     let params = boot_params(request, kernel.image, command_line, initrd);
     plan.place_fixed("boot parameters", BOOT_PARAMS, params)?;
     let mut vcpu = match kernel.width {
-        Width::Bits32 => flat32::enter(&mut plan, kernel.entry)?,
-        Width::Bits64 => long_mode::enter(&mut plan, kernel.entry)?,
+        Width::Bits32 => entry::flat(&mut plan, kernel.entry)?,
+        Width::Bits64 => entry::long(&mut plan, kernel.entry)?,
     };
     vcpu.regs.gpr[gpr::RSI] = BOOT_PARAMS.start;
     Ok(Loaded { segments: plan.finish(), vcpu, description: kernel.description })

@@ -4,7 +4,7 @@
 use crate::boot_params::COMMAND_LINE_MAX;
 use crate::elf_file::ElfFile;
 use crate::layout::{Plan, START_INFO};
-use crate::{Bytes, Error, Loaded, Request, flat32};
+use crate::{Bytes, Error, Loaded, Request, entry};
 use std::ops::Range;
 use x86_defs::gpr;
 
@@ -33,7 +33,7 @@ pub fn load(
         None => None,
     };
     plan.place_fixed("start info", START_INFO, start_info(request, command_line, initrd))?;
-    let mut vcpu = flat32::enter(&mut plan, entry)?;
+    let mut vcpu = entry::flat(&mut plan, entry)?;
     vcpu.regs.gpr[gpr::RBX] = START_INFO.start;
     let description = format!("{what}, entered at {entry:#x} by PVH");
     Ok(Loaded { segments: plan.finish(), vcpu, description })

@@ -116,6 +116,7 @@ impl VcpuApic {
             Pending::Sipi => local_apic::Pending::Sipi,
             Pending::Nmi => local_apic::Pending::Nmi,
             Pending::Interrupt => local_apic::Pending::Interrupt,
+            Pending::Personality => return None,
         };
         self.apic.ack(what, || if self.apic.id() == 0 { pic.ack() } else { None })
     }

@@ -27,7 +27,7 @@ pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec, tsc_khz: u32) -> Resul
         _ => pv_kvm::Features::all(),
     };
     let options = Options {
-        vcpus: spec.cpus,
+        vcpus: spec.cpus_most(),
         tsc_khz,
         apic_khz: (local_apic::TIMER_HZ / 1000) as u32,
         hypervisor: pv_kvm::leaves(pv),

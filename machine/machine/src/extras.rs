@@ -2,14 +2,13 @@
 //! machine runs: the virtio console, channels, the balloon, sockets.
 
 use crate::{
-    Error,
-    board::{ChannelPart, VsockPart},
-    map,
+    Error, map,
+    parts::{ChannelPart, VsockPart},
+    virtio_bus::VirtioBus,
 };
 use byte_stream::{Input, Output};
 use device::Wiring;
 use display::Seat;
-use pci::PciHost;
 use std::{fmt, sync::Arc, time::Duration};
 use virtio_balloon::{Statistics, VirtioBalloon};
 use virtio_console::{PortConfig, VirtioConsole};
@@ -24,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Those that there are.
 #[derive(Debug, Default)]
 pub(crate) struct Extras {
+    /// Bytes of memory from the start.
+    start: u64,
     terminal: Option<Arc<VirtioConsole>>,
     keyboard: Option<Arc<VirtioInput>>,
     tablet: Option<Arc<VirtioInput>>,
@@ -34,7 +35,8 @@ pub(crate) struct Extras {
 /// What is known of the balloon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BalloonInfo {
-    /// Bytes of RAM, how many of them the guest is to give up, and how many it has.
+    /// Bytes of memory that the guest has by now, how many of them it is to give up, and how many
+    /// it has given up.
     pub memory: u64,
     pub target: u64,
     pub actual: u64,
@@ -87,15 +89,15 @@ pub(crate) struct Streams {
 pub(crate) fn build(
     spec: &VmSpec,
     streams: Streams,
-    pci: &PciHost,
+    bus: &mut VirtioBus,
     wiring: &mut Wiring,
 ) -> Result<(Arc<Extras>, Inputs), Error> {
     let Streams { console, channels, vsock } = streams;
-    let mut extras = Extras::default();
+    let mut extras = Extras { start: spec.memory, ..Extras::default() };
     if spec.console_device == ConsoleDevice::Virtio {
         let port = PortConfig { name: None, output: console, peer: true };
         let terminal = VirtioConsole::terminal(port);
-        virtio::build(terminal.clone(), pci, wiring).map_err(Error::Thread)?;
+        bus.add(terminal.clone(), wiring)?;
         extras.terminal = Some(terminal);
     }
     let mut inputs = Inputs::new();
@@ -107,21 +109,22 @@ pub(crate) fn build(
         };
         let count = channels.len();
         let ports = VirtioConsole::multiport(channels.into_iter().map(port).collect());
-        virtio::build(ports.clone(), pci, wiring).map_err(Error::Thread)?;
+        bus.add(ports.clone(), wiring)?;
         inputs.extend((0..count).map(|index| ports.input(index) as Arc<dyn Input>));
     }
     if spec.input {
         let mut add = |kind| {
             let input = VirtioInput::new(kind);
-            virtio::build(input.clone(), pci, wiring).map_err(Error::Thread)?;
+            bus.add(input.clone(), wiring)?;
             Ok::<_, Error>(Some(input))
         };
         extras.keyboard = add(Kind::Keyboard)?;
         extras.tablet = add(Kind::Tablet)?;
     }
     if spec.balloon {
-        let balloon = VirtioBalloon::new(wiring.memory.clone(), spec.memory);
-        virtio::build(balloon.clone(), pci, wiring).map_err(Error::Thread)?;
+        let most = spec.memory + spec.memory_room();
+        let balloon = VirtioBalloon::new(wiring.memory.clone(), most);
+        bus.add(balloon.clone(), wiring)?;
         extras.balloon = Some(balloon);
     }
     let room = spec.memory_room();
@@ -132,14 +135,14 @@ pub(crate) fn build(
             size: room,
         };
         let memory = VirtioMem::new(config);
-        virtio::build(memory.clone(), pci, wiring).map_err(Error::Thread)?;
+        bus.add(memory.clone(), wiring)?;
         wiring.devices.push(memory.clone());
         extras.memory = Some(memory);
     }
     if let Some(VsockPart { cid, listener, base }) = vsock {
         let config = virtio_vsock::Config { cid, listener, base };
         let device = VirtioVsock::new(config).map_err(Error::Thread)?;
-        virtio::build(device, pci, wiring).map_err(Error::Thread)?;
+        bus.add(device, wiring)?;
     }
     Ok((Arc::new(extras), inputs))
 }
@@ -167,14 +170,22 @@ impl Extras {
         }
     }
 
-    /// `None` if there is no memory beside what there is from the start.
-    pub(crate) fn set_memory(&self, start: u64, bytes: u64) -> Option<()> {
-        self.memory.as_ref().map(|memory| memory.request(bytes.saturating_sub(start)))
+    /// Bytes of memory beside those from the start that the guest has taken.
+    fn plugged(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.sizes().plugged)
+    }
+
+    /// Asks the guest to have so many bytes of memory in all. False if it can have no other.
+    pub(crate) fn set_memory(&self, bytes: u64) -> bool {
+        let Some(memory) = &self.memory else { return false };
+        memory.request(bytes.saturating_sub(self.start));
+        true
     }
 
     /// Of memory that can come and go.
-    pub(crate) fn memory_info(&self, start: u64) -> Option<MemoryInfo> {
+    pub(crate) fn memory_info(&self) -> Option<MemoryInfo> {
         let Sizes { region, requested, plugged } = self.memory.as_ref()?.sizes();
+        let start = self.start;
         Some(MemoryInfo {
             start,
             most: start + region,
@@ -183,18 +194,28 @@ impl Extras {
         })
     }
 
-    /// Leaves the guest with so many bytes of its memory. False if there is no balloon.
-    pub(crate) fn leave(&self, memory: u64, bytes: u64) -> bool {
+    /// Leaves the guest with so many bytes of the memory that it has by now. False if there is no
+    /// balloon.
+    pub(crate) fn leave(&self, bytes: u64) -> bool {
         let Some(balloon) = &self.balloon else { return false };
-        balloon.set_target(memory.saturating_sub(bytes));
+        balloon.set_target((self.start + self.plugged()).saturating_sub(bytes));
         true
     }
 
+    /// What a reset is about to take from the guest its balloon need not: a guest that starts with
+    /// less would have nothing left to start with.
+    pub(crate) fn before_reset(&self) {
+        if let Some(balloon) = &self.balloon {
+            let (target, _) = balloon.size();
+            balloon.set_target(target.saturating_sub(self.plugged()));
+        }
+    }
+
     /// Asks the guest, and waits a moment for its answer.
-    pub(crate) fn balloon_info(&self, memory: u64) -> Option<BalloonInfo> {
+    pub(crate) fn balloon_info(&self) -> Option<BalloonInfo> {
         let balloon = self.balloon.as_ref()?;
         let statistics = balloon.ask_statistics(PATIENCE);
         let (target, actual) = balloon.size();
-        Some(BalloonInfo { memory, target, actual, statistics })
+        Some(BalloonInfo { memory: self.start + self.plugged(), target, actual, statistics })
     }
 }

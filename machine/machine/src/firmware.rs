@@ -7,6 +7,7 @@ use crate::{
     map, smbios,
 };
 use fw_cfg::{Items, key};
+use virtio::MmioPlace;
 use vm_spec::VmSpec;
 
 /// Text output and input of the BIOS go to a serial port as well, at this address: a number in
@@ -24,13 +25,16 @@ const SMBIOS_STRUCTURES: &str = "etc/smbios/smbios-tables";
 const MEMORY_MAP: &str = "etc/e820";
 const RAM: u32 = 1;
 
-pub(crate) fn items(spec: &VmSpec, bootable: &[Bootable]) -> Result<Items, Error> {
+pub(crate) fn items(
+    spec: &VmSpec,
+    virtio: &[MmioPlace],
+    bootable: &[Bootable],
+) -> Result<Items, Error> {
     let mut items = Items::default();
-    let cpus = (spec.cpus as u16).to_le_bytes();
     items.set(key::RAM_SIZE, &spec.memory.to_le_bytes());
     items.set(key::NOGRAPHIC, &u16::from(!spec.display.is_there()).to_le_bytes());
-    items.set(key::CPUS, &cpus);
-    items.set(key::MAX_CPUS, &cpus);
+    items.set(key::CPUS, &(spec.cpus as u16).to_le_bytes());
+    items.set(key::MAX_CPUS, &(spec.cpus_most() as u16).to_le_bytes());
     items.set(key::BOOT_MENU, &u16::from(spec.boot.menu).to_le_bytes());
     items.set(key::IRQ0_OVERRIDE, &1u32.to_le_bytes());
     items.file(MEMORY_MAP, memory_map(spec.memory))?;
@@ -42,7 +46,7 @@ pub(crate) fn items(spec: &VmSpec, bootable: &[Bootable]) -> Result<Items, Error
     let smbios = smbios::tables(spec);
     items.file(SMBIOS_ENTRY, smbios.entry(0))?;
     items.file(SMBIOS_STRUCTURES, smbios.structures)?;
-    for (name, bytes) in acpi_build::for_firmware(&acpi_board(spec))?.files {
+    for (name, bytes) in acpi_build::for_firmware(&acpi_board(spec, virtio))?.files {
         items.file(name, bytes)?;
     }
     Ok(items)

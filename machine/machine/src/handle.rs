@@ -1,9 +1,13 @@
 //! What an operator may do to a running machine, from any thread.
 
 use crate::{
+    ScsiAddress,
+    cpus::{CpusAnswer, CpusInfo, Watch},
     extras::{BalloonInfo, Extras, MemoryInfo},
-    info::Info,
+    info::{Info, State},
     owner::{DebugStop, Request},
+    parts::DiskPart,
+    place::Place,
     plug::{Plug, PlugError},
     stats::MachineStats,
 };
@@ -30,6 +34,7 @@ pub struct Handle {
     owner: Sender<Request>,
     memory: Arc<GuestMem>,
     extras: Arc<Extras>,
+    cpus: Watch,
     seat: Seat,
     vcpus: usize,
 }
@@ -45,10 +50,11 @@ impl Handle {
         owner: Sender<Request>,
         memory: Arc<GuestMem>,
         extras: Arc<Extras>,
+        cpus: Watch,
         seat: Seat,
         vcpus: usize,
     ) -> Self {
-        Self { owner, memory, extras, seat, vcpus }
+        Self { owner, memory, extras, cpus, seat, vcpus }
     }
 
     fn ask<R>(&self, request: impl FnOnce(Sender<R>) -> Request) -> Result<R, Gone> {
@@ -116,19 +122,41 @@ impl Handle {
 
     /// How much memory there is and may be; `None` if that does not change.
     pub fn memory_info(&self) -> Result<Option<MemoryInfo>, Gone> {
-        let start = self.info()?.memory;
-        Ok(self.extras.memory_info(start))
+        // Of a machine that has ended nothing is known.
+        self.info()?;
+        Ok(self.extras.memory_info())
     }
 
-    /// Asks the guest to do with so many bytes of its memory. False if it has no balloon.
+    /// Lets the guest have so many CPUs, and waits a moment for it to take or to give them up.
+    pub fn set_cpus(&self, count: u32) -> Result<CpusAnswer, Gone> {
+        let Some(most) = self.cpus.most() else { return Ok(CpusAnswer::Fixed) };
+        if !(1..=most).contains(&count) {
+            return Ok(CpusAnswer::Range(most));
+        }
+        if let Err(why) = self.ask(|done| Request::Cpus(count, done))? {
+            return Ok(CpusAnswer::Failed(why));
+        }
+        let answered = self.cpus.wait(self.info()?.state == State::Running);
+        let info = self.cpus_info()?;
+        Ok(if answered { CpusAnswer::Answered(info) } else { CpusAnswer::Silent(info) })
+    }
+
+    /// What each CPU that there can be does.
+    pub fn cpus_info(&self) -> Result<CpusInfo, Gone> {
+        let info = self.info()?;
+        Ok(self.cpus.info(&info.vcpus))
+    }
+
+    /// Asks the guest to do with so many bytes of the memory that it has by now. False if it has no
+    /// balloon.
     pub fn balloon(&self, bytes: u64) -> Result<bool, Gone> {
         self.ask(|done| Request::Balloon(bytes, done))
     }
 
     /// What the guest says of its memory, waiting a moment for it; `None` without a balloon.
     pub fn balloon_info(&self) -> Result<Option<BalloonInfo>, Gone> {
-        let memory = self.info()?.memory;
-        Ok(self.extras.balloon_info(memory))
+        self.info()?;
+        Ok(self.extras.balloon_info())
     }
 
     /// The terminal that the console is has another size now. A serial port has none.
@@ -136,20 +164,32 @@ impl Handle {
         self.tell(Request::Resize(columns, rows))
     }
 
-    /// Puts a device behind a free port of a machine that may run; the port's number. `label` is
-    /// what [`Self::ports`] calls it.
-    pub fn plug(&self, plug: Plug, label: String) -> Result<Result<usize, PlugError>, Gone> {
+    /// Puts a device behind a free port of a machine that may run, or a unit on its SCSI adapter;
+    /// where that is. `label` is what [`Self::places`] calls it.
+    pub fn plug(&self, plug: Plug, label: String) -> Result<Result<Place, PlugError>, Gone> {
         self.ask(|done| Request::Plug(Box::new(plug), label, done))
     }
 
-    /// Asks the guest to let go of what is behind a port; false if nothing is. It goes when the
-    /// guest has.
-    pub fn unplug(&self, port: usize) -> Result<bool, Gone> {
-        self.ask(|done| Request::Unplug(port, done))
+    /// Puts a disc into a CD drive of the SCSI adapter, or takes out what there is. `label` is what
+    /// [`Self::places`] calls the drive then.
+    pub fn insert(
+        &self,
+        drive: ScsiAddress,
+        disc: Option<DiskPart>,
+        label: String,
+    ) -> Result<Result<(), PlugError>, Gone> {
+        self.ask(|done| Request::Insert(drive, disc, label, done))
     }
 
-    /// The ports, and what is behind them.
-    pub fn ports(&self) -> Result<Vec<Option<String>>, Gone> {
+    /// Asks the guest to let go of what is behind a port, which goes when the guest has; a unit of
+    /// the SCSI adapter is gone when this returns, and the guest hears of it. False if nothing is
+    /// there.
+    pub fn unplug(&self, place: Place) -> Result<bool, Gone> {
+        self.ask(|done| Request::Unplug(place, done))
+    }
+
+    /// The ports and what is behind them, and the units of the SCSI adapter.
+    pub fn places(&self) -> Result<Vec<(Place, Option<String>)>, Gone> {
         self.ask(Request::Ports)
     }
 
@@ -158,6 +198,7 @@ impl Handle {
         self.ask(Request::Stats)
     }
 
+    /// All that there can be.
     pub fn vcpus(&self) -> usize {
         self.vcpus
     }

@@ -3,7 +3,7 @@
 use crate::{
     apic::VcpuApic,
     clock::GuestClock,
-    info::{Exits, VcpuInfo},
+    info::{Activity, Exits, VcpuInfo},
     power::PowerGate,
     trace::Tracer,
 };
@@ -14,7 +14,9 @@ use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering::SeqCst},
 };
+use vcpu_state::MpState;
 use vm_spec::TraceKind;
+use x86_defs::rflags;
 
 pub(crate) struct BoardHost {
     pub(crate) id: u32,
@@ -58,8 +60,19 @@ impl BoardHost {
     }
 
     pub(crate) fn info(&self, vcpu: &mut dyn Vcpu) -> VcpuInfo {
-        let rip = vcpu.state().map_or(0, |state| state.regs.rip);
-        VcpuInfo { retired: vcpu.retired(), rip, exits: self.exits }
+        let state = vcpu.state().ok();
+        let activity = state.as_ref().map_or(Activity::Off, |state| match state.mp {
+            MpState::Running => Activity::Runs,
+            MpState::Halted if state.regs.rflags & rflags::IF != 0 => Activity::Idle,
+            MpState::Halted | MpState::Init | MpState::WaitForSipi => Activity::Off,
+        });
+        VcpuInfo {
+            retired: vcpu.retired(),
+            rip: state.map_or(0, |state| state.regs.rip),
+            activity,
+            present: true,
+            exits: self.exits,
+        }
     }
 
     fn trace_access(&self, what: &str, at: u64, data: &[u8]) {
@@ -142,7 +155,7 @@ impl VcpuHost for BoardHost {
             Interrupts::Engine { nmi, .. } => match what {
                 Pending::Nmi => nmi.swap(false, SeqCst).then_some(2),
                 Pending::Interrupt => self.pic.ack(),
-                Pending::Init | Pending::Sipi => None,
+                Pending::Init | Pending::Sipi | Pending::Personality => None,
             },
         }
     }

@@ -8,12 +8,26 @@ pub enum State {
     Paused,
 }
 
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activity {
+    Runs,
+    /// Halted until an interrupt.
+    Idle,
+    /// The guest has not started it, or has halted it for good.
+    #[default]
+    Off,
+}
+
 /// Counts of one vCPU since the machine was built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VcpuInfo {
     /// Instructions, where the engine counts them.
     pub retired: Option<u64>,
     pub rip: u64,
+    pub activity: Activity,
+    /// The guest has it.
+    pub present: bool,
     pub exits: Exits,
 }
 
@@ -51,7 +65,7 @@ impl fmt::Display for Info {
         writeln!(f, "engine   {}, CPU model {}", self.engine, self.cpu_model)?;
         writeln!(f, "memory   {} MiB", self.memory >> 20)?;
         writeln!(f, "kernel   {}", self.kernel)?;
-        for (id, vcpu) in self.vcpus.iter().enumerate() {
+        for (id, vcpu) in self.vcpus.iter().enumerate().filter(|(_, vcpu)| vcpu.present) {
             let Exits { runs, idle, pio, mmio, msr, interrupts } = vcpu.exits;
             write!(f, "vcpu {id:<3} at {:#018x}", vcpu.rip)?;
             if let Some(retired) = vcpu.retired {

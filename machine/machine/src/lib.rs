@@ -7,13 +7,15 @@
 //! ```
 //!
 //! The machine knows engines only by their seam and devices only by their contract. Every
-//! device is built in [`board`], from one table; there is no device manager.
+//! device is built in `build`, from one table; there is no device manager.
 
 mod apic;
 mod board;
 mod bootable;
+mod build;
 mod clock;
 mod cpuid;
+mod cpus;
 mod disks;
 mod dump;
 pub mod engines;
@@ -23,11 +25,17 @@ mod handle;
 mod host;
 mod image;
 mod info;
+mod late;
 mod loader;
 pub mod map;
+mod networks;
+mod obituary;
 mod owner;
+mod parts;
+mod place;
 mod plug;
 mod power;
+mod ram;
 mod saved;
 mod screen;
 mod smbios;
@@ -35,20 +43,26 @@ mod start;
 mod stats;
 mod timers;
 mod trace;
+mod units;
 mod vcpu;
 pub mod virt;
+mod virtio_bus;
 
-pub use board::{ChannelPart, DiskPart, NetworkPart, Parts, VsockPart};
+pub use cpus::{CpusAnswer, CpusInfo};
 pub use extras::{BalloonInfo, MemoryInfo};
 pub use handle::{Gone, Handle};
 pub use image::Image;
-pub use info::{Exits, Info, State, VcpuInfo};
+pub use info::{Activity, Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
-pub use plug::{Plug, PlugError};
+pub use parts::{ChannelPart, DiskPart, NetworkPart, Parts, VsockPart};
+pub use place::Place;
+pub use plug::{Keep, Plug, PlugError};
 pub use saved::tsc_khz;
 pub use start::{FLOPPY, FirmwarePart, Start, Variables};
 pub use stats::MachineStats;
 pub use trace::Tracer;
+/// Target and unit of the SCSI adapter.
+pub use virtio_scsi::Address as ScsiAddress;
 
 use byte_stream::Input;
 use engine::Engine;
@@ -91,6 +105,8 @@ pub enum Error {
     VariablesSize(usize),
     #[error(transparent)]
     FirmwareFile(#[from] fw_cfg::Error),
+    #[error("the SCSI adapter has no room for so many disks")]
+    TooManyUnits,
     #[error("no thread for the machine")]
     Thread(#[source] std::io::Error),
 }
@@ -127,12 +143,14 @@ impl Machine {
         tsc_khz: u32,
     ) -> Result<Self, Error> {
         let (owner, inbox) = channel();
-        let built = board::build(engine, spec, parts, tsc_khz, &owner)?;
+        let built = build::build(engine, spec, parts, tsc_khz, &owner)?;
         let end = Arc::new(End::default());
         let memory = built.board.vm.memory().clone();
         let extras = built.board.extras.clone();
-        let handle = Handle::new(owner.clone(), memory, extras, built.seat, built.vcpus.len());
-        let running = vec![false; built.vcpus.len()];
+        let cpus = cpus::Watch::new(&built.board);
+        let vcpus = built.vcpus.len();
+        let handle = Handle::new(owner.clone(), memory, extras, cpus, built.seat, vcpus);
+        let running = vec![false; vcpus];
         let owned = Owner {
             board: built.board,
             vcpus: built.vcpus,

@@ -9,6 +9,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 use vcpu_state::VcpuState;
+use virtio::MmioPlace;
 use vm_spec::VmSpec;
 
 pub(crate) struct Loader {
@@ -26,11 +27,12 @@ pub(crate) struct Loader {
 impl Loader {
     pub(crate) fn new(
         spec: &VmSpec,
+        virtio: &[MmioPlace],
         kernel: Image,
         initrd: Option<Image>,
         command_line: String,
     ) -> Result<Self, Error> {
-        let acpi = acpi_build::build(&acpi_board(spec))?;
+        let acpi = acpi_build::build(&acpi_board(spec, virtio))?;
         let ends = acpi.segments.iter().map(|(at, bytes)| at + bytes.len() as u64);
         let taken = ends.max().unwrap_or(0);
         let smbios = smbios::segments(&smbios::tables(spec), taken).ok_or(Error::Smbios)?;
@@ -88,18 +90,28 @@ impl Loader {
     }
 }
 
-/// The board as ACPI tells of it.
-pub(crate) fn acpi_board(spec: &VmSpec) -> acpi_build::Board {
-    let cpus = (0..spec.cpus).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
+/// The board as ACPI tells of it, with these devices that are not on the PCI bus.
+pub(crate) fn acpi_board(spec: &VmSpec, virtio: &[MmioPlace]) -> acpi_build::Board {
+    let cpus = (0..spec.cpus_most()).map(|id| acpi_build::Cpu { uid: id, apic_id: id }).collect();
     let mut board = acpi_build::Board::new(cpus);
     board.pci = Some(pci_bridge(spec.ports));
     // It lies below 4 GiB.
     let address = chipset::hpet::ADDRESS as u32;
     board.hpet = Some(acpi_build::Hpet { id: chipset::hpet::ID, address });
+    board.hot_cpus = spec.cpus_max.map(|_| acpi_build::HotCpus {
+        present: spec.cpus as usize,
+        port: chipset::cpus::PORTS,
+        events: chipset::gpe::BLOCK,
+        events_length: chipset::gpe::LENGTH,
+        event: chipset::gpe::CPUS,
+    });
     board.hot_memory = (spec.memory_room() > 0).then(|| acpi_build::HotMemory {
         ram: map::ram(spec.memory),
         room: map::hot_memory(spec.memory, spec.memory_room()),
     });
+    // All of the window is below 4 GiB.
+    let device = |p: &MmioPlace| acpi_build::VirtioMmio { address: p.address as u32, gsi: p.gsi };
+    board.virtio = virtio.iter().map(device).collect();
     (board.i8042, board.vga) = (spec.display.is_there(), spec.display.is_there());
     board
 }

@@ -21,6 +21,11 @@ pub const ROM_END: u64 = 1 << 32;
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 pub const IOAPIC: u64 = 0xfec0_0000;
 
+/// Registers of virtio devices that are not on the PCI bus: more than a description has.
+pub const VIRTIO_MMIO: Range<u64> = 0xfec1_0000..0xfec5_0000;
+/// Their interrupts, which they share with PCI's pins.
+pub const VIRTIO_GSIS: Range<u32> = 16..24;
+
 pub const COM1: u16 = 0x3f8;
 pub const COM1_IRQ: usize = 4;
 

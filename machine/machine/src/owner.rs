@@ -10,9 +10,12 @@
 //! order. Whoever asks through a [`Handle`](crate::Handle) gets the answer when it is done.
 
 use crate::{
+    ScsiAddress,
     board::Board,
     dump,
     info::{Info, State},
+    parts::DiskPart,
+    place::Place,
     plug::{Plug, PlugError},
     stats::{MachineStats, add_exits},
     vcpu::{VcpuThread, Why},
@@ -61,6 +64,8 @@ pub(crate) type Tell = Box<dyn FnMut(DebugStop) + Send>;
 
 pub(crate) enum Request {
     Parked(u32, Why),
+    /// A thread of the machine's died.
+    Failed(String),
     Power(PowerEvent),
     Pause(Sender<()>),
     /// All vCPUs, or one.
@@ -70,15 +75,21 @@ pub(crate) enum Request {
     SleepButton,
     Nmi,
     Quit,
+    /// How many CPUs the guest is to have.
+    Cpus(u32, Sender<Result<(), String>>),
+    /// The guest has let go of CPUs.
+    CpusEjected,
     /// Bytes that the guest is to have in all; whether that can be changed.
     Memory(u64, Sender<bool>),
     /// Bytes that the guest is to be left with; whether it has a balloon.
     Balloon(u64, Sender<bool>),
     /// Columns and rows.
     Resize(u16, u16),
-    Plug(Box<Plug>, String, Sender<Result<usize, PlugError>>),
-    Unplug(usize, Sender<bool>),
-    Ports(Sender<Vec<Option<String>>>),
+    Plug(Box<Plug>, String, Sender<Result<Place, PlugError>>),
+    Unplug(Place, Sender<bool>),
+    /// The address of a CD drive, the disc for it, and what both are called then.
+    Insert(ScsiAddress, Option<DiskPart>, String, Sender<Result<(), PlugError>>),
+    Ports(Sender<Vec<(Place, Option<String>)>>),
     /// The guest has let go of what was behind a port.
     Ejected,
     Info(Sender<Info>),
@@ -189,6 +200,7 @@ impl Owner {
     fn act(&mut self, request: Request) -> Option<Ended> {
         match request {
             Request::Parked(id, why) => return self.parked(id, why),
+            Request::Failed(what) => return Some(Ended::Failed(what)),
             Request::Power(event) => return self.power(event),
             Request::Quit => return Some(Ended::Quit),
             Request::Pause(done) => {
@@ -206,15 +218,30 @@ impl Owner {
             }
             Request::PowerButton => self.board.power_button(),
             Request::SleepButton => self.board.sleep_button(),
-            Request::Memory(bytes, done) => {
-                let _ = done.send(self.board.set_memory(bytes).is_some());
+            // A wish changes a device and interrupts the guest; a save that came in between would
+            // have one without the other.
+            Request::Memory(bytes, done) => drop(done.send(self.board.extras.set_memory(bytes))),
+            Request::Balloon(bytes, done) => drop(done.send(self.board.extras.leave(bytes))),
+            Request::Cpus(count, done) => {
+                self.stop_all();
+                drop(done.send(self.board.set_cpus(count, &self.vcpus)));
+                self.rerun();
             }
-            Request::Balloon(bytes, done) => drop(done.send(self.board.leave(bytes))),
+            Request::CpusEjected => {
+                self.stop_all();
+                if let Err(what) = self.board.renew_ejected(&self.vcpus) {
+                    return Some(Ended::Failed(what));
+                }
+                self.rerun();
+            }
             Request::Plug(plug, label, done) => {
                 let running = !self.paused;
                 drop(done.send(self.board.ports.plug(*plug, label, running)));
             }
-            Request::Unplug(port, done) => drop(done.send(self.board.ports.ask_unplug(port))),
+            Request::Insert(drive, disc, label, done) => {
+                drop(done.send(self.board.ports.insert(drive, disc, label)));
+            }
+            Request::Unplug(place, done) => drop(done.send(self.board.ports.unplug(place))),
             Request::Ports(to) => drop(to.send(self.board.ports.labels())),
             Request::Ejected => self.board.ports.forget_ejected(),
             Request::Resize(columns, rows) => self.board.extras.resize(columns, rows),
@@ -312,6 +339,7 @@ impl Owner {
             let unheard = |r: &Request| matches!(r, Request::Parked(i, _) if *i as usize == id);
             let wanted = self.only.is_none_or(|only| only as usize == id);
             if wanted
+                && self.board.has_cpu(id as u32)
                 && !self.later.iter().any(unheard)
                 && !std::mem::replace(&mut self.running[id], true)
             {
@@ -343,6 +371,7 @@ impl Owner {
     fn pause(&mut self) {
         if !self.paused {
             self.stop_all();
+            self.vcpus.iter().for_each(VcpuThread::hold_time);
             self.board.pause_time();
             self.paused = true;
         }
@@ -360,6 +389,7 @@ impl Owner {
         if self.paused {
             self.paused = false;
             self.only = which;
+            self.vcpus.iter().for_each(VcpuThread::release_time);
             self.board.resume_time();
             self.run_all();
         }
@@ -425,10 +455,13 @@ impl Owner {
 
     fn save(&mut self) -> Result<Vec<Part>, String> {
         self.board.ports.forget_ejected();
+        self.board.renew_ejected(&self.vcpus)?;
         self.board.save(&self.vcpus)
     }
 
     fn restore(&mut self, parts: Vec<Part>) -> Result<(), String> {
+        // A machine that never ran does not hold it yet.
+        self.vcpus.iter().for_each(VcpuThread::hold_time);
         self.board.restore(parts, &self.vcpus)
     }
 }

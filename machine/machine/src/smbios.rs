@@ -7,9 +7,9 @@ use vm_spec::{FirmwareKind, VmSpec};
 
 const MAKER: &str = "Sarang";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Kernels distrust what is much older. From 2015 on Linux takes the clock's alarms to be told by
-/// ACPI, in registers that this board has not (`FIX_RTC`), and not by HPET.
-const DATE: &str = "12/31/2014";
+/// Of the release. Kernels distrust what is much older, and from 2015 on Linux takes the clock's
+/// alarms to be told by ACPI while HPET has its interrupt.
+const DATE: &str = "11/22/2026";
 
 fn or(given: &Option<String>, default: &str) -> String {
     given.clone().unwrap_or_else(|| default.into())
@@ -82,11 +82,11 @@ mod tests {
     #[test]
     fn the_largest_tables_fit_behind_those_of_acpi() {
         let text = Some("x".repeat(255));
-        let mut spec = VmSpec { cpus: 255, memory: 256 << 30, ..VmSpec::default() };
+        let mut spec = VmSpec { cpus_max: Some(255), memory: 256 << 30, ..VmSpec::default() };
         spec.smbios.oem = vec!["y".repeat(255); 16];
         spec.smbios.system.serial.clone_from(&text);
         spec.smbios.system.family = text;
-        let acpi = acpi_build::build(&crate::loader::acpi_board(&spec)).unwrap();
+        let acpi = acpi_build::build(&crate::loader::acpi_board(&spec, &[])).unwrap();
         let taken = acpi.segments.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap();
         let [(entry, bytes), (structures, _)] = segments(&tables(&spec), taken).unwrap();
         assert!(entry >= taken && entry % 16 == 0 && entry >= 0xf_0000);

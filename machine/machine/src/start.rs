@@ -10,6 +10,7 @@ use pci::PciHost;
 use std::{fmt, sync::Arc};
 use vcpu_state::VcpuState;
 use vga::Vga;
+use virtio::MmioPlace;
 use vm_spec::{BootKind, VmSpec};
 
 /// What the guest finds at power-on.
@@ -118,19 +119,21 @@ pub(crate) enum Starter {
 }
 
 impl Starter {
-    /// `bootable` is what firmware may boot from, in the order in which it is to try.
+    /// `bootable` is what firmware may boot from, in the order in which it is to try; `virtio` are
+    /// the devices that ACPI has to tell of.
     pub(crate) fn new(
         spec: &VmSpec,
         start: Start,
         bootable: &[Bootable],
+        virtio: &[MmioPlace],
         wiring: &mut Wiring,
     ) -> Result<Self, Error> {
         match start {
             Start::Kernel { kernel, initrd, command_line } => {
-                Ok(Self::Kernel(Box::new(Loader::new(spec, kernel, initrd, command_line)?)))
+                Ok(Self::Kernel(Box::new(Loader::new(spec, virtio, kernel, initrd, command_line)?)))
             }
             Start::Firmware(part) => {
-                let mut items = firmware::items(spec, bootable)?;
+                let mut items = firmware::items(spec, virtio, bootable)?;
                 for (name, bytes) in part.files {
                     items.file(&name, bytes)?;
                 }

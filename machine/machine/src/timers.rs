@@ -1,12 +1,12 @@
 //! One thread that fires every timer of the board, by guest time.
 
-use crate::clock::GuestClock;
+use crate::{clock::GuestClock, obituary::Obituary, owner::Request};
 use device::{Clock, Fire, Timer, Timers};
 use std::{
     collections::BTreeSet,
     fmt,
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     thread::JoinHandle,
     time::Duration,
 };
@@ -21,6 +21,8 @@ struct Shared {
     clock: Arc<GuestClock>,
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// A timer has done what it does.
+    fired: Condvar,
 }
 
 #[derive(Default)]
@@ -28,6 +30,8 @@ struct Queue {
     /// By time, then timer.
     armed: BTreeSet<(u64, usize)>,
     timers: Vec<Slot>,
+    /// One of them is at it.
+    firing: bool,
     ended: bool,
 }
 
@@ -46,13 +50,17 @@ impl Shared {
         while !queue.ended {
             let now = self.clock.now_ns();
             match queue.armed.first().copied() {
-                Some((at, id)) if at <= now => {
+                // What is due when the clock stops waits until it goes on: it is in the saved state.
+                Some((at, id)) if at <= now && self.clock.is_running() => {
                     queue.armed.pop_first();
                     let Some(slot) = queue.timers.get_mut(id) else { continue };
                     slot.at = None;
                     let fire = slot.fire.clone();
+                    queue.firing = true;
                     drop(queue);
+                    let done = Fired(self);
                     fire(now);
+                    drop(done);
                     queue = self.lock();
                 }
                 Some((at, _)) if self.clock.is_running() => {
@@ -63,6 +71,16 @@ impl Shared {
                 _ => queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+}
+
+/// Tells that a timer has fired, even if it panicked.
+struct Fired<'a>(&'a Shared);
+
+impl Drop for Fired<'_> {
+    fn drop(&mut self) {
+        self.0.lock().firing = false;
+        self.0.fired.notify_all();
     }
 }
 
@@ -77,15 +95,28 @@ fn be_punctual() {
 }
 
 impl TimerThread {
-    pub fn start(clock: Arc<GuestClock>) -> std::io::Result<Self> {
-        let shared = Shared { clock, queue: Mutex::default(), changed: Condvar::new() };
+    pub(crate) fn start(clock: Arc<GuestClock>, owner: Sender<Request>) -> std::io::Result<Self> {
+        let shared = Shared {
+            clock,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            fired: Condvar::new(),
+        };
         let shared = Arc::new(shared);
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new().name("timers".into()).spawn(move || {
+            let text = Request::Failed("the timers' thread panicked".into());
+            let _obituary = Obituary::new(owner, text);
             be_punctual();
             of_thread.run();
         })?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// The clock was paused. When this returns no timer does anything until it goes on.
+    pub fn rest(&self) {
+        let firing = |queue: &mut Queue| queue.firing;
+        drop(self.shared.fired.wait_while(self.shared.lock(), firing));
     }
 
     /// The clock was resumed or set.
@@ -175,7 +206,7 @@ mod tests {
     #[test]
     fn fires_in_order_of_time_once_and_not_when_disarmed() {
         let clock = Arc::new(GuestClock::new(1_000_000));
-        let thread = TimerThread::start(clock.clone()).unwrap();
+        let thread = TimerThread::start(clock.clone(), mpsc::channel().0).unwrap();
         let (tx, rx) = mpsc::channel();
         let timers = thread.handle();
         let make = |name: &'static str| {
@@ -194,5 +225,52 @@ mod tests {
         assert!(rx.recv_timeout(Duration::from_millis(20)).is_err());
         b.arm(Some(0));
         assert_eq!(rx.recv().unwrap(), "b");
+    }
+
+    #[test]
+    fn a_rest_waits_for_a_timer_and_keeps_others_away() {
+        let clock = Arc::new(GuestClock::new(1_000_000));
+        let thread = TimerThread::start(clock.clone(), mpsc::channel().0).unwrap();
+        let (began, begins) = mpsc::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let ends = Mutex::new(ends);
+        let timers = thread.handle();
+        let slow = timers.create(Arc::new(move |_| {
+            began.send(()).unwrap();
+            ends.lock().unwrap().recv().unwrap();
+        }));
+        let (tx, rx) = mpsc::channel();
+        let next = timers.create(Arc::new(move |_| tx.send(()).unwrap()));
+        clock.resume();
+        slow.arm(Some(0));
+        begins.recv().unwrap();
+        next.arm(Some(0));
+        clock.pause();
+        std::thread::scope(|scope| {
+            let rest = scope.spawn(|| thread.rest());
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!rest.is_finished(), "the slow one has not fired");
+            end.send(()).unwrap();
+        });
+        assert!(rx.recv_timeout(Duration::from_millis(20)).is_err(), "the clock is paused");
+        clock.resume();
+        thread.clock_changed();
+        rx.recv().unwrap();
+    }
+
+    #[test]
+    fn the_owner_hears_of_a_timer_that_panics() {
+        let clock = Arc::new(GuestClock::new(1_000_000));
+        let (owner, inbox) = mpsc::channel();
+        let thread = TimerThread::start(clock.clone(), owner).unwrap();
+        let timers = thread.handle();
+        let bad = timers.create(Arc::new(|_| panic!("a device's bug, for the test")));
+        clock.resume();
+        bad.arm(Some(0));
+        let heard = inbox.recv().unwrap();
+        assert!(matches!(heard, Request::Failed(text) if text.contains("timers")));
+        // Its end is no other matter.
+        drop(thread);
+        assert!(inbox.recv().is_err());
     }
 }

@@ -8,7 +8,7 @@
 //! While it is parked the thread serves the owner's commands, so that the vCPU is only ever
 //! touched by its own thread, and only between two instructions.
 
-use crate::{host::BoardHost, owner::Request};
+use crate::{host::BoardHost, obituary::Obituary, owner::Request};
 use engine::{DebugExit, Exit, Kick, Vcpu};
 use std::{
     fmt,
@@ -117,6 +117,16 @@ impl VcpuThread {
         self.waker.stop();
     }
 
+    /// Guest time stands, on a vCPU that is parked. One that cannot have it so lives with a jump.
+    pub(crate) fn hold_time(&self) {
+        drop(self.with(|vcpu, _| vcpu.hold_time()));
+    }
+
+    /// Guest time goes on.
+    pub(crate) fn release_time(&self) {
+        drop(self.with(|vcpu, _| vcpu.release_time()));
+    }
+
     /// Does `work` on the vCPU, which must be parked; `None` if its thread died.
     pub(crate) fn with<R: Send + 'static>(
         &self,
@@ -157,22 +167,10 @@ struct Thread {
     owner: Sender<Request>,
 }
 
-/// Tells the owner of a thread that panics: a bug of ours ends the VM with a report, instead
-/// of leaving it without a vCPU.
-struct Obituary(u32, Sender<Request>);
-
-impl Drop for Obituary {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let why = Why::Failed(format!("the thread of vCPU {} panicked", self.0));
-            drop(self.1.send(Request::Parked(self.0, why)));
-        }
-    }
-}
-
 impl Thread {
     fn serve(mut self) {
-        let _obituary = Obituary(self.id, self.owner.clone());
+        let why = Why::Failed(format!("the thread of vCPU {} panicked", self.id));
+        let _obituary = Obituary::new(self.owner.clone(), Request::Parked(self.id, why));
         while let Ok(command) = self.inbox.recv() {
             match command {
                 Command::With(work) => work(&mut *self.vcpu, &mut self.host),

@@ -19,6 +19,7 @@ mod places;
 mod smbios;
 mod trace;
 mod units;
+mod virtio;
 mod vsock;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
@@ -42,9 +43,10 @@ pub use places::PCI_MAX;
 pub use smbios::{Smbios, SmbiosBios, SmbiosBoard, SmbiosChassis, SmbiosSystem};
 pub use trace::{Trace, TraceKind};
 pub use units::{
-    format_memory, parse_code_cache, parse_cpus, parse_memory, parse_memory_max, parse_ports,
-    parse_timeout,
+    format_memory, parse_code_cache, parse_cpus, parse_cpus_max, parse_memory, parse_memory_max,
+    parse_ports, parse_timeout,
 };
+pub use virtio::VirtioTransport;
 pub use vsock::Vsock;
 
 /// The version of [`VmSpec`]'s shape that this build writes and reads.
@@ -124,6 +126,9 @@ pub struct VmSpec {
     pub engine: EngineChoice,
     /// Virtual CPUs, [`CPUS_MIN`] to [`CPUS_MAX`].
     pub cpus: u32,
+    /// Virtual CPUs that there can be while the VM runs; more than `cpus`.
+    #[serde(default)]
+    pub cpus_max: Option<u32>,
     /// A name that the `cpu_model` crate knows: `x86-64-v2`, `x86-64-v3`, `host`, ...
     /// `None` lets the machine choose the best portable one.
     pub cpu_model: Option<String>,
@@ -133,8 +138,8 @@ pub struct VmSpec {
     /// [`MEMORY_STEP`].
     #[serde(default)]
     pub memory_max: Option<u64>,
-    /// Bytes of memory for translated code under engine `translate`, in equal parts for each
-    /// vCPU; 0 interprets everything.
+    /// Bytes of memory for translated code under engine `translate`, in equal parts for each vCPU
+    /// from the start; one that comes later has as much as one of them. 0 interprets everything.
     pub code_cache: u64,
     /// Tell `perf report` which guest code translated code is, in `/tmp/perf-PID.map`.
     pub perf_map: bool,
@@ -173,6 +178,9 @@ pub struct VmSpec {
     /// A virtio keyboard and a virtio tablet.
     #[serde(default)]
     pub input: bool,
+    /// Where the virtio devices are.
+    #[serde(default)]
+    pub virtio: VirtioTransport,
     /// PCI Express ports for devices that come while the machine runs, at most [`PORTS_MAX`].
     #[serde(default)]
     pub ports: u32,
@@ -205,6 +213,7 @@ impl Default for VmSpec {
             guest: GuestKind::Pc,
             engine: EngineChoice::Auto,
             cpus: CPUS_MIN,
+            cpus_max: None,
             cpu_model: None,
             memory: MEMORY_DEFAULT,
             memory_max: None,
@@ -225,6 +234,7 @@ impl Default for VmSpec {
             rng: false,
             balloon: false,
             input: false,
+            virtio: VirtioTransport::Pci,
             ports: 0,
             net: Net::None,
             vsock: None,
@@ -248,6 +258,11 @@ impl VmSpec {
         self.memory_max.map_or(0, |most| most.saturating_sub(self.memory))
     }
 
+    /// Virtual CPUs that there can ever be.
+    pub fn cpus_most(&self) -> u32 {
+        self.cpus_max.unwrap_or(self.cpus)
+    }
+
     /// Checks what the types alone do not: ranges, and options that exclude each other.
     ///
     /// Data from a file or from the network passes through here before anything is built
@@ -262,6 +277,7 @@ impl VmSpec {
             ));
         }
         limits::check_cpus(self.cpus)?;
+        limits::check_cpus_max(self.cpus, self.cpus_max)?;
         limits::check_memory(self.memory)?;
         limits::check_memory_max(self.memory, self.memory_max)?;
         limits::check_code_cache(self.code_cache, &format_memory(self.code_cache))?;
@@ -278,6 +294,7 @@ impl VmSpec {
         self.boot.validate(self)?;
         self.check_floppy()?;
         self.check_disks()?;
+        self.virtio.validate(self)?;
         places::check(self)?;
         self.trace.validate()
     }
@@ -365,6 +382,7 @@ mod tests {
         let spec = VmSpec {
             engine: EngineChoice::Translate,
             cpus: 4,
+            cpus_max: Some(8),
             cpu_model: Some("x86-64-v3".into()),
             memory: 1 << 30,
             memory_max: Some(4 << 30),
@@ -381,6 +399,7 @@ mod tests {
             rng: true,
             balloon: true,
             ports: 3,
+            virtio: VirtioTransport::Mmio,
             console_device: ConsoleDevice::Virtio,
             channels: vec!["agent=unix:/tmp/agent".parse().unwrap()],
             net: "user,loopback".parse().unwrap(),
@@ -411,6 +430,8 @@ mod tests {
         for (spec, option) in [
             (VmSpec { cpus: 0, ..VmSpec::default() }, "--cpus"),
             (VmSpec { cpus: 4096, ..VmSpec::default() }, "--cpus"),
+            (VmSpec { cpus_max: Some(1), ..VmSpec::default() }, "--cpus"),
+            (VmSpec { cpus_max: Some(256), ..VmSpec::default() }, "--cpus"),
             (VmSpec { memory: 1 << 20, ..VmSpec::default() }, "--memory"),
             (VmSpec { memory: u64::MAX, ..VmSpec::default() }, "--memory"),
             (VmSpec { memory_max: Some(1 << 29), ..VmSpec::default() }, "--memory"),

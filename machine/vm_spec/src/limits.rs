@@ -57,6 +57,23 @@ pub(crate) fn check_cpus(cpus: u32) -> Result<(), SpecError> {
     Err(SpecError::new("--cpus", &cpus.to_string(), &reason, &advice))
 }
 
+/// `most` is what there can be while the VM runs.
+pub(crate) fn check_cpus_max(cpus: u32, most: Option<u32>) -> Result<(), SpecError> {
+    let Some(most) = most else { return Ok(()) };
+    let refuse = |reason: &str, advice: &str| {
+        Err(SpecError::new("--cpus", &format!("max={most}"), reason, advice))
+    };
+    if most > CPUS_MAX {
+        let advice = format!("give at most {CPUS_MAX}");
+        return refuse(&format!("a machine has at most {CPUS_MAX} CPUs"), &advice);
+    }
+    if most <= cpus {
+        let reason = "this is not more than there are from the start";
+        return refuse(reason, "give more, or leave it out");
+    }
+    Ok(())
+}
+
 pub(crate) fn check_memory(bytes: u64) -> Result<(), SpecError> {
     let refuse = |reason: &str| {
         let advice = format!("give {} to {}", format_memory(MEMORY_MIN), format_memory(MEMORY_MAX));
@@ -94,7 +111,10 @@ pub(crate) fn check_memory_max(bytes: u64, most: Option<u64>) -> Result<(), Spec
     if !more.is_multiple_of(MEMORY_STEP) {
         let right = bytes + more / MEMORY_STEP * MEMORY_STEP;
         let right = if right == bytes { bytes + MEMORY_STEP } else { right };
-        let advice = format!("give {}", format_memory(right));
+        let advice = match right <= MEMORY_MAX {
+            true => format!("give {}", format_memory(right)),
+            false => "leave it out".into(),
+        };
         return refuse("memory comes in pieces of 128 MiB", &advice);
     }
     Ok(())

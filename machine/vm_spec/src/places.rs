@@ -1,20 +1,18 @@
 //! The places on the PCI bus, and what takes one.
 
-use crate::{ConsoleDevice, DiskBus, Net, SpecError, VmSpec};
+use crate::{ConsoleDevice, DiskBus, Net, NetModel, SpecError, VirtioTransport, VmSpec};
 
 /// Places for devices: a bus has 32, and the bridges have two of them.
 pub const PCI_MAX: usize = 30;
 
-/// How many places the devices take. Those of an adapter, SATA or SCSI, share its one.
-fn taken(spec: &VmSpec) -> usize {
-    let virtio = spec.disks.iter().filter(|disk| disk.bus == DiskBus::Virtio).count();
+/// How many virtio devices there are.
+fn virtio(spec: &VmSpec) -> usize {
+    let disks = spec.disks.iter().filter(|disk| disk.bus == DiskBus::Virtio).count();
     let single = [
-        spec.disks.iter().any(|disk| disk.bus.is_sata()),
         spec.disks.iter().any(|disk| disk.bus.is_scsi()),
         spec.cloud_init.is_some(),
         spec.rng,
-        spec.net != Net::None,
-        spec.display.is_there(),
+        matches!(&spec.net, Net::User(user) if user.model == NetModel::Virtio),
         spec.console_device == ConsoleDevice::Virtio,
         !spec.channels.is_empty(),
         // The keyboard, and the tablet.
@@ -24,7 +22,21 @@ fn taken(spec: &VmSpec) -> usize {
         spec.memory_max.is_some(),
         spec.vsock.is_some(),
     ];
-    virtio + spec.ports as usize + single.into_iter().filter(|there| *there).count()
+    disks + single.into_iter().filter(|there| *there).count()
+}
+
+/// How many places the devices take. Those of an adapter, SATA or SCSI, share its one.
+fn taken(spec: &VmSpec) -> usize {
+    let others = [
+        spec.disks.iter().any(|disk| disk.bus.is_sata()),
+        matches!(&spec.net, Net::User(user) if user.model != NetModel::Virtio),
+        spec.display.is_there(),
+    ];
+    let virtio = match spec.virtio {
+        VirtioTransport::Pci => virtio(spec),
+        VirtioTransport::Mmio => 0,
+    };
+    virtio + spec.ports as usize + others.into_iter().filter(|there| *there).count()
 }
 
 /// Without many disks there are never too many.
@@ -68,6 +80,8 @@ mod tests {
             ..VmSpec::default()
         };
         assert_eq!(taken(&spec), 2 + 1 + 1 + 1 + 1 + 1 + 2 + 3 + 1 + 1 + 1 + 1 + 1 + 1);
+        // On their own bus all but those of the SATA adapter, the screen and the ports.
+        assert_eq!(taken(&VmSpec { virtio: VirtioTransport::Mmio, ..spec }), 1 + 1 + 3);
         assert_eq!(taken(&VmSpec::default()), 0);
     }
 

@@ -69,6 +69,21 @@ pub fn parse_cpus(text: &str) -> Result<u32, SpecError> {
     }
 }
 
+/// Parses how many there are from the start and how many there can be: `1,max=4`.
+pub fn parse_cpus_max(text: &str) -> Result<(u32, Option<u32>), SpecError> {
+    let (start, most) = match text.split_once(',') {
+        None => return Ok((parse_cpus(text)?, None)),
+        Some((start, rest)) => (start, rest.strip_prefix("max=")),
+    };
+    let Some(most) = most else {
+        let advice = "give a number of CPUs, or N,max=N";
+        return Err(SpecError::new("--cpus", text, "there is no such word", advice));
+    };
+    let (start, most) = (parse_cpus(start)?, parse_cpus(most)?);
+    limits::check_cpus_max(start, Some(most))?;
+    Ok((start, Some(most)))
+}
+
 /// Parses a number of ports.
 pub fn parse_ports(text: &str) -> Result<u32, SpecError> {
     let advice = format!("give 0 to {}", limits::PORTS_MAX);
@@ -201,6 +216,17 @@ mod tests {
         assert_eq!(parse_cpus("255"), Ok(255));
         for text in ["0", "256", "4096", "4294967297", "-1", "two", "", "1.0"] {
             assert_eq!(parse_cpus(text).expect_err(text).option(), "--cpus");
+        }
+    }
+
+    #[test]
+    fn cpus_that_can_be_more() {
+        assert_eq!(parse_cpus_max("2"), Ok((2, None)));
+        assert_eq!(parse_cpus_max("1,max=255"), Ok((1, Some(255))));
+        for text in ["2,", "2,4", "2,max=", "2,max=2", "2,max=1", "1,max=256", "max=2", "0,max=2"] {
+            let error = parse_cpus_max(text).expect_err(text);
+            assert_eq!(error.option(), "--cpus");
+            assert!(error.to_string().contains("; give "), "{error}");
         }
     }
 

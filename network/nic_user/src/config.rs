@@ -35,6 +35,10 @@ pub struct Config {
     pub boot_file: Option<String>,
     /// Where the host's resolvers are listed, resolv.conf(5).
     pub resolv_conf: PathBuf,
+    /// For tests with a hostile guest: everything that it reaches is this port of the host's loopback
+    /// address.
+    #[doc(hidden)]
+    pub only: Option<u16>,
 }
 
 impl Default for Config {
@@ -48,6 +52,7 @@ impl Default for Config {
             tftp: None,
             boot_file: None,
             resolv_conf: "/etc/resolv.conf".into(),
+            only: None,
         }
     }
 }
@@ -166,6 +171,13 @@ impl Config {
     /// loopback, link-local addresses (RFC 3927 section 7; clouds serve credentials there),
     /// groups, and the guest's own network.
     pub(crate) fn target(&self, to: SocketAddr) -> Target {
+        match (self.anywhere(to), self.only) {
+            (Target::Host(_), Some(port)) => Target::Host((Ipv4Addr::LOCALHOST, port).into()),
+            (target, _) => target,
+        }
+    }
+
+    fn anywhere(&self, to: SocketAddr) -> Target {
         if to.port() == 53 && self.is_dns(to.ip()) {
             return Target::Resolver;
         }

@@ -13,6 +13,8 @@
 //!
 //! One thread does everything, by epoll and times; see [`nic`] for how it meets the card.
 
+#[doc(hidden)]
+pub mod by_hand;
 mod checksum;
 mod config;
 mod context;

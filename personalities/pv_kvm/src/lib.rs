@@ -152,6 +152,13 @@ impl PvKvm {
         self.vcpus.iter().for_each(|vcpu| *lock(vcpu) = PvVcpu::default());
     }
 
+    /// One vCPU back to power-on values.
+    pub fn reset_vcpu(&self, vcpu: u32) {
+        if let Some(vcpu) = self.vcpus.get(vcpu as usize) {
+            *lock(vcpu) = PvVcpu::default();
+        }
+    }
+
     /// Adds what differs from power-on values to a vCPU's MSR section.
     pub fn save(&self, vcpu: u32, to: &mut Msrs) {
         let Some(vcpu) = self.vcpus.get(vcpu as usize) else { return };

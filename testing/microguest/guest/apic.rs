@@ -34,16 +34,12 @@ fn write(register: u32, value: u32) {
 }
 
 fn read(register: u32) -> u32 {
-    if x2() {
-        rdmsr(0x800 + register) as u32
-    } else {
-        load(PAGE + u64::from(register) * 16)
-    }
+    if x2() { rdmsr(0x800 + register) as u32 } else { load(PAGE + u64::from(register) * 16) }
 }
 
 /// LINT0 takes external interrupts, as a PC's firmware leaves it.
 pub fn accept_pic() {
-    write(SPURIOUS, 0x1ff);
+    enable();
     write(LVT_LINT0, 0x700);
 }
 
@@ -57,21 +53,40 @@ pub fn use_x2apic() -> bool {
 
 /// Waits for so many periods of the timer and returns the TSC ticks of each.
 pub fn tick(count: u32, period: u32) -> u64 {
-    write(SPURIOUS, 0x1ff);
-    write(DIVIDE, 0b1011); // by 1
-    write(LVT_TIMER, TIMER_VECTOR | 1 << 17);
+    enable();
     let begin = rdtsc();
-    write(INITIAL_COUNT, period);
+    start_timer(TIMER_VECTOR, period);
     let mut seen = 0;
     while seen < count {
         if wait() == TIMER_VECTOR {
             seen += 1;
-            write(EOI, 0);
+            end(1);
         }
     }
+    stop_timer();
+    (rdtsc() - begin) / u64::from(count)
+}
+
+/// Interrupts are taken from here on.
+pub fn enable() {
+    write(SPURIOUS, 0x1ff);
+}
+
+/// Ends so many interrupts.
+pub fn end(count: u32) {
+    (0..count).for_each(|_| write(EOI, 0));
+}
+
+/// The calling processor's timer ticks from here on, by this vector.
+pub fn start_timer(vector: u32, period: u32) {
+    write(DIVIDE, 0b1011); // by 1
+    write(LVT_TIMER, vector | 1 << 17);
+    write(INITIAL_COUNT, period);
+}
+
+pub fn stop_timer() {
     write(INITIAL_COUNT, 0);
     write(LVT_TIMER, 1 << 16);
-    (rdtsc() - begin) / u64::from(count)
 }
 
 fn send(destination: u32, command: u32) {
@@ -86,23 +101,25 @@ fn send(destination: u32, command: u32) {
 
 /// INIT and SIPI to each of the others in turn; returns how many have come.
 pub fn start_others(processors: u32) -> u32 {
-    write(SPURIOUS, 0x1ff);
+    (1..processors).filter(|&id| start_other(id)).count() as u32
+}
+
+/// INIT and SIPI; false if the processor does not come.
+pub fn start_other(id: u32) -> bool {
+    enable();
     place_trampoline(TRAMPOLINE);
-    STARTED.store(0, SeqCst);
-    for id in 1..processors {
-        let before = STARTED.load(SeqCst);
-        send(id, 0x4500); // INIT, assert
-        send(id, 0x4600 | (TRAMPOLINE >> 12) as u32); // SIPI
-        let begin = rdtsc();
-        while STARTED.load(SeqCst) == before {
-            // Some five seconds of any processor that there is.
-            if rdtsc() - begin > 15_000_000_000 {
-                break;
-            }
-            core::hint::spin_loop();
+    let before = STARTED.load(SeqCst);
+    send(id, 0x4500); // INIT, assert
+    send(id, 0x4600 | (TRAMPOLINE >> 12) as u32); // SIPI
+    let begin = rdtsc();
+    while STARTED.load(SeqCst) == before {
+        // Some five seconds of any processor that there is.
+        if rdtsc() - begin > 15_000_000_000 {
+            return false;
         }
+        core::hint::spin_loop();
     }
-    STARTED.load(SeqCst)
+    true
 }
 
 /// On the processor that was started, on a stack that the next one will use too.

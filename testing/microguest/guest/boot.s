@@ -170,7 +170,7 @@ bcmp:
 4:  xor eax, eax
     ret
 
-# Vectors 0 to 31 end the guest; the others are noted in last_vector.
+# Vectors 0 to 31 end the guest; the others are noted in last_vector, and counted.
 .altmacro
 .macro stub number
 vector_\number:
@@ -181,6 +181,7 @@ vector_\number:
     call exception
 .else
     mov dword ptr [rip + last_vector], \number
+    lock inc dword ptr [rip + vector_counts + 4 * \number]
     iretq
 .endif
 .align 32
@@ -214,5 +215,6 @@ page_directories: .skip 4 * 4096
 boot_stack_end:
 .skip 16384
 application_stack_end:
-.global last_vector
+.global last_vector, vector_counts
 last_vector: .skip 8
+vector_counts: .skip 4 * 256

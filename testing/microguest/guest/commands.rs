@@ -4,7 +4,9 @@ use crate::{
     apic, cpu,
     firmware::Firmware,
     hardware::{self, image_ends, in8, in16, in32, load, out8, out16, out32, rdtsc, store},
+    numbers::Dec,
     serial::Serial,
+    traffic,
 };
 use core::fmt::Write;
 
@@ -15,6 +17,8 @@ memory         the memory map
 timer          five ticks of the local APIC's timer
 smp            starts the other processors
 x2apic         turns the x2APIC on
+traffic N      N requests to a virtio disk and N pings of 10.0.2.2; with pin not by MSI-X,
+               with loose where the TSC may jump ahead
 garbage-ports  writes noise to every port but those that end the machine
 garbage-mmio   writes noise to every device's page
 garbage-power  writes noise to the ports that end the machine
@@ -28,11 +32,11 @@ pub fn info(out: &mut Serial, firmware: &Firmware) {
     let hypervisor = cpu::hypervisor();
     let hypervisor = hypervisor.as_ref().map_or("not told", |text| text.as_str());
     let (vendor, brand) = (cpu::vendor(), cpu::brand());
-    let (khz, count) = (cpu::tsc_khz(), cpu::processors());
+    let (khz, count) = (Dec(cpu::tsc_khz().into()), Dec(cpu::processors().into()));
     let _ = writeln!(out, "cpu:        {} ({}), {khz} kHz", brand.as_str(), vendor.as_str());
     let _ = writeln!(out, "processors: {count}");
     let _ = writeln!(out, "hypervisor: {hypervisor}");
-    let _ = writeln!(out, "memory:     {} KiB", firmware.memory() >> 10);
+    let _ = writeln!(out, "memory:     {} KiB", Dec(firmware.memory() >> 10));
 }
 
 pub fn execute(out: &mut Serial, firmware: &Firmware, line: &str) {
@@ -59,6 +63,7 @@ pub fn execute(out: &mut Serial, firmware: &Firmware, line: &str) {
             let on = apic::use_x2apic();
             writeln!(out, "x2APIC {}", if on { "on" } else { "not there" })
         }
+        "traffic" => traffic::run(out, rest),
         "garbage-ports" => {
             garbage_ports(|port| !ENDS_THE_MACHINE.contains(&port));
             *out = Serial::new();

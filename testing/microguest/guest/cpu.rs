@@ -9,11 +9,8 @@ pub struct Text {
 
 impl Text {
     fn from(words: &[u32]) -> Self {
-        let mut bytes = [0; 48];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        Self { bytes }
+        let byte = |at: usize| words.get(at / 4).map_or(0, |word| word.to_le_bytes()[at % 4]);
+        Self { bytes: core::array::from_fn(byte) }
     }
 
     pub fn as_str(&self) -> &str {
@@ -28,11 +25,10 @@ pub fn vendor() -> Text {
 }
 
 pub fn brand() -> Text {
-    let mut words = [0; 12];
-    for (i, chunk) in words.chunks_exact_mut(4).enumerate() {
-        let r = __cpuid_count(0x8000_0002 + i as u32, 0);
-        chunk.copy_from_slice(&[r.eax, r.ebx, r.ecx, r.edx]);
-    }
+    let words = core::array::from_fn::<u32, 12, _>(|i| {
+        let r = __cpuid_count(0x8000_0002 + i as u32 / 4, 0);
+        [r.eax, r.ebx, r.ecx, r.edx][i % 4]
+    });
     Text::from(&words)
 }
 

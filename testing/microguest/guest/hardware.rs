@@ -13,6 +13,7 @@ global_asm!(include_str!("boot.s"));
 unsafe extern "C" {
     static vectors: u8;
     static last_vector: AtomicU32;
+    static vector_counts: [AtomicU32; 256];
     static trampoline: u8;
     static trampoline_end: u8;
     static image_end: u8;
@@ -26,6 +27,7 @@ extern "C" fn guest_main(kind: u32, info: u64) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn application_main() {
     crate::apic::application_processor();
+    crate::traffic::on_second_processor();
 }
 
 /// `frame` is at the error code, or at RIP where the exception has none.
@@ -144,17 +146,60 @@ pub fn set_interrupts_up() {
         // SAFETY: nobody reads the table yet, and this is the only writer.
         unsafe { (&raw mut IDT[vector as usize]).write([gate, handler >> 32]) }
     }
+    use_interrupts();
+}
+
+/// The calling processor has the handlers, too.
+pub fn use_interrupts() {
     load_idt((&raw const IDT) as u64, (size_of::<[[u64; 2]; 256]>() - 1) as u16);
 }
 
-/// Halts until an interrupt has come, and returns its vector. Interrupts are on nowhere else,
-/// so that no handler finds anything in the red zone.
+/// Halts until an interrupt has come, and returns its vector.
 pub fn wait() -> u32 {
-    // SAFETY: the handlers touch nothing but `last_vector`, and the block may use the stack.
-    unsafe {
-        asm!("sti", "hlt", "cli");
-        last_vector.swap(0, SeqCst)
+    halt();
+    // SAFETY: the only other accesses are the handlers', each of one instruction.
+    unsafe { last_vector.swap(0, SeqCst) }
+}
+
+/// Halts until interrupts have come. They are on nowhere else, so that no handler finds anything
+/// in the red zone.
+pub fn halt() {
+    // SAFETY: the handlers touch nothing but `last_vector` and `vector_counts`, and the block may
+    // use the stack.
+    unsafe { asm!("sti", "hlt", "cli") }
+}
+
+/// The interrupts of one vector, which are counted where they come.
+pub struct Vector {
+    number: u8,
+    seen: u32,
+}
+
+impl Vector {
+    pub fn new(number: u8) -> Self {
+        Self { number, seen: Self::count(number) }
     }
+
+    fn count(number: u8) -> u32 {
+        // SAFETY: as that of `last_vector`.
+        unsafe { vector_counts[usize::from(number)].load(SeqCst) }
+    }
+
+    /// Those that have come since this was asked last.
+    pub fn fresh(&mut self) -> u32 {
+        let now = Self::count(self.number);
+        now.wrapping_sub(core::mem::replace(&mut self.seen, now))
+    }
+}
+
+static PAGES: AtomicU32 = AtomicU32::new(0);
+
+/// A page of zeroes behind the image, for ever.
+pub fn claim_page() -> u64 {
+    let number = PAGES.fetch_add(1, SeqCst);
+    let at = image_ends().next_multiple_of(4096) + u64::from(number) * 4096;
+    (at..at + 4096).step_by(8).for_each(|at| store(at, 0u64));
+    at
 }
 
 /// ACPI S5: PM1a control, SLP_TYP 5 and SLP_EN.

@@ -249,6 +249,20 @@ impl Guest {
         self.child.id()
     }
 
+    /// KiB of guest RAM that the host holds: the shared memory of the process.
+    ///
+    /// # Panics
+    /// If the process is gone.
+    #[must_use]
+    pub fn held_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process()));
+        let held = status.ok().and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("RssShmem:"))?;
+            line.split_whitespace().next()?.parse().ok()
+        });
+        held.unwrap_or_else(|| panic!("the process is gone: {}", self.said()))
+    }
+
     /// What the program itself has said on standard error.
     pub fn said(&self) -> String {
         self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone()

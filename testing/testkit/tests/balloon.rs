@@ -1,17 +1,10 @@
 //! The balloon under a stock kernel's own driver: memory goes back to the host, and comes again.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 use testkit::{BOOT, COMMAND, Error, Guest, Options, guest_files};
-
-/// KiB of guest RAM that the host holds: the shared memory of the process.
-fn held(guest: &Guest) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{}/status", guest.process())).unwrap();
-    let line = text.lines().find(|line| line.starts_with("RssShmem:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
 
 fn number(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.trim_start().starts_with(name));
@@ -30,7 +23,7 @@ fn until(
         if done(&info, guest) {
             return Ok(info);
         }
-        assert!(Instant::now() < limit, "{what}: {info}, {} KiB held", held(guest));
+        assert!(Instant::now() < limit, "{what}: {info}, {} KiB held", guest.held_memory());
         thread::sleep(Duration::from_millis(100));
     }
 }
@@ -51,7 +44,7 @@ fn a_balloon_takes_memory_and_gives_it_back() -> Result<(), Error> {
     let Some(mut guest) = boot("512M")? else { return Ok(()) };
     // All of the memory was in use once.
     guest.command("dd if=/dev/zero of=/tmp/fill bs=1M count=200 2> /dev/null", COMMAND)?;
-    let before = held(&guest);
+    let before = guest.held_memory();
     assert!(before > 200 << 10, "{before} KiB");
     let info = guest.monitor("info balloon")?;
     assert_eq!(number(&info, "given by the guest"), 0);
@@ -63,7 +56,7 @@ fn a_balloon_takes_memory_and_gives_it_back() -> Result<(), Error> {
     assert_eq!(number(&info, "wanted from the guest"), 312);
     // Where the balloon shrinks by itself its pages count as memory, but are not free.
     assert!(number(&info, "free") >> 10 < 190, "{info}");
-    let small = held(&guest);
+    let small = guest.held_memory();
     assert!(small < 200 << 10 && small < before, "{small} KiB are held of {before}");
 
     assert!(guest.monitor("balloon 512M")?.contains("asked"));
@@ -81,10 +74,10 @@ fn a_balloon_takes_memory_and_gives_it_back() -> Result<(), Error> {
 fn free_memory_returns_by_itself() -> Result<(), Error> {
     let Some(mut guest) = boot("512M")? else { return Ok(()) };
     guest.command("dd if=/dev/zero of=/tmp/fill bs=1M count=250 2> /dev/null", COMMAND)?;
-    let full = held(&guest);
+    let full = guest.held_memory();
     guest.command("rm /tmp/fill", COMMAND)?;
     // Linux reports some two seconds later, and again, in large blocks.
-    until(&mut guest, "reporting", |_, guest| held(guest) + (150 << 10) < full)?;
+    until(&mut guest, "reporting", |_, guest| guest.held_memory() + (150 << 10) < full)?;
     guest.power_off()
 }
 

@@ -1,44 +1,10 @@
 //! What firmware boots from: disks, CDs, floppies and the network, in the order that is asked for.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
-use testkit::{BOOT, Error, Guest, Options, status};
+use std::{fs, path::Path, process::Command};
+use testkit::{BOOT, Error, Folder, Guest, Options, on_this_host, status};
 
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
-
-/// A folder of this test's, removed at its end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("sarang-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn has(files: &[&str]) -> bool {
-    let missing = files.iter().find(|file| !Path::new(file).is_file());
-    if let Some(file) = missing {
-        assert!(std::env::var_os("CI").is_none(), "not on this host: {file}");
-        eprintln!("skipped: not on this host: {file}");
-    }
-    missing.is_none()
-}
 
 fn run(command: &mut Command) {
     let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
@@ -53,7 +19,7 @@ fn assemble(source: &str, target: &str, options: &[&str]) {
 
 /// 1440 KiB that a BIOS boots, as a floppy and as a disk.
 fn boot_sector(folder: &Folder, name: &str) -> String {
-    let file = folder.file(name);
+    let file = folder.text(name);
     let name = format!("-DNAME=\"the {name}\\n\"");
     assemble("boot_sector.S", &file, &["-Wl,-Ttext=0x7c00,--oformat=binary", &name]);
     file
@@ -71,20 +37,19 @@ fn started(options: &Options) -> Result<String, Error> {
 
 #[test]
 fn a_bios_tries_what_it_is_told_to_first() -> Result<(), Error> {
-    if !has(&[SEABIOS, "/usr/bin/xorriso"]) {
+    if !on_this_host(&[SEABIOS, "/usr/bin/xorriso"]) {
         return Ok(());
     }
     let folder = Folder::new("boot-order");
     let [disk, sata, floppy] =
         ["disk", "second disk", "floppy"].map(|name| boot_sector(&folder, name));
     // A CD boots the image of a floppy (El Torito 1.0, 2.1).
-    let content = Folder(folder.0.join("content"));
-    fs::create_dir(&content.0).unwrap();
+    let content = Folder::new("boot-order-cd");
     boot_sector(&content, "CD");
-    let cd = folder.file("iso");
+    let cd = folder.text("iso");
     run(Command::new("xorriso")
         .args(["-as", "mkisofs", "-quiet", "-o", &cd, "-b", "CD"])
-        .arg(&content.0));
+        .arg(content.root()));
     let all = || {
         Options::default()
             .arg("--firmware", "bios")
@@ -100,19 +65,40 @@ fn a_bios_tries_what_it_is_told_to_first() -> Result<(), Error> {
     Ok(())
 }
 
+#[test]
+fn a_bios_boots_disks_whose_registers_are_in_memory() -> Result<(), Error> {
+    if !on_this_host(&[SEABIOS]) {
+        return Ok(());
+    }
+    let folder = Folder::new("boot-mmio");
+    let [disk, scsi, sata] =
+        ["disk", "second disk", "third disk"].map(|name| boot_sector(&folder, name));
+    let options = |disks: &[(&str, &str)]| {
+        let options = Options::default().arg("--firmware", "bios").arg("--virtio", "mmio");
+        disks.iter().fold(options, |options, (file, bus)| {
+            options.arg("--disk", &format!("{file},bus={bus},readonly"))
+        })
+    };
+    let (disk, scsi, sata) = ((&*disk, "virtio"), (&*scsi, "scsi"), (&*sata, "sata"));
+    assert_eq!(started(&options(&[disk, scsi, sata]))?, "disk");
+    assert_eq!(started(&options(&[scsi, disk, sata]))?, "second disk");
+    assert_eq!(started(&options(&[sata, disk, scsi]))?, "third disk");
+    Ok(())
+}
+
 fn bios_boots_by(model: &str) -> Result<(), Error> {
-    if !has(&[SEABIOS, &format!("/usr/lib/ipxe/qemu/pxe-{model}.rom")]) {
+    if !on_this_host(&[SEABIOS, &format!("/usr/lib/ipxe/qemu/pxe-{model}.rom")]) {
         return Ok(());
     }
     let folder = Folder::new(&format!("boot-{model}"));
-    assemble("multiboot.S", &folder.file("kernel"), &["-Wl,-Ttext-segment=0x100000"]);
-    fs::write(folder.file("module"), "the module's text\0").unwrap();
+    assemble("multiboot.S", &folder.text("kernel"), &["-Wl,-Ttext-segment=0x100000"]);
+    fs::write(folder.text("module"), "the module's text\0").unwrap();
     let script = "#!ipxe\nkernel kernel some=words\nmodule module\nboot\n";
-    fs::write(folder.file("boot.ipxe"), script).unwrap();
-    let options = Options::default()
-        .arg("--firmware", "bios")
-        .arg("--boot", "net")
-        .arg("--net", &format!("user,model={model},tftp={},boot=boot.ipxe", folder.0.display()));
+    fs::write(folder.text("boot.ipxe"), script).unwrap();
+    let options = Options::default().arg("--firmware", "bios").arg("--boot", "net").arg(
+        "--net",
+        &format!("user,model={model},tftp={},boot=boot.ipxe", folder.root().display()),
+    );
     let mut guest = Guest::boot(&options)?;
     guest.expect("tftp://10.0.2.2/boot.ipxe... ok", BOOT)?;
     guest.expect("tftp://10.0.2.2/kernel some=words", BOOT)?;
@@ -133,7 +119,7 @@ fn a_bios_boots_from_the_network_of_an_e1000() -> Result<(), Error> {
 
 #[test]
 fn uefi_boots_from_the_network_before_a_disk() -> Result<(), Error> {
-    if !has(&[OVMF, "/usr/bin/grub-mkimage"]) {
+    if !on_this_host(&[OVMF, "/usr/bin/grub-mkimage"]) {
         return Ok(());
     }
     let folder = Folder::new("boot-uefi");
@@ -141,7 +127,7 @@ fn uefi_boots_from_the_network_before_a_disk() -> Result<(), Error> {
         let menu = format!(
             "serial --unit=0\nterminal_output serial\necho started from the {name}\nhalt\n"
         );
-        let (text, file) = (folder.file("menu"), folder.file(name));
+        let (text, file) = (folder.text("menu"), folder.text(name));
         fs::write(&text, menu).unwrap();
         run(Command::new("grub-mkimage")
             .args(["-O", "x86_64-efi", "-p", "/", "-c", &text, "-o", &file])
@@ -151,21 +137,21 @@ fn uefi_boots_from_the_network_before_a_disk() -> Result<(), Error> {
     program("network");
     // A CD with a FAT volume, which UEFI boots.
     let loader = program("CD");
-    let volume = folder.file("volume");
+    let volume = folder.text("volume");
     fs::write(&volume, vec![0; 4 << 20]).unwrap();
     run(Command::new("mformat").args(["-i", &volume, "::"]));
     run(Command::new("mmd").args(["-i", &volume, "::/EFI", "::/EFI/BOOT"]));
     run(Command::new("mcopy").args(["-i", &volume, &loader, "::/EFI/BOOT/BOOTX64.EFI"]));
-    let cd = folder.file("iso");
+    let cd = folder.text("iso");
     run(Command::new("xorriso")
         .args(["-as", "mkisofs", "-quiet", "-o", &cd, "-e", "volume", "-no-emul-boot"])
         .args(["-m", "iso"])
-        .arg(&folder.0));
+        .arg(folder.root()));
     let options = |order: &str| {
         Options::default()
             .arg("--firmware", "uefi")
             .arg("--boot", order)
-            .arg("--net", &format!("user,tftp={},boot=network", folder.0.display()))
+            .arg("--net", &format!("user,tftp={},boot=network", folder.root().display()))
             .arg("--cdrom", &cd)
     };
     assert_eq!(started(&options("net,cd"))?, "network");

@@ -65,6 +65,11 @@ fn a_shell_on_the_virtio_console_of_a_newer_kernel() -> Result<(), Error> {
 }
 
 #[test]
+fn a_shell_on_a_virtio_console_whose_registers_are_in_memory() -> Result<(), Error> {
+    if here(KERNEL) { terminal(Options::default().arg("--virtio", "mmio")) } else { Ok(()) }
+}
+
+#[test]
 fn channels_carry_bytes_to_sockets() -> Result<(), Error> {
     if !here(KERNEL) {
         return Ok(());

@@ -1,11 +1,9 @@
 //! Stock firmware of Debian's packages boots GRUB from a disk, and GRUB a stock kernel.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
+use std::{fs, path::PathBuf, process::Command};
+use testkit::{
+    BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files, left_out, on_this_host,
 };
-use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files};
 
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
@@ -46,7 +44,7 @@ impl Image {
         match made {
             Ok(out) if out.status.success() => Some(Self(image)),
             other => {
-                missing(&format!("grub-mkrescue (grub-pc-bin, xorriso, mtools): {other:?}"));
+                left_out(&format!("grub-mkrescue (grub-pc-bin, xorriso, mtools): {other:?}"));
                 None
             }
         }
@@ -63,27 +61,15 @@ impl Drop for Image {
     }
 }
 
-fn missing(what: &str) {
-    eprintln!("skipped: not on this host: {what}");
-}
-
-fn has(file: &str) -> bool {
-    let there = Path::new(file).is_file();
-    if !there {
-        missing(file);
-    }
-    there
-}
-
 #[test]
 fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Error> {
-    if !has(SEABIOS) {
+    if !on_this_host(&[SEABIOS]) {
         return Ok(());
     }
     let Some(image) = Image::new("bios") else { return Ok(()) };
     let log = image.0.with_extension("log");
     let options = Options::default()
-        .cpus(2)
+        .arg("--cpus", "2,max=4")
         .arg("--firmware", &format!("bios,log={}", log.display()))
         .arg("--disk", &format!("{},readonly", image.path()));
     let mut guest = Guest::boot(&options)?;
@@ -95,6 +81,10 @@ fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Er
         "SARANG"
     );
     assert_eq!(guest.says("grep -c ^processor /proc/cpuinfo")?, "2");
+    let more = guest.monitor("cpu 3")?;
+    assert!(more.contains("has 3 CPUs") && !more.contains("not answered"), "{more}");
+    guest.says("echo 1 > /sys/devices/system/cpu/cpu2/online")?;
+    assert_eq!(guest.says("nproc")?, "3");
     let bridges =
         "cd /sys/bus/pci/devices; cat 0000:00:00.0/device 0000:00:1f.0/device | tr '\\n' ' '";
     assert_eq!(guest.says(bridges)?, "0x29c0 0x2918");
@@ -103,6 +93,7 @@ fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Er
     guest.send("reboot -f")?;
     guest.expect("SeaBIOS (version", BOOT)?;
     guest.shell()?;
+    assert_eq!(guest.says("cat /sys/devices/system/cpu/present")?, "0-1");
     guest.power_off()?;
     let text = fs::read_to_string(&log).unwrap();
     fs::remove_file(&log).unwrap();
@@ -112,18 +103,23 @@ fn seabios_boots_a_kernel_from_a_disk_and_again_after_a_reset() -> Result<(), Er
 
 #[test]
 fn ovmf_boots_a_kernel_from_a_disk_and_keeps_its_variables() -> Result<(), Error> {
-    if !has(OVMF) {
+    if !on_this_host(&[OVMF]) {
         return Ok(());
     }
     let Some(image) = Image::new("uefi") else { return Ok(()) };
     let variables = image.0.with_extension("vars");
     let options = Options::default()
+        .arg("--cpus", "1,max=3")
         .arg("--firmware", &format!("uefi,vars={}", variables.display()))
         .arg("--disk", &format!("{},readonly", image.path()));
     let mut guest = Guest::boot(&options)?;
     guest.shell()?;
     let found = "dmesg | grep -c -e 'efi: EFI v2' -e 'ACPI: FACP.*SARANG'";
     assert_eq!(guest.says(found)?, "2");
+    let more = guest.monitor("cpu 2")?;
+    assert!(more.contains("has 2 CPUs") && !more.contains("not answered"), "{more}");
+    guest.says("echo 1 > /sys/devices/system/cpu/cpu1/online")?;
+    assert_eq!(guest.says("nproc")?, "2");
     guest.power_off()?;
     let template = fs::read(OVMF.replace("CODE", "VARS")).unwrap();
     let kept = fs::read(&variables).unwrap();
@@ -134,7 +130,7 @@ fn ovmf_boots_a_kernel_from_a_disk_and_keeps_its_variables() -> Result<(), Error
 
 #[test]
 fn ovmf_boots_a_kernel_from_a_cd() -> Result<(), Error> {
-    if !has(OVMF) {
+    if !on_this_host(&[OVMF]) {
         return Ok(());
     }
     let Some(image) = Image::new("uefi-cd") else { return Ok(()) };
@@ -147,7 +143,7 @@ fn ovmf_boots_a_kernel_from_a_cd() -> Result<(), Error> {
 
 #[test]
 fn a_cd_boots_and_linux_reads_it_and_a_sata_disk() -> Result<(), Error> {
-    if !has(SEABIOS) {
+    if !on_this_host(&[SEABIOS]) {
         return Ok(());
     }
     // Debian's 6.1 cloud kernel has no driver for the adapter.

@@ -1,34 +1,16 @@
 //! Memory that comes and goes while a stock kernel runs, by its own driver.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
-use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files, status};
+use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files};
 
 const KERNEL: &str = "linux-image-6.1.0-*-cloud-amd64";
 
-/// KiB of guest RAM that the host holds: the shared memory of the process.
-fn held(guest: &Guest) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{}/status", guest.process())).unwrap();
-    let line = text.lines().find(|line| line.starts_with("RssShmem:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// What the monitor answers.
-fn monitor(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    guest.send_bytes(b"\x01c")?;
-    guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(format!("{line}\r").as_bytes())?;
-    guest.expect("\n", COMMAND)?;
-    let answer = guest.expect("(sarang) ", COMMAND)?;
-    guest.send_bytes(b"\x01c")?;
-    Ok(answer)
-}
-
 /// MiB that the guest has, as the monitor knows it.
 fn has(guest: &mut Guest) -> Result<u64, Error> {
-    let info = monitor(guest, "info memory")?;
+    let info = guest.monitor("info memory")?;
     let line = info.lines().find_map(|line| line.trim().strip_prefix("memory of the guest"));
     let line = line.unwrap_or_else(|| panic!("{info}"));
     Ok(line.split_whitespace().next().unwrap().parse().unwrap())
@@ -36,8 +18,7 @@ fn has(guest: &mut Guest) -> Result<u64, Error> {
 
 /// MiB that the guest's kernel has to give.
 fn total(guest: &mut Guest) -> Result<u64, Error> {
-    let (text, code) = guest.command("grep MemTotal /proc/meminfo", COMMAND)?;
-    assert_eq!(code, 0, "{text}");
+    let text = guest.says("grep MemTotal /proc/meminfo")?;
     Ok(text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10)
 }
 
@@ -48,7 +29,7 @@ fn until(
 ) -> Result<(), Error> {
     let limit = Instant::now() + COMMAND;
     while !done(guest)? {
-        assert!(Instant::now() < limit, "{what}: {}", monitor(guest, "info memory")?);
+        assert!(Instant::now() < limit, "{what}: {}", guest.monitor("info memory")?);
         thread::sleep(Duration::from_millis(200));
     }
     Ok(())
@@ -64,30 +45,26 @@ fn grows_and_shrinks(options: Options) -> Result<(), Error> {
     assert!((300..512).contains(&before), "{before} MiB");
     assert_eq!(has(&mut guest)?, 512);
 
-    assert!(monitor(&mut guest, "memory 1024")?.contains("asked"));
+    assert!(guest.monitor("memory 1024")?.contains("asked"));
     until(&mut guest, "growing", |guest| Ok(has(guest)? == 1024 && total(guest)? >= before + 500))?;
     // All of it can be used: more than there was.
     let line = "mount -t tmpfs -o size=800m none /mnt && \
                 dd if=/dev/urandom of=/mnt/a bs=1M count=300 2> /dev/null && \
                 cp /mnt/a /mnt/b && cmp /mnt/a /mnt/b";
-    let (text, code) = guest.command(line, COMMAND)?;
-    assert_eq!(code, 0, "{text}");
-    let full = held(&guest);
+    guest.says(line)?;
+    let full = guest.held_memory();
     assert!(full > 600 << 10, "{full} KiB");
 
     // What is in use stays until it can be moved.
-    let (text, code) = guest.command("rm /mnt/a /mnt/b && umount /mnt", COMMAND)?;
-    assert_eq!(code, 0, "{text}");
-    assert!(monitor(&mut guest, "memory 512M")?.contains("asked"));
+    guest.says("rm /mnt/a /mnt/b && umount /mnt")?;
+    assert!(guest.monitor("memory 512M")?.contains("asked"));
     until(&mut guest, "shrinking", |guest| Ok(has(guest)? == 512 && total(guest)? <= before + 8))?;
-    let small = held(&guest);
+    let small = guest.held_memory();
     assert!(small + (200 << 10) < full, "{small} KiB are held of {full}");
 
-    let refused = monitor(&mut guest, "memory 2G")?;
+    let refused = guest.monitor("memory 2G")?;
     assert!(refused.contains("512 to 1536 MiB"), "{refused}");
-    guest.send("poweroff")?;
-    assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
-    Ok(())
+    guest.power_off()
 }
 
 #[test]
@@ -117,17 +94,15 @@ fn a_guest_that_starts_again_has_what_it_had_at_first() -> Result<(), Error> {
         .append("memhp_default_state=online_movable");
     let mut guest = Guest::boot(&options)?;
     guest.shell()?;
-    monitor(&mut guest, "memory 768")?;
+    guest.monitor("memory 768")?;
     until(&mut guest, "growing", |guest| Ok(has(guest)? == 768))?;
     // Its driver plugs again what the operator wants.
-    monitor(&mut guest, "memory 640")?;
-    monitor(&mut guest, "reset")?;
+    guest.monitor("memory 640")?;
+    guest.monitor("reset")?;
     guest.shell()?;
     until(&mut guest, "growing again", |guest| Ok(has(guest)? == 640))?;
     let (text, code) =
         guest.command("dmesg | grep -c 'unplugging all memory is required'", COMMAND)?;
     assert_ne!(code, 0, "nothing was plugged when it started: {text}");
-    guest.send("poweroff")?;
-    assert_eq!(guest.finish(COMMAND)?.status, Some(status::POWERED_OFF));
-    Ok(())
+    guest.power_off()
 }

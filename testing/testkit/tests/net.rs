@@ -123,6 +123,19 @@ fn files_come_and_go() -> Result<(), Error> {
     guest.power_off()
 }
 
+#[test]
+fn a_card_whose_registers_are_in_memory_carries_files() -> Result<(), Error> {
+    if !here() {
+        return Ok(());
+    }
+    let options = Options::default().cpus(2).arg("--virtio", "mmio").arg("--net", "user,loopback");
+    let mut guest = boot_with(&options, "modprobe virtio_net && modprobe virtio_mmio")?;
+    let place = guest.says("readlink -f /sys/class/net/eth0/device")?;
+    assert!(place.contains("/LNRO0005:00/"), "{place}");
+    transfer(&mut guest)?;
+    guest.power_off()
+}
+
 /// The driver that a stock kernel has for Intel's controllers.
 #[test]
 fn an_e1000_carries_files() -> Result<(), Error> {

@@ -1,7 +1,9 @@
 //! A guest's screen and keyboard, through VNC as a person has them.
 
 use std::{fs, path::Path, process::Command};
-use testkit::{BOOT, COMMAND, Error, Guest, Options, Screen, package_files, status};
+use testkit::{
+    BOOT, COMMAND, Error, Guest, Options, Screen, left_out, on_this_host, package_files, status,
+};
 
 const RETURN: u32 = 0xff0d;
 const F1: u32 = 0xffbe;
@@ -64,8 +66,7 @@ fn the_screen_comes_back_after_a_reset() -> Result<(), Error> {
 fn the_bios_writes_to_the_screen_by_the_firmware_of_the_vga() -> Result<(), Error> {
     let parts =
         ["bios-256k.bin", "vgabios-stdvga.bin"].map(|name| format!("/usr/share/seabios/{name}"));
-    if let Some(part) = parts.iter().find(|part| !Path::new(part).is_file()) {
-        eprintln!("skipped: not on this host: {part}");
+    if !on_this_host(&parts.each_ref().map(String::as_str)) {
         return Ok(());
     }
     let disk = std::env::temp_dir().join(format!("sarang-blank-{}.img", std::process::id()));
@@ -93,7 +94,7 @@ fn a_stock_client_takes_a_picture() -> Result<(), Error> {
         .iter()
         .find(|name| Path::new("/usr/bin").join(name).is_file())
     else {
-        eprintln!("skipped: not on this host: gvnccapture (package gvncviewer) or vncsnapshot");
+        left_out("not on this host: gvnccapture (package gvncviewer) or vncsnapshot");
         return Ok(());
     };
     let guest = Guest::boot(&with_screen(""))?;

@@ -1,7 +1,13 @@
 //! The virtio SCSI adapter under a stock kernel's own drivers: disks and CD drives, and what is in the
 //! host's files afterwards.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files};
 
 const SIZE: usize = 16 << 20;
@@ -144,5 +150,122 @@ fn a_cd_drive_and_many_units() -> Result<(), Error> {
     assert_eq!(sum.split_whitespace().next(), Some(&*host));
     let (_, code) = guest.command("echo x > /dev/sr0", COMMAND)?;
     assert_ne!(code, 0, "a CD is not written");
+    guest.power_off()
+}
+
+/// Waits until the guest has a block device, or has it no longer.
+fn until(guest: &mut Guest, device: &str, there: bool) -> Result<(), Error> {
+    let not = if there { "" } else { "! " };
+    guest.command(&format!("until {not}[ -b /dev/{device} ]; do sleep 1; done"), BOOT)?;
+    Ok(())
+}
+
+fn wait_for(mut done: impl FnMut() -> Result<bool, Error>, what: &str) -> Result<(), Error> {
+    let limit = Instant::now() + COMMAND;
+    while !done()? {
+        assert!(Instant::now() < limit, "{what}");
+        thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
+}
+
+#[test]
+fn units_come_and_go() -> Result<(), Error> {
+    if guest_files(KERNEL_6_12).is_none() {
+        return Ok(());
+    }
+    let (first, second) = (Image::new("scsi-there"), Image::new("scsi-plugged"));
+    let options = Options::default().cpus(2).arg("--disk", &first.option("scsi"));
+    let mut guest = boot(options, "sda")?;
+    guest.says("modprobe sr_mod")?;
+    for round in 1..=2 {
+        let add = format!("device add disk {},serial=ROUND-{round}", second.option("scsi"));
+        let answer = guest.monitor(&add)?;
+        assert!(answer.contains("unit 0:1 of the SCSI adapter"), "{answer}");
+        assert!(guest.monitor(&add)?.contains("another program uses it"));
+        until(&mut guest, "sdb", true)?;
+        assert_eq!(name_of(&mut guest, "*:0:0:1")?, "sdb");
+        let serial = guest.says("tail -c +5 /sys/block/sdb/device/vpd_pg80")?;
+        assert_eq!(serial, format!("ROUND-{round}"));
+        let write = "dd of=/dev/sdb bs=512 conv=fsync,notrunc 2> /dev/null";
+        guest.says(&format!("echo round {round} | {write} seek={round}"))?;
+        let list = guest.monitor("device list")?;
+        assert!(list.contains("unit 0:0  from the start"), "{list}");
+        assert!(list.contains(&format!("unit 0:1  disk {}", second.0.display())), "{list}");
+        assert!(guest.monitor("device remove 0:1")?.contains("removed"));
+        assert!(guest.monitor("device remove 0:1")?.contains("no unit 0:1"));
+        until(&mut guest, "sdb", false)?;
+        assert_eq!(second.bytes()[512 * round..][..8], *format!("round {round}\n").as_bytes());
+    }
+    // A CD drive in the same place, and the disk that was there from the start goes.
+    let answer = guest.monitor(&format!("device add disk {}", second.option("scsi-cd")))?;
+    assert!(answer.contains("unit 0:1 "), "{answer}");
+    until(&mut guest, "sr0", true)?;
+    assert_eq!(guest.says("cat /sys/bus/scsi/devices/*:0:0:1/type")?, "5");
+    assert_eq!(
+        guest.says("dd if=/dev/sr0 bs=512 skip=2 count=1 2> /dev/null | head -n 1")?,
+        "round 2"
+    );
+    // Another disc, once the guest does not use the drive: it hears of it by an event.
+    guest.says("exec 7< /dev/sr0")?;
+    let third = Image::new("scsi-disc");
+    fs::write(&third.0, b"another disc\n".repeat(512)).unwrap();
+    let change = format!("device change 0:1 {}", third.0.display());
+    assert!(guest.monitor(&change)?.contains("the guest has locked the drive"));
+    guest.says("exec 7<&-")?;
+    assert!(guest.monitor(&change)?.contains("the disc is in the drive 0:1"));
+    assert_eq!(guest.says("head -n 1 /dev/sr0")?, "another disc");
+    assert_eq!(guest.says("cat /sys/block/sr0/size")?, "16");
+    assert!(guest.monitor("device eject 0:1")?.contains("the drive 0:1 is empty"));
+    let (text, code) = guest.command("cat /dev/sr0 2>&1", COMMAND)?;
+    assert!(code != 0 && text.contains("No medium"), "{text}");
+    assert!(guest.monitor("device list")?.contains("unit 0:1  CD drive without a disc"));
+    assert!(guest.monitor("device eject 0:0")?.contains("no CD drive"));
+    assert!(guest.monitor("device remove 0:0")?.contains("removed"));
+    until(&mut guest, "sda", false)?;
+    assert!(guest.monitor("device remove 0:1")?.contains("removed"));
+    until(&mut guest, "sr0", false)?;
+    guest.power_off()
+}
+
+#[test]
+fn an_adapter_comes_and_goes() -> Result<(), Error> {
+    if guest_files(KERNEL_6_12).is_none() {
+        return Ok(());
+    }
+    let image = Image::new("scsi-behind");
+    let add = format!("device add disk {}", image.option("scsi"));
+    let mut guest = boot(Options::default().arg("--ports", "1"), "")?;
+    guest.says("modprobe virtio_scsi && modprobe sd_mod")?;
+    assert!(guest.monitor(&add)?.contains("`device add scsi`"));
+    assert!(guest.monitor("device add scsi")?.contains("behind port 0"));
+    assert!(guest.monitor("device add scsi")?.contains("no port that is free"));
+    assert!(guest.monitor(&add)?.contains("unit 0:0 "));
+    until(&mut guest, "sda", true)?;
+    guest.says("dd if=/dev/zero of=/dev/sda bs=4096 count=1 conv=fsync 2>&1")?;
+    assert!(image.bytes()[..4096].iter().all(|byte| *byte == 0));
+    // The adapter goes with what is on it.
+    assert!(guest.monitor("device remove 0")?.contains("asked"));
+    until(&mut guest, "sda", false)?;
+    let mut list = || guest.monitor("device list");
+    wait_for(|| Ok(list()?.contains("port 0  empty")), "the guest lets go of the adapter")?;
+    assert!(!list()?.contains("unit"));
+    assert!(guest.monitor(&add)?.contains("`device add scsi`"));
+    // Sockets in its place, which are refused where there are some.
+    let path = std::env::temp_dir().join(format!("sarang-plugged-vsock-{}", std::process::id()));
+    let vsock = format!("device add vsock {}", path.display());
+    assert!(guest.monitor(&vsock)?.contains("behind port 0"));
+    assert!(path.exists());
+    guest.says("modprobe vmw_vsock_virtio_transport")?;
+    let bound = "ls /sys/bus/virtio/drivers/vmw_vsock_virtio_transport | grep -q virtio";
+    guest.command(&format!("until {bound}; do sleep 1; done"), BOOT)?;
+    assert!(guest.monitor("device remove 0")?.contains("asked"));
+    wait_for(|| Ok(!path.exists()), "the socket goes with the device")?;
+    for (kind, advice) in
+        [("balloon", "--balloon"), ("input", "--input"), ("memory", "max=SIZE"), ("x", "vsock")]
+    {
+        let answer = guest.monitor(&format!("device add {kind}"))?;
+        assert!(answer.contains(advice), "{answer}");
+    }
     guest.power_off()
 }

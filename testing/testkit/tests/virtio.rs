@@ -143,6 +143,54 @@ fn random_bytes() -> Result<(), Error> {
     guest.power_off()
 }
 
+/// Not on the PCI bus: Linux finds them by ACPI.
+#[test]
+fn devices_whose_registers_are_in_memory() -> Result<(), Error> {
+    if !here() {
+        return Ok(());
+    }
+    let (image, other) = (Image::new("mmio"), Image::new("mmio-scsi"));
+    let options = Options::default()
+        .cpus(2)
+        .arg("--virtio", "mmio")
+        .arg("--disk", &image.option(",serial=SARANG-1"))
+        .arg("--disk", &other.option(",bus=scsi"))
+        .flag("--rng")
+        .flag("--balloon")
+        .flag("--input");
+    let mut guest = boot(&options, "vda sda")?;
+    assert_eq!(guest.says("cat /sys/block/vda/serial")?, "SARANG-1");
+    let place = guest.says("readlink -f /sys/block/vda/device")?;
+    assert!(place.contains("/platform/LNRO0005:00/"), "{place}");
+    // The two bridges.
+    assert_eq!(guest.says("ls /sys/bus/pci/devices | wc -l")?, "2");
+    let sum = guest.says("sha256sum < /dev/vda | cut -d ' ' -f 1")?;
+    assert_eq!(sum, sha256(&image.0));
+    assert_eq!(guest.says("grep -c IO-APIC.*virtio /proc/interrupts")?, "6");
+    guest.says("dd if=/dev/vda of=/dev/sda bs=64k count=1 seek=1 conv=fsync 2> /dev/null")?;
+    // Drivers that go and come again reset the devices.
+    for (driver, device, node) in [("virtio_blk", "virtio0", "vda"), ("virtio_scsi", "*", "sda")] {
+        let name = guest.says(&format!("cd /sys/bus/virtio/drivers/{driver}; ls -d virtio*"))?;
+        assert!(device == "*" || name == device, "{name}");
+        guest.says(&format!("echo {name} > unbind; echo {name} > bind"))?;
+        guest.command(&format!("until [ -b /dev/{node} ]; do sleep 1; done"), BOOT)?;
+    }
+    guest.says("dd if=/dev/sda of=/dev/vda bs=64k count=2 seek=2 conv=fsync 2> /dev/null")?;
+    let current = "/sys/class/misc/hw_random/rng_current";
+    guest.command(&format!("until grep -q virtio_rng {current}; do sleep 1; done"), BOOT)?;
+    let random = guest.says("dd if=/dev/hwrng bs=64 count=1 2> /dev/null | od -An -tx1")?;
+    assert!(random.len() > 128, "{random}");
+    let told = guest.monitor("stats")?;
+    assert!(told.contains("virtio_blk at 0xfec10000"), "{told}");
+    guest.power_off()?;
+    let (bytes, before) = (image.bytes(), Image::contents());
+    assert_eq!(other.bytes()[1 << 16..2 << 16], before[..1 << 16]);
+    assert_eq!(bytes[2 << 16..3 << 16], before[..1 << 16]);
+    assert_eq!(bytes[3 << 16..4 << 16], before[..1 << 16]);
+    assert!(bytes[..2 << 16] == before[..2 << 16] && bytes[4 << 16..] == before[4 << 16..]);
+    Ok(())
+}
+
 #[test]
 fn a_disk_has_one_user() -> Result<(), Error> {
     let image = Image::new("locked");

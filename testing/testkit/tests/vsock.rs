@@ -10,31 +10,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files, status};
+use testkit::{BOOT, COMMAND, Error, Folder, Guest, KERNEL_6_12, Options, guest_files};
 
 const KERNEL: &str = "linux-image-6.1.0-*-cloud-amd64";
 const SIZE: usize = 3 << 20;
-
-/// Files of one test, removed at its end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("sarang-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Compiles the guest's program, which becomes its first disk.
 fn program(folder: &Folder) -> PathBuf {
@@ -63,20 +42,6 @@ fn sha256(folder: &Folder, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&out.stdout).split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// What a command prints, which must succeed.
-fn says(guest: &mut Guest, line: &str) -> Result<String, Error> {
-    let (text, code) = guest.command(line, COMMAND)?;
-    assert_eq!(code, 0, "{line}: {text}");
-    Ok(text.trim().to_owned())
-}
-
-fn power_off(mut guest: Guest) -> Result<(), Error> {
-    guest.send("poweroff")?;
-    let end = guest.finish(COMMAND)?;
-    assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
-    Ok(())
-}
-
 /// A guest with the program, and the kernel's driver for the device.
 fn boot(folder: &Folder, options: Options) -> Result<Guest, Error> {
     let socket = folder.path("vsock");
@@ -86,8 +51,7 @@ fn boot(folder: &Folder, options: Options) -> Result<Guest, Error> {
     let mut guest = Guest::boot(&options)?;
     guest.shell()?;
     guest.command("until [ -b /dev/vda ]; do sleep 1; done", BOOT)?;
-    says(
-        &mut guest,
+    guest.says(
         "cat /dev/vda > /tmp/vsock; chmod +x /tmp/vsock; modprobe -a vmw_vsock_virtio_transport",
     )?;
     guest.command("until ls -d /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*; do sleep 1; done > /dev/null", BOOT)?;
@@ -130,21 +94,21 @@ fn exchange(mut stream: UnixStream, bytes: Vec<u8>) -> Vec<u8> {
 fn both_ways(options: Options, name: &str) -> Result<(), Error> {
     let folder = Folder::new(name);
     let mut guest = boot(&folder, options)?;
-    says(&mut guest, &format!("head -c {SIZE} /dev/urandom > /tmp/given"))?;
-    let given = says(&mut guest, "sha256sum < /tmp/given | cut -d ' ' -f 1")?;
+    guest.says(&format!("head -c {SIZE} /dev/urandom > /tmp/given"))?;
+    let given = guest.says("sha256sum < /tmp/given | cut -d ' ' -f 1")?;
 
     let (bytes, sum) = (noise(1), sha256(&folder, &noise(1)));
     guest.send("/tmp/vsock listen 52 < /tmp/given > /tmp/taken 2> /dev/null &")?;
     let got = exchange(ask(&folder, 52), bytes);
     assert_eq!(sha256(&folder, &got), given, "from a guest that listens");
     let line = "wait; sha256sum < /tmp/taken | cut -d ' ' -f 1";
-    assert_eq!(says(&mut guest, line)?.lines().last(), Some(&*sum), "to a guest that listens");
+    assert_eq!(guest.says(line)?.lines().last(), Some(&*sum), "to a guest that listens");
 
     let listener = UnixListener::bind(folder.path("vsock_1024")).unwrap();
     let server = thread::spawn(move || exchange(listener.accept().unwrap().0, noise(2)));
-    says(&mut guest, "/tmp/vsock connect 1024 < /tmp/given > /tmp/taken")?;
+    guest.says("/tmp/vsock connect 1024 < /tmp/given > /tmp/taken")?;
     assert_eq!(sha256(&folder, &server.join().unwrap()), given, "from a guest that connects");
-    let taken = says(&mut guest, "sha256sum < /tmp/taken | cut -d ' ' -f 1")?;
+    let taken = guest.says("sha256sum < /tmp/taken | cut -d ' ' -f 1")?;
     assert_eq!(taken, sha256(&folder, &noise(2)), "to a guest that connects");
 
     // Nobody listens: on either side that is told at once.
@@ -154,7 +118,7 @@ fn both_ways(options: Options, name: &str) -> Result<(), Error> {
     refused.set_read_timeout(Some(COMMAND)).unwrap();
     refused.write_all(b"CONNECT 53\n").unwrap();
     assert_eq!(refused.read(&mut [0]).unwrap(), 0);
-    power_off(guest)?;
+    guest.power_off()?;
     assert!(!folder.path("vsock").exists());
     Ok(())
 }
@@ -197,8 +161,8 @@ fn many_connections_at_once() -> Result<(), Error> {
     });
     let line = "for i in $(seq 20); do (head -c 200000 /dev/urandom > /tmp/a$i; \
                 /tmp/vsock connect 9 < /tmp/a$i > /tmp/b$i; cmp /tmp/a$i /tmp/b$i && echo same) & done; wait";
-    let text = says(&mut guest, line)?;
+    let text = guest.says(line)?;
     assert_eq!(text.matches("same").count(), 20, "{text}");
     assert_eq!(echo.join().unwrap(), [200_000; 20]);
-    power_off(guest)
+    guest.power_off()
 }

@@ -100,17 +100,12 @@ impl Hpet {
         if let Some(place) = inner.not_before.get_mut(index) {
             *place = next;
         }
-        self.bring_up(&mut inner);
-    }
-
-    /// What has fired up to now interrupts. Lines are driven with the lock held: interrupt
-    /// controllers call no device.
-    fn bring_up(&self, inner: &mut Inner) {
         let fired = inner.regs.look(self.now());
         self.drive(&inner.regs, fired);
-        self.arm(inner);
+        self.arm(&inner);
     }
 
+    /// Lines are driven with the lock held: interrupt controllers call no device.
     fn drive(&self, regs: &Regs, fired: Fired) {
         for (index, fired) in fired.0.into_iter().enumerate() {
             let (route, level) = (regs.route(index), regs.level(index));
@@ -128,7 +123,6 @@ impl Hpet {
     fn arm(&self, inner: &Inner) {
         let Some(alarms) = self.alarms.get() else { return };
         for (index, alarm) in alarms.iter().enumerate() {
-            // A tick more, so that the match has been when it is looked for.
             let due = inner.regs.due(index);
             let at = due.map(|due| due.saturating_mul(TICK_NS));
             let earliest = inner.not_before.get(index).copied().unwrap_or(0);
@@ -170,13 +164,18 @@ impl MmioDevice for Hpet {
         }
         let value = data.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         let mut inner = lock(&self.inner);
-        self.bring_up(&mut inner);
+        // One time for all of it: a match is either before the write, or by what was written.
+        let now = self.now();
+        let fired = inner.regs.look(now);
+        self.drive(&inner.regs, fired);
         let legacy = inner.regs.is_legacy();
-        inner.regs.write(offset, value, len, self.now());
+        inner.regs.write(offset, value, len, now);
         if inner.regs.is_legacy() != legacy {
             self.replace(&inner.regs);
         }
-        self.bring_up(&mut inner);
+        let fired = inner.regs.look(now);
+        self.drive(&inner.regs, fired);
+        self.arm(&inner);
     }
 }
 

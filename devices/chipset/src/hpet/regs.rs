@@ -54,7 +54,7 @@ pub(super) struct Timer {
     pub(super) comparator: u64,
     /// What is added to the comparator at each match.
     pub(super) period: u64,
-    /// When the counter comes to the comparator, while it counts.
+    /// When the counter comes to the comparator; none while it stands.
     pub(super) due: Option<u64>,
 }
 
@@ -128,6 +128,11 @@ fn merge(old: u64, shift: u32, value: u64, len: usize) -> u64 {
     old & !mask | value << shift & mask
 }
 
+/// The route of this configuration is one of those that a timer has.
+fn offered(config: u64) -> bool {
+    ROUTES >> ((config & timer::ROUTE) >> 9) & 1 != 0
+}
+
 impl Regs {
     pub(super) fn counts(&self) -> bool {
         self.config & config::ENABLE != 0
@@ -148,8 +153,8 @@ impl Regs {
             (true, 0) => Some(0),
             (true, 1) => Some(8),
             _ => {
-                let route = (self.timers.get(index)?.config & timer::ROUTE) >> 9;
-                (ROUTES >> route & 1 != 0).then_some(route as u32)
+                let config = self.timers.get(index).filter(|t| offered(t.config))?.config;
+                Some(((config & timer::ROUTE) >> 9) as u32)
             }
         }
     }
@@ -252,6 +257,10 @@ impl Regs {
             reg::TIMER_CONFIG => {
                 let before = timer.config;
                 timer.config = merge(before, shift, value, len) & timer::WRITABLE;
+                // What is not offered reads as another than was written (HPET, 2.3.8).
+                if !offered(timer.config) {
+                    timer.config &= !timer::ROUTE;
+                }
                 if !timer.has(timer::LEVEL) {
                     self.status &= !(1 << index);
                 }
@@ -299,7 +308,11 @@ impl Regs {
     pub(super) fn restored(state: &HpetState) -> Option<Self> {
         let known = state.config & !config::WRITABLE == 0 && state.status >> TIMERS == 0;
         let timers = <&[TimerState; TIMERS]>::try_from(&*state.timers).ok()?;
-        let fits = timers.iter().all(|timer| timer.config & !timer::WRITABLE == 0);
+        // While the counter stands nothing comes to a match.
+        let counts = state.config & config::ENABLE != 0;
+        let fits = timers
+            .iter()
+            .all(|timer| timer.config & !timer::WRITABLE == 0 && (counts || timer.due.is_none()));
         let timers = timers.each_ref().map(|t| Timer {
             config: t.config,
             comparator: t.comparator,

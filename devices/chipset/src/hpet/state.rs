@@ -20,7 +20,7 @@ pub struct TimerState {
     pub config: u64,
     pub comparator: u64,
     pub period: u64,
-    /// Guest time, in ticks, of its next match.
+    /// Guest time, in ticks, of its next match; none while the counter stands.
     pub due: Option<u64>,
 }
 

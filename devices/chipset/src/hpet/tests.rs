@@ -2,6 +2,7 @@ use super::*;
 use device::fake::{self, FakeTime, Recorder};
 use device::{Line, MmioBus};
 use proptest::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 struct Board {
     wiring: Wiring,
@@ -88,8 +89,9 @@ fn one_shot_fires_once_at_its_pin() {
     assert_eq!(board.edges(20), 0);
     board.time.advance(1);
     assert_eq!(board.edges(20), 1);
-    // To a pin that is not offered: nowhere.
+    // To a pin that is not offered: nowhere, and that is what is read.
     board.set(0x120, 3 << 9 | 1 << 2);
+    assert_eq!(board.get(0x120) as u32, 1 << 2 | 0x30);
     board.set(0x128, board.get(0xf0) + 10);
     board.time.advance(1000);
     assert!(board.lines.iter().all(|line| line.take_edges() == 0));
@@ -112,6 +114,43 @@ fn periodic_as_linux_sets_it() {
     board.set_half(0x100, 0);
     board.time.advance(10_000_000);
     assert_eq!(board.edges(0), 0);
+}
+
+/// A clock on which time passes from one look to the next.
+#[derive(Debug, Default)]
+struct Passing(AtomicU64);
+
+impl Clock for Passing {
+    fn now_ns(&self) -> u64 {
+        self.0.fetch_add(TICK_NS, SeqCst)
+    }
+    fn realtime_ns(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_match_is_before_a_write_or_after_it_and_never_lost() {
+    for start in 0..20 {
+        let (time, sink) = (FakeTime::default(), Arc::new(Recorder::default()));
+        let mut wiring = fake::wiring(&time, &sink);
+        let clock = Arc::new(Passing::default());
+        wiring.clock = clock.clone();
+        let line = Arc::new(Recorder::default());
+        wiring.irqs = (0..24).map(|_| line.clone() as LineRef).collect();
+        let gates = [0, 8].map(|irq| Gate::new(wiring.irq(irq)));
+        Hpet::build(gates, &mut wiring);
+        let set = |at: u64, value: u64| wiring.mmio.write(ADDRESS + at, &value.to_le_bytes());
+        set(0x100, 20 << 9 | 1 << 2);
+        set(0x108, 100);
+        set(0x10, 1);
+        clock.0.fetch_add((80 + start) * TICK_NS, SeqCst);
+        set(0x10, 0);
+        let mut data = [0; 8];
+        wiring.mmio.read(ADDRESS + 0xf0, &mut data);
+        let counter = u64::from_le_bytes(data);
+        assert_eq!(line.take_edges() == 1, counter >= 100, "it stopped at {counter}");
+    }
 }
 
 #[test]
@@ -170,6 +209,7 @@ fn a_saved_timer_fires_elsewhere() {
         |s| s.status = 8,
         |s| s.timers.truncate(2),
         |s| s.timers[1].config = 1,
+        |s| s.timers[0].due = Some(7),
     ] {
         let mut broken = state();
         assert!(Regs::restored(&broken).is_some());

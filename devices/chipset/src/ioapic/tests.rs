@@ -61,6 +61,7 @@ fn levels_wait_for_their_eoi() {
     pin.set(false);
     pin.set(true);
     assert_eq!(sink.take_messages(), []);
+    assert_eq!(ioapic.not_ended(), [0x55]);
     ioapic.eoi(0x54);
     assert_eq!(sink.take_messages(), []);
     ioapic.eoi(0x55);
@@ -68,6 +69,7 @@ fn levels_wait_for_their_eoi() {
     pin.set(false);
     ioapic.write(0x40, &0x55u32.to_le_bytes());
     assert_eq!(sink.take_messages(), []);
+    assert_eq!(ioapic.not_ended(), []);
     assert_eq!(get(&ioapic, 0x10 + 18), 0x8055);
 }
 

@@ -44,7 +44,14 @@ pub struct Rtc {
     regs: Mutex<Regs>,
     clock: Arc<dyn Clock>,
     timer: OnceLock<Arc<dyn Timer>>,
-    irq: LineRef,
+    outputs: Outputs,
+}
+
+/// Where its interrupt goes, and its alarm alone.
+#[derive(Clone)]
+pub(crate) struct Outputs {
+    pub(crate) irq: LineRef,
+    pub(crate) alarm: LineRef,
 }
 
 impl fmt::Debug for Rtc {
@@ -73,7 +80,7 @@ fn cmos(config: &Config) -> [u8; CMOS_SIZE] {
 }
 
 impl Rtc {
-    pub(crate) fn build(config: &Config, irq: LineRef, wiring: &mut Wiring) -> Arc<Self> {
+    pub(crate) fn build(config: &Config, outputs: Outputs, wiring: &mut Wiring) -> Arc<Self> {
         let mut regs = Regs {
             index: 0,
             nmi_masked: false,
@@ -85,7 +92,7 @@ impl Rtc {
         let clock = wiring.clock.clone();
         let now = Now { guest_ns: clock.now_ns(), realtime_ns: clock.realtime_ns() };
         (regs.seen_second, regs.seen_tick) = (now.realtime_s(), now.tick());
-        let rtc = Arc::new(Self { regs: Mutex::new(regs), clock, timer: OnceLock::new(), irq });
+        let rtc = Arc::new(Self { regs: Mutex::new(regs), clock, timer: OnceLock::new(), outputs });
         let weak = Arc::downgrade(&rtc);
         let timer = wiring.timers.create(Arc::new(move |_| {
             if let Some(rtc) = weak.upgrade() {
@@ -107,13 +114,15 @@ impl Rtc {
         Now { guest_ns: self.clock.now_ns(), realtime_ns: self.clock.realtime_ns() }
     }
 
-    /// The lock is held while the line is driven; interrupt controllers call no device.
+    /// The lock is held while the lines are driven: neither interrupt controllers nor ACPI's
+    /// registers call this.
     fn with<T>(&self, change: impl FnOnce(&mut Regs, Now) -> T) -> T {
         let mut regs = lock(&self.regs);
         let now = self.now();
         regs.look(now);
         let result = change(&mut regs, now);
-        self.irq.set(regs.irq());
+        self.outputs.irq.set(regs.irq());
+        self.outputs.alarm.set(regs.alarm());
         self.arm(&regs, now);
         result
     }
@@ -172,7 +181,8 @@ impl Device for Rtc {
         let restored = Regs { index, nmi_masked, cmos, offset, seen_second, seen_tick };
         let mut regs = lock(&self.regs);
         *regs = restored;
-        self.irq.restore(regs.irq());
+        self.outputs.irq.restore(regs.irq());
+        self.outputs.alarm.restore(regs.alarm());
         self.arm(&regs, self.now());
         Ok(())
     }

@@ -100,6 +100,11 @@ impl Regs {
         self.cmos[reg::C] & self.cmos[reg::B] & c::ALL != 0
     }
 
+    /// An alarm has gone off that interrupts, and is not yet acknowledged.
+    pub(super) fn alarm(&self) -> bool {
+        self.cmos[reg::C] & self.cmos[reg::B] & c::ALARM != 0
+    }
+
     /// Ticks of 32.768 kHz between periodic interrupts (data sheet, table 5).
     pub(super) fn period(&self) -> Option<u64> {
         match self.cmos[reg::A] & RATE {

@@ -10,7 +10,8 @@ fn board() -> (Arc<Rtc>, FakeTime, Arc<Recorder>) {
     let mut wiring = wiring(&time, &sink);
     wiring.irqs = vec![sink.clone(); 16];
     let config = Config { memory_low: 3 << 30, memory_high: 5 << 30, ..Config::default() };
-    (Rtc::build(&config, wiring.irq(8), &mut wiring), time, sink)
+    let outputs = Outputs { irq: wiring.irq(8), alarm: Arc::new(device::NoLine) };
+    (Rtc::build(&config, outputs, &mut wiring), time, sink)
 }
 
 fn get(rtc: &Rtc, index: usize) -> u8 {

@@ -37,11 +37,11 @@ fn sense_of(cd: &Cd) -> Sense {
     Sense(sense[2], sense[12], sense[13])
 }
 
-/// Past the attention that a new disc asks for.
+/// Past what it says after power-on.
 fn ready(blocks: u64) -> Cd {
     let cd = drive(blocks);
     assert_eq!(failure(&cd, &[0]), 6);
-    assert_eq!(sense_of(&cd), Sense::DISC_CHANGED);
+    assert_eq!(sense_of(&cd), Sense::POWER_ON);
     assert_eq!(ask(&cd, &[0]), Outcome::Good);
     cd
 }
@@ -76,10 +76,40 @@ fn the_tray_opens_unless_it_is_locked() {
     assert_eq!(failure(&cd, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1]), 2);
     assert_eq!(sense_of(&cd), Sense::TRAY_OPEN);
     assert_eq!(ask(&cd, &[0x1b, 0, 0, 0, 3]), Outcome::Good);
-    assert_eq!(failure(&cd, &[0]), 6, "perhaps another disc");
+    assert_eq!(ask(&cd, &[0]), Outcome::Failed(Sense::DISC_CHANGED));
     assert_eq!(ask(&cd, &[0]), Outcome::Good);
+    // A reset leaves the tray, and says what it was; a disc that comes after it is not news besides.
+    ask(&cd, &[0x1b, 0, 0, 0, 2]);
+    ask(&cd, &[0x1e, 0, 0, 0, 1]);
+    cd.reset(Sense::UNIT_RESET);
+    assert_eq!(data(&cd, &[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8])[5], 1, "quiet, and open");
+    assert_eq!(sense_of(&cd), Sense::UNIT_RESET);
+    assert_eq!(ask(&cd, &[0]), Outcome::Failed(Sense::TRAY_OPEN));
+    assert!(!cd.state().locked);
     let empty = Cd::new(None, None);
+    assert_eq!(ask(&empty, &[0]), Outcome::Failed(Sense::POWER_ON));
     assert_eq!((failure(&empty, &[0x25]), sense_of(&empty)), (2, Sense::NO_DISC));
+}
+
+#[test]
+fn discs_are_changed() {
+    let cd = ready(16);
+    let disc = || -> Option<Arc<dyn Disk>> { Some(Arc::new(Memory::new(Shape::of_bytes(8192)))) };
+    ask(&cd, &[0x1e, 0, 0, 0, 1]);
+    assert!(!cd.insert(disc()), "locked");
+    ask(&cd, &[0x1e, 0, 0, 0, 0]);
+    ask(&cd, &[0x1b, 0, 0, 0, 2]);
+    assert!(cd.insert(disc()));
+    assert_eq!(cd.read(0, &mut [0]), Err(Sense::DISC_CHANGED), "of the disc before");
+    assert_eq!(ask(&cd, &[0]), Outcome::Failed(Sense::DISC_CHANGED));
+    assert_eq!(data(&cd, &[0x25]), [0, 0, 0, 3, 0, 0, 8, 0], "the tray is closed");
+    assert!(cd.insert(None));
+    assert_eq!(ask(&cd, &[0]), Outcome::Failed(Sense::NO_DISC));
+    assert_eq!(cd.read(0, &mut [0]), Err(Sense::NO_DISC));
+    cd.reset(Sense::UNIT_RESET);
+    assert!(cd.insert(disc()));
+    assert_eq!(ask(&cd, &[0]), Outcome::Failed(Sense::UNIT_RESET));
+    assert_eq!(ask(&cd, &[0]), Outcome::Good);
 }
 
 #[test]

@@ -2,11 +2,6 @@
 
 use super::{Board, RAM, SIZE, driver};
 use std::{
-    panic,
-    sync::{
-        Once,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,21 +10,6 @@ use std::{
 const CONFIG: u64 = 0x2000;
 /// How long a device is waited for that may have nothing to do: it has a thread of its own.
 const PATIENCE: Duration = Duration::from_micros(300);
-
-/// A device's thread survives its panics, and tells the driver only that a reset is needed, as of
-/// the driver's own errors.
-static FAILED: AtomicBool = AtomicBool::new(false);
-
-fn watch_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let others = panic::take_hook();
-        panic::set_hook(Box::new(move |what| {
-            FAILED.store(true, SeqCst);
-            others(what);
-        }));
-    });
-}
 
 /// Marsaglia's xorshift: the same numbers for the same seed.
 struct Random(u64);
@@ -73,7 +53,6 @@ impl Board {
     /// Meanwhile small requests that make sense are put between, and a device that needs a reset
     /// gets it, with these features.
     pub fn noise(&self, seed: u64, features: u64) {
-        watch_panics();
         let mut random = Random(seed);
         let queues = u64::from(self.queues());
         for _ in 0..96 {
@@ -116,7 +95,7 @@ impl Board {
                 self.start_over(features);
             }
         }
-        assert!(!FAILED.load(SeqCst), "a device panicked, seed {seed}");
+        assert_eq!(self.failures(), 0, "a device panicked, seed {seed}");
     }
 
     /// A device after noise as a driver finds it that starts over.

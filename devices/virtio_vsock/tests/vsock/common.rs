@@ -136,9 +136,6 @@ impl World {
     pub fn connect(&self, ports: Ports) -> UnixStream {
         let listener = self.listen(ports.host);
         self.say(ports, Op::Request, 0, 0, &[]);
-        let (stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        stream.set_write_timeout(Some(LONG)).unwrap();
         // A program of the host may have come and gone meanwhile, which is told first.
         let answer = loop {
             let (answer, _) = self.hear();
@@ -147,6 +144,10 @@ impl World {
             }
         };
         assert_eq!(answer.op, Op::Response);
+        // Which was connected before it answered.
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.set_write_timeout(Some(LONG)).unwrap();
         std::fs::remove_file(virtio_vsock_path(&self.base, ports.host)).unwrap();
         stream
     }

@@ -7,6 +7,7 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
 };
+use virtio::feature::VERSION_1;
 use virtio_vsock::packet::{Header, Op};
 
 #[derive(Clone, Debug)]
@@ -70,6 +71,24 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4u32).prop_map(Step::Client),
         1 => Just(Step::Listen),
     ]
+}
+
+#[test]
+fn noise_on_its_queues_breaks_nothing() {
+    for seed in 1..60 {
+        let world = World::new("noise");
+        let mut clients: Vec<UnixStream> = (0..3).map(|_| world.client("CONNECT 5\n")).collect();
+        world.board.noise(seed, VERSION_1 | virtio_vsock::STREAM);
+        clients.iter_mut().for_each(|client| drop(client.write(b"to nobody")));
+        drop(clients);
+        world.board.set_status(0);
+        world.start();
+        let listener = world.listen(1024);
+        let mut host = world.connect(Ports { guest: 77, host: 1024 });
+        world.say(Ports { guest: 77, host: 1024 }, Op::Data, 0, 0, b"well");
+        assert_eq!(read_exact(&mut host, 4), b"well", "{seed}");
+        drop(listener);
+    }
 }
 
 proptest! {

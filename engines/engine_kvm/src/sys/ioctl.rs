@@ -25,6 +25,7 @@ const KVM_GET_XSAVE2: libc::c_ulong = number(READ, 0xcf, size_of::<kvm_xsave>())
 const KVM_GET_XSAVE: libc::c_ulong = number(READ, 0xa4, size_of::<kvm_xsave>());
 const KVM_GET_SREGS2: libc::c_ulong = number(READ, 0xcc, size_of::<kvm_sregs2>());
 const KVM_SET_SREGS2: libc::c_ulong = number(WRITE, 0xcd, size_of::<kvm_sregs2>());
+const KVM_SET_DEVICE_ATTR: libc::c_ulong = number(WRITE, 0xe1, size_of::<kvm_device_attr>());
 const KVM_GET_DEVICE_ATTR: libc::c_ulong = number(WRITE, 0xe2, size_of::<kvm_device_attr>());
 
 const KVM_X86_SETUP_MCE: libc::c_ulong = number(WRITE, 0x9c, size_of::<u64>());
@@ -151,6 +152,19 @@ pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
     // SAFETY: the ioctl reads one `kvm_device_attr` and writes the eight bytes it points to.
     let got = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_DEVICE_ATTR, &attr) };
     (got == 0).then_some(offset)
+}
+
+/// The inverse; false where the kernel has no such call.
+pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> bool {
+    let attr = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: std::ptr::from_ref(&offset) as u64,
+        ..Default::default()
+    };
+    // SAFETY: the ioctl reads one `kvm_device_attr` and the eight bytes it points to.
+    let set = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_DEVICE_ATTR, &attr) };
+    set == 0
 }
 
 /// Gives the vCPU IA32_MCG_CAP (SDM volume 3, 16.3.1.1). Where the kernel does not take it,

@@ -59,6 +59,7 @@ impl VcpuHost for Personality {
                 cpu.regs().rip = trap.next;
                 return Flow::Stop;
             }
+            Cause::Asked => unreachable!("nobody asked"),
             Cause::Exception(_) => {
                 let error = Some(0);
                 cpu.deliver(Exception { vector: exception::GP, error, payload: 0 });

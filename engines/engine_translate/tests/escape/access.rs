@@ -2,7 +2,7 @@
 
 use crate::{
     forms::{Access, Coding, FEW, Form, MANY, Result as Wanted},
-    guest::{self, CODE, CODE_GPA, CODE_LEN, DATA_GPA, Fault, PAGE, Range, STACK, Space},
+    guest::{self, CODE, CODE_GPA, CODE_LEN, DATA_GPA, Fault, GDT, IDT, PAGE, Range, STACK, Space},
     modes::{self, Gprs, Mode, PLAIN, Segment},
     sequences, special,
 };
@@ -117,8 +117,11 @@ fn host_addresses() -> Vec<u64> {
         let number = |text| u64::from_str_radix(text, 16).unwrap();
         (number(start), number(end))
     };
-    // Of some forms the guest has the low half only, which must not be its own code.
-    let elsewhere = |at: &u64| !(CODE..CODE + CODE_LEN).contains(&(at & 0xffff_ffff));
+    // Of some forms the guest has the low half only, which must not be its own code or tables.
+    let low = |at: &u64| at & 0xffff_ffff;
+    let elsewhere = |at: &u64| {
+        !(CODE..CODE + CODE_LEN).contains(&low(at)) && !(GDT..IDT + PAGE).contains(&low(at))
+    };
     let places = maps
         .lines()
         .map(ends)

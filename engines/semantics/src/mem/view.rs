@@ -99,6 +99,32 @@ impl CpuView for View<'_> {
         Ok(())
     }
 
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        self.cpu.leaf(leaf, subleaf)
+    }
+
+    fn gdt_base(&self) -> u64 {
+        self.cpu.gdtr.base
+    }
+
+    fn set_task_switched(&mut self, on: bool) {
+        let ts = x86_defs::cr::cr0::TS;
+        let wanted = if on { self.cpu.cr0 | ts } else { self.cpu.cr0 & !ts };
+        if wanted != self.cpu.cr0 {
+            self.cpu.cr0 = wanted;
+            self.cpu.paging_changed();
+        }
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.cpu.xcr0 = value;
+    }
+
+    fn halt(&mut self) {
+        self.cpu.mp = vcpu_state::MpState::Halted;
+        self.cpu.look = true;
+    }
+
     fn deliver(&mut self, exception: Exception) {
         self.cpu.events.exception = Raised::Injected(exception);
         self.cpu.leave = true;

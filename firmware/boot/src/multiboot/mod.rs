@@ -13,7 +13,7 @@ mod v2;
 use crate::bytes::u32_at;
 use crate::elf_file::ElfFile;
 use crate::layout::{HIGH_MEMORY, Plan, START_INFO};
-use crate::{Bytes, Error, Loaded, Request, flat32};
+use crate::{Bytes, Error, Loaded, Request, entry};
 use std::ops::Range;
 use vcpu_state::VcpuState;
 use x86_defs::gpr;
@@ -45,7 +45,8 @@ enum Version {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Addresses {
     header: u32,
-    load: u32,
+    /// None: the file is loaded from its beginning.
+    load: Option<u32>,
     load_end: u32,
     bss_end: u32,
 }
@@ -54,7 +55,8 @@ impl Addresses {
     /// Four fields of both versions' headers.
     fn read(file: &[u8], at: usize) -> Option<Self> {
         let field = |index: usize| u32_at(file, at.checked_add(index * 4)?);
-        Some(Self { header: field(0)?, load: field(1)?, load_end: field(2)?, bss_end: field(3)? })
+        let load = Some(field(1)?);
+        Some(Self { header: field(0)?, load, load_end: field(2)?, bss_end: field(3)? })
     }
 }
 
@@ -72,7 +74,6 @@ pub fn find(file: &[u8]) -> Result<Option<Header>, Error> {
 /// The machine and what was placed, for the description at EBX.
 struct Boot<'a> {
     request: &'a Request,
-    command_line: u64,
     module: Option<Range<u64>>,
 }
 
@@ -87,22 +88,30 @@ pub fn load(request: &Request, kernel: &Bytes, header: &Header) -> Result<Loaded
     let entry = match (header.entry, placed.entry) {
         (Some(entry), _) => u64::from(entry),
         (None, Some(entry)) => entry,
-        (None, None) => return Err(Error::Malformed("the Multiboot header has no entry")),
+        (None, None) => {
+            return Err(Error::Unfit {
+                why: "its Multiboot header has no entry",
+                hint: "link it with an entry inside its segments, or put an entry into the header",
+            });
+        }
     };
     let module = match &request.initrd {
         Some(initrd) => Some(place_module(&mut plan, initrd, placed.end)?),
         None => None,
     };
-    let (magic, command_line) = match header.version {
-        // The first word is the kernel's own name, which loaders of the time put there.
-        Version::One => (v1::BOOTED, format!("kernel {}", request.command_line)),
-        Version::Two => (v2::BOOTED, request.command_line.clone()),
-    };
-    let command_line = plan.place_command_line(command_line.trim_end(), COMMAND_LINE_MAX)?;
-    let boot = Boot { request, command_line, module };
-    let information = match header.version {
-        Version::One => v1::information(&boot),
-        Version::Two => v2::information(&boot),
+    let length = request.command_line.len();
+    if length > COMMAND_LINE_MAX {
+        return Err(Error::CommandLineTooLong { length, limit: COMMAND_LINE_MAX });
+    }
+    let boot = Boot { request, module };
+    let (magic, information) = match header.version {
+        Version::One => {
+            // The first word is the kernel's own name, which loaders of the time put there.
+            let line = format!("kernel {}", request.command_line);
+            let line = plan.place_command_line(line.trim_end(), usize::MAX)?;
+            (v1::BOOTED, v1::information(&boot, line))
+        }
+        Version::Two => (v2::BOOTED, v2::information(&boot)),
     };
     plan.place_fixed("Multiboot information", START_INFO, information)?;
     let vcpu = enter(&mut plan, entry, magic)?;
@@ -115,7 +124,7 @@ pub fn load(request: &Request, kernel: &Bytes, header: &Header) -> Result<Loaded
     Ok(Loaded { segments: plan.finish(), vcpu, description })
 }
 
-/// As many bytes as version 2's description has room for.
+/// As many bytes as version 2's description, of which it is a part, has room for.
 const COMMAND_LINE_MAX: usize = 4095;
 
 struct Placed {
@@ -126,7 +135,10 @@ struct Placed {
 
 fn place_elf(plan: &mut Plan, kernel: &Bytes, file: &[u8]) -> Result<Placed, Error> {
     if !ElfFile::is_elf(file) {
-        return Err(Error::Malformed("a Multiboot kernel that is no ELF file has no addresses"));
+        return Err(Error::Unfit {
+            why: "its Multiboot header says not where it is loaded, and it is no ELF file",
+            hint: "give the ELF file, or put addresses into the header",
+        });
     }
     let elf = ElfFile::parse(file)?;
     elf.place(plan, kernel)?;
@@ -139,11 +151,22 @@ fn place_by_addresses(
     at: usize,
     addresses: Addresses,
 ) -> Result<Placed, Error> {
-    let bad = || Error::Malformed("the addresses of the Multiboot header make no sense");
+    let bad = || Error::Unfit {
+        why: "the addresses in its Multiboot header contradict each other or the file",
+        hint: "put those into the header that the file was linked for",
+    };
     let Addresses { header, load, load_end, bss_end } = addresses;
-    // The header's own address says where the file's beginning would be.
-    let before = header.checked_sub(load).ok_or_else(bad)? as usize;
-    let start = at.checked_sub(before).ok_or_else(bad)?;
+    let (start, load) = match load {
+        Some(load) => {
+            // The header's own address says where the file's beginning would be.
+            let before = header.checked_sub(load).ok_or_else(bad)? as usize;
+            (at.checked_sub(before).ok_or_else(bad)?, load)
+        }
+        None => {
+            let before = u32::try_from(at).map_err(|_| bad())?;
+            (0, header.checked_sub(before).ok_or_else(bad)?)
+        }
+    };
     let end = match load_end {
         0 => kernel.len(),
         _ => start.saturating_add(load_end.checked_sub(load).ok_or_else(bad)? as usize),
@@ -173,7 +196,7 @@ fn place_module(plan: &mut Plan, initrd: &Bytes, kernel_end: u64) -> Result<Rang
 }
 
 fn enter(plan: &mut Plan, entry: u64, magic: u32) -> Result<VcpuState, Error> {
-    let mut vcpu = flat32::enter(plan, entry)?;
+    let mut vcpu = entry::flat(plan, entry)?;
     vcpu.regs.gpr[gpr::RAX] = magic.into();
     vcpu.regs.gpr[gpr::RBX] = START_INFO.start;
     Ok(vcpu)
@@ -230,6 +253,16 @@ mod tests {
         let part = Request::new(by_addresses(0x10_0040, 0), Memory::low(4 << 20));
         let loaded = crate::load(&part).unwrap();
         assert_eq!(segment(&loaded, "Multiboot image").data.len(), 64);
+    }
+
+    #[test]
+    fn as_long_a_command_line_as_there_is_room_for() {
+        let mut request = Request::new(by_addresses(0, 0), Memory::low(4 << 20));
+        request.command_line = "x".repeat(4095);
+        assert!(crate::load(&request).is_ok());
+        request.command_line.push('x');
+        let error = crate::load(&request).unwrap_err();
+        assert_eq!(error, Error::CommandLineTooLong { length: 4096, limit: 4095 });
     }
 
     #[test]

@@ -63,7 +63,8 @@ const MODULE_NAME_AT: usize = 0x90;
 const LOADER_NAME_AT: usize = 0xa0;
 const MAP: usize = 0x100;
 
-pub fn information(boot: &Boot<'_>) -> Vec<u8> {
+/// `command_line` is where that is.
+pub fn information(boot: &Boot<'_>, command_line: u64) -> Vec<u8> {
     const { assert!(field::END <= MODULE) };
     // All of it is below 64 KiB.
     let address = |offset: usize| START_INFO.start as u32 + offset as u32;
@@ -84,7 +85,7 @@ pub fn information(boot: &Boot<'_>) -> Vec<u8> {
     // Memory, command line, modules, memory map, loader's name.
     let mut flags = 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9;
     set(field::MEMORY, &[lower, upper]);
-    set(field::COMMAND_LINE, &[boot.command_line as u32]);
+    set(field::COMMAND_LINE, &[command_line as u32]);
     set(field::MODULES, &[0, address(MODULE)]);
     if let Some(module) = &boot.module {
         set(field::MODULES, &[1]);

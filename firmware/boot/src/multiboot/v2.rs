@@ -9,6 +9,8 @@ const MAGIC: u32 = 0xe852_50d6;
 pub const BOOTED: u32 = 0x36d7_6289;
 /// The header is inside this much of the file, at a multiple of 8.
 const SEARCHED: usize = 32768;
+/// As the address from which the file is loaded: all of it is, from its beginning (section 3.1.5).
+const FROM_THE_BEGINNING: u32 = u32::MAX;
 /// Of the header: 32-bit protected mode of i386.
 const I386: u32 = 0;
 
@@ -82,7 +84,9 @@ fn read_tag(header: &mut Header, kind: u16, optional: bool, tag: &[u8]) -> Resul
             }
         }
         wish::ADDRESSES => {
-            header.addresses = Some(Addresses::read(tag, 8).ok_or_else(cut)?);
+            let mut addresses = Addresses::read(tag, 8).ok_or_else(cut)?;
+            addresses.load = addresses.load.filter(|load| *load != FROM_THE_BEGINNING);
+            header.addresses = Some(addresses);
             Ok(())
         }
         wish::ENTRY => {
@@ -210,6 +214,26 @@ mod tests {
         let loaded = load(&request(kernel)).unwrap();
         assert_eq!(loaded.vcpu.regs.rip, 0x30_0099);
         assert_eq!(segment(&loaded, "Multiboot image").range(), 0x30_0000..0x31_0000);
+    }
+
+    #[test]
+    fn minus_one_loads_the_file_from_its_beginning() {
+        let addresses = [0x30_0078u32, u32::MAX, 0x30_00f0, 0x31_0000];
+        let addresses: Vec<u8> = addresses.iter().flat_map(|field| field.to_le_bytes()).collect();
+        let kernel = elf(&[(2, 0, &addresses), (3, 0, &0x30_0099u32.to_le_bytes())]);
+        let loaded = load(&request(kernel.clone())).unwrap();
+        let image = segment(&loaded, "Multiboot image");
+        assert_eq!((image.range(), image.bytes()), (0x30_0000..0x31_0000, &kernel[..0xf0]));
+        // There would be no room for what is before the header.
+        let low = [0x77u32, u32::MAX, 0, 0];
+        let low: Vec<u8> = low.iter().flat_map(|field| field.to_le_bytes()).collect();
+        assert!(load(&request(elf(&[(2, 0, &low), (3, 0, &[0; 4])]))).is_err());
+    }
+
+    #[test]
+    fn the_command_line_is_a_tag_and_nowhere_else() {
+        let loaded = load(&request(elf(&[]))).unwrap();
+        assert!(loaded.segments.iter().all(|segment| segment.what != "command line"));
     }
 
     #[test]

@@ -80,12 +80,23 @@ pub fn build_at(
     kernel: Vec<u8>,
     tsc_khz: u32,
 ) -> Result<(Machine, Arc<Console>), Error> {
+    let console = Arc::new(Console::default());
+    let spec = VmSpec { cpus, ..spec(kind) };
     let engine = engines::open(kind).unwrap();
+    let machine = Machine::build_at(&*engine, &spec, parts(kernel, &console), tsc_khz)?;
+    Ok((machine, console))
+}
+
+/// A small machine with no device that is not always there.
+pub fn spec(kind: Kind) -> VmSpec {
     // A software KVM may offer less than the portable models.
     let cpu_model = (kind == Kind::Kvm).then(|| "host".into());
-    let spec = VmSpec { cpus, cpu_model, memory: 16 << 20, ..VmSpec::default() };
-    let console = Arc::new(Console::default());
-    let parts = Parts {
+    VmSpec { cpu_model, memory: 16 << 20, ..VmSpec::default() }
+}
+
+/// What [`spec`] needs.
+pub fn parts(kernel: Vec<u8>, console: &Arc<Console>) -> Parts {
+    Parts {
         start: Start::Kernel { kernel: kernel.into(), initrd: None, command_line: String::new() },
         console: console.clone(),
         disks: Vec::new(),
@@ -95,8 +106,7 @@ pub fn build_at(
         vsock: None,
         networks: Vec::new(),
         tracer: Tracer::none(),
-    };
-    Ok((Machine::build_at(&*engine, &spec, parts, tsc_khz)?, console))
+    }
 }
 
 pub fn machine(kind: Kind, code: &[u8]) -> (Machine, Arc<Console>) {

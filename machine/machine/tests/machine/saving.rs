@@ -6,13 +6,16 @@ use machine::{
     engines::{self, Kind},
 };
 
-const MEMORY: u64 = 16 << 20;
-
-fn copy_memory(from: &Handle, to: &Handle) {
-    let mut page = vec![0; 1 << 20];
-    for at in (0..MEMORY).step_by(page.len()) {
-        from.memory().read(at, &mut page).unwrap();
-        to.memory().write(at, &page).unwrap();
+/// All that the guest has, and what of the room for more it could have.
+pub fn copy_memory(from: &Handle, to: &Handle) {
+    for region in from.memory().layout().regions() {
+        let slot = &region.slot;
+        let mut piece = vec![0; 1 << 20];
+        for at in (0..slot.len).step_by(piece.len()) {
+            let piece = &mut piece[..(slot.len - at).min(1 << 20) as usize];
+            from.memory().read(slot.gpa + at, piece).unwrap();
+            to.memory().write(slot.gpa + at, piece).unwrap();
+        }
     }
 }
 

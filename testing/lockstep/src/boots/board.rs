@@ -228,6 +228,7 @@ impl VcpuHost for Board {
             Pending::Sipi => local_apic::Pending::Sipi,
             Pending::Nmi => local_apic::Pending::Nmi,
             Pending::Interrupt => local_apic::Pending::Interrupt,
+            Pending::Personality => return None,
         };
         self.apic.ack(what, || self.pic().ack())
     }

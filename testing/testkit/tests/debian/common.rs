@@ -1,32 +1,7 @@
 //! What these tests have in common.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
-};
+use std::process::{Command, Output, Stdio};
 use testkit::{BOOT, COMMAND, Debian, Error, Guest, Options, PASSWORD, status};
-
-/// A folder of this test's own, removed at its end.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("sarang-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    pub fn text(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 pub fn run(line: &[&str]) -> Output {
     Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output().unwrap()

@@ -1,14 +1,14 @@
 //! What a user does on the first day.
 
 use crate::common::*;
-use std::{fs, net::TcpListener, path::Path};
-use testkit::{COMMAND, Error, Guest, debian};
+use std::{fs, net::TcpListener, path::Path, time::Duration};
+use testkit::{COMMAND, Error, Folder, Guest, debian};
 
 /// Lets whoever has the key in; the arguments of `ssh` up to the command.
 fn key(guest: &mut Guest, folder: &Folder, port: u16) -> Result<Vec<String>, Error> {
     let key = folder.text("key");
     host(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key]);
-    let public = fs::read_to_string(folder.0.join("key.pub")).unwrap();
+    let public = fs::read_to_string(folder.path("key.pub")).unwrap();
     says(guest, "mkdir -m 700 -p /root/.ssh")?;
     says(guest, &format!("echo {} > /root/.ssh/authorized_keys", public.trim()))?;
     let line = format!(
@@ -89,8 +89,10 @@ fn check(image: &str) {
 
 fn mirror_is_reached() -> bool {
     use std::net::{TcpStream, ToSocketAddrs};
+    const LONGEST: Duration = Duration::from_secs(10);
     let addresses = "deb.debian.org:80".to_socket_addrs();
-    addresses.is_ok_and(|mut found| found.any(|to| TcpStream::connect(to).is_ok()))
+    addresses
+        .is_ok_and(|mut found| found.any(|to| TcpStream::connect_timeout(&to, LONGEST).is_ok()))
 }
 
 #[test]

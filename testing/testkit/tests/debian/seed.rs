@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use std::fs;
-use testkit::{BOOT, Error, Guest, debian};
+use testkit::{BOOT, Error, Folder, Guest, debian};
 
 const USER_DATA: &str = "#cloud-config
 hostname: seeded
@@ -18,10 +18,10 @@ runcmd:
 fn cloud_init_does_what_its_seed_says() -> Result<(), Error> {
     let Some(debian) = debian() else { return Ok(()) };
     let folder = Folder::new("seed");
-    fs::write(folder.0.join("user-data"), USER_DATA).unwrap();
+    fs::write(folder.path("user-data"), USER_DATA).unwrap();
     // The image keeps it off where nobody asks for it.
     let options = options(&debian, Start::Kernel("cloud-init=enabled"))
-        .arg("--cloud-init", &folder.0.to_string_lossy())
+        .arg("--cloud-init", &folder.root().to_string_lossy())
         .arg("--disk", &format!("{},ephemeral", debian.disk.display()));
     let mut guest = Guest::boot(&options)?;
     log_in(&mut guest)?;

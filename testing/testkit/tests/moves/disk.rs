@@ -1,7 +1,7 @@
 //! A guest that writes to its disk.
 
 use crate::harness::*;
-use std::{fs, sync::Arc};
+use std::fs;
 use testkit::guest_files;
 
 /// Writes noise to the disk, keeps a copy, and compares in the end.
@@ -20,7 +20,7 @@ sha256sum < /tmp/all";
 fn a_guest_that_writes_to_its_disk_moves() {
     let Some(files) = guest_files("linux-image-6.1.0-*-cloud-amd64") else { return };
     let disk = Image::new("moves", 32 << 20);
-    let world = World { files, disk, peer: None, text: Arc::default(), work: WORK };
+    let world = World::new(files, disk, WORK);
     world.run(&["begun", "done-3\r", "done-9\r", "done-11\r", "done-30\r", "done-31\r"].map(
         |word| {
             let by = if word.ends_with("11\r") { By::Interpreter } else { By::Translator };
@@ -29,7 +29,7 @@ fn a_guest_that_writes_to_its_disk_moves() {
     ));
     let text = &world.text;
     assert!(text.has("same") && text.has("done-59"), "{}", text.all());
-    let bytes = fs::read(&world.disk.0).unwrap();
+    let bytes = fs::read(&world.disks[0].0.0).unwrap();
     let part = Image::new("moves-part", 0);
     fs::write(&part.0, &bytes[..30 << 20]).unwrap();
     let sum = std::process::Command::new("sha256sum").arg(&part.0).output().unwrap();

@@ -16,9 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 use testkit::BOOT;
-use vm_spec::VmSpec;
+use vm_spec::{DiskBus, NetModel, VmSpec};
 
-const MEMORY: u64 = 192 << 20;
+pub const MEMORY: u64 = 192 << 20;
 
 /// The console of all machines, one after the other.
 #[derive(Default)]
@@ -39,8 +39,8 @@ impl Text {
         self.all().contains(text)
     }
 
-    fn until(&self, text: &str, machine: &Machine) {
-        let limit = Instant::now() + BOOT;
+    pub fn until(&self, text: &str, machine: &Machine, longest: Duration) {
+        let limit = Instant::now() + longest;
         while !self.has(text) {
             let ended = machine.wait(Some(Instant::now() + Duration::from_millis(20)));
             let said = self.all();
@@ -77,23 +77,50 @@ impl Drop for Image {
 /// What stays where the guest moves.
 pub struct World {
     pub files: Guest,
-    pub disk: Image,
+    pub disks: Vec<(Image, DiskBus)>,
     pub peer: Option<Arc<Peer>>,
+    pub model: NetModel,
     pub text: Arc<Text>,
+    pub balloon: bool,
+    /// For the kernel's command line.
+    pub options: &'static str,
     /// What the guest does; then it powers off.
     pub work: &'static str,
+    /// Before the guest moves for the so-manieth time.
+    pub before: fn(usize, &Machine),
 }
 
 impl World {
+    /// A guest with one virtio disk.
+    pub fn new(files: Guest, disk: Image, work: &'static str) -> Self {
+        Self {
+            files,
+            disks: vec![(disk, DiskBus::Virtio)],
+            peer: None,
+            model: NetModel::Virtio,
+            text: Arc::default(),
+            balloon: false,
+            options: "",
+            work,
+            before: |_, _| {},
+        }
+    }
+
+    fn disk((image, bus): &(Image, DiskBus)) -> DiskPart {
+        let disk = Arc::new(RawDisk::open(&image.0, false).unwrap());
+        DiskPart { disk, serial: String::new(), bus: *bus }
+    }
+
     fn build(&self, by: By) -> Machine {
-        let spec = VmSpec { memory: MEMORY, cpus: 2, ..VmSpec::default() };
+        let balloon = self.balloon;
+        let spec = VmSpec { memory: MEMORY, cpus: 2, balloon, ..VmSpec::default() };
         let code_cache = if by == By::Interpreter { 0 } else { spec.code_cache };
         let spec = VmSpec { code_cache, ..spec };
         let engine = engines::open_for(Kind::Translate, &spec).unwrap();
         let network = |peer: &Arc<Peer>| NetworkPart {
             network: peer.clone(),
             device: peer.clone(),
-            model: vm_spec::NetModel::Virtio,
+            model: self.model,
             mac: "52:54:00:00:00:02".parse().unwrap(),
             mtu: 1500,
         };
@@ -102,14 +129,10 @@ impl World {
             start: Start::Kernel {
                 kernel: File::open(&self.files.kernel).unwrap().into(),
                 initrd: Some(File::open(&self.files.initrd).unwrap().into()),
-                command_line: format!("console=ttyS0 quiet sarang.exec={work}"),
+                command_line: format!("console=ttyS0 quiet {} sarang.exec={work}", self.options),
             },
             console: self.text.clone(),
-            disks: vec![DiskPart {
-                disk: Arc::new(RawDisk::open(&self.disk.0, false).unwrap()),
-                serial: String::new(),
-                bus: vm_spec::DiskBus::Virtio,
-            }],
+            disks: self.disks.iter().map(Self::disk).collect(),
             networks: self.peer.iter().map(network).collect(),
             entropy: None,
             vga_rom: None,
@@ -126,9 +149,10 @@ impl World {
         let mut machine = self.build(By::Translator);
         machine.handle().resume().unwrap();
         for (count, (word, by)) in hops.iter().enumerate() {
-            self.text.until(word, &machine);
+            self.text.until(word, &machine, BOOT);
+            (self.before)(count, &machine);
             std::thread::sleep(Duration::from_millis(7 * count as u64));
-            let (parts, memory) = take(machine);
+            let (parts, memory) = take(machine, MEMORY);
             machine = self.build(*by);
             machine.handle().memory().write(0, &memory).unwrap();
             machine.handle().restore(parts).unwrap().unwrap();
@@ -144,16 +168,19 @@ impl World {
 }
 
 /// Ends the machine; what another needs to go on.
-fn take(machine: Machine) -> (Vec<Part>, Vec<u8>) {
+pub fn take(machine: Machine, size: u64) -> (Vec<Part>, Vec<u8>) {
     let handle = machine.handle();
     handle.pause().unwrap();
     let parts = handle.save().unwrap().unwrap();
-    let mut memory = vec![0; MEMORY as usize];
+    let mut memory = vec![0; size as usize];
     handle.memory().read(0, &mut memory).unwrap();
     // What is saved is what is: nothing moves while the machine is paused.
     std::thread::sleep(Duration::from_millis(50));
-    let mut again = vec![0; MEMORY as usize];
+    let mut again = vec![0; size as usize];
     handle.memory().read(0, &mut again).unwrap();
-    assert!(memory == again && parts == handle.save().unwrap().unwrap());
+    assert!(memory == again, "memory of a paused machine changes");
+    for (before, after) in parts.iter().zip(handle.save().unwrap().unwrap()) {
+        assert_eq!(*before, after, "{} {} of a paused machine", before.kind, before.instance);
+    }
     (parts, memory)
 }

@@ -1,8 +1,10 @@
-//! A stock kernel that is saved in the middle of its work, and goes on in another machine, under
-//! the same engine or as interpreted code.
+//! Guests that are saved in the middle of their work, and go on in another machine: stock kernels
+//! as translated or interpreted code, and one of our own under any engine.
 //!
 //! There is no command for it yet, so these tests go by the machine's own interface.
 
+mod crossing;
+mod devices;
 mod disk;
 mod harness;
 mod peer;

@@ -1,7 +1,6 @@
 //! A guest that writes to its disk, has one TCP connection open all the while, and pings.
 
 use crate::{harness::*, peer::Peer};
-use std::sync::Arc;
 use testkit::guest_files;
 
 /// All that is written to the disk goes over the connection and comes back.
@@ -28,7 +27,7 @@ sha256sum < /tmp/all";
 fn a_guest_moves_with_its_connection_and_its_disk() {
     let Some(files) = guest_files("linux-image-6.1.0-*-cloud-amd64") else { return };
     let (disk, peer) = (Image::new("traffic", 20 << 20), Peer::start());
-    let world = World { files, disk, peer: Some(peer.clone()), text: Arc::default(), work: WORK };
+    let world = World { peer: Some(peer.clone()), ..World::new(files, disk, WORK) };
     world.run(&[
         ("begun", By::Translator),
         ("done-2\r", By::Translator),
@@ -45,7 +44,7 @@ fn a_guest_moves_with_its_connection_and_its_disk() {
     assert!(!said.contains("pings-0"), "{said}");
     let (frames, echoed) = *peer.counted.lock().unwrap();
     assert!(frames > 100 && echoed == 20 << 20, "{frames} frames, {echoed} bytes");
-    let sum = std::process::Command::new("sha256sum").arg(&world.disk.0).output().unwrap();
+    let sum = std::process::Command::new("sha256sum").arg(&world.disks[0].0.0).output().unwrap();
     let sum = String::from_utf8_lossy(&sum.stdout).into_owned();
     assert!(said.contains(sum.split_whitespace().next().unwrap()), "the host's file differs");
 }
