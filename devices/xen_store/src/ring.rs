@@ -1,0 +1,136 @@
+//! The page by which requests come and replies go.
+
+use crate::Store;
+use guest_mem::GuestMem;
+use std::sync::Arc;
+use xen_abi::xs_wire::{Header, PAYLOAD_MAX, RING, page};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Requests that are answered at once.
+const AT_ONCE: u32 = 64;
+
+/// What came of serving a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The guest is to be notified.
+    pub moved: bool,
+    /// There may be more requests: whoever serves comes again, after it has seen to other things.
+    pub more: bool,
+}
+
+/// The host's end of a guest's ring.
+#[derive(Debug)]
+pub struct Ring {
+    memory: Arc<GuestMem>,
+    /// Guest-physical address of the page.
+    at: u64,
+    /// Of a request, as far as it has come.
+    incoming: Vec<u8>,
+    /// Replies that have no room yet.
+    outgoing: Vec<u8>,
+    /// The guest said nonsense: nothing more is taken from it.
+    broken: bool,
+}
+
+impl Ring {
+    pub fn new(memory: Arc<GuestMem>, at: u64) -> Self {
+        let (incoming, outgoing, broken) = Default::default();
+        Self { memory, at, incoming, outgoing, broken }
+    }
+
+    fn load(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        // A page that is not memory has nothing.
+        let _ = self.memory.read(self.at + offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn store(&self, offset: u64, value: u32) {
+        let _ = self.memory.write(self.at + offset, &value.to_le_bytes());
+    }
+
+    /// Takes what the guest has put there, and puts there what it is to have.
+    pub fn serve(&mut self, store: &mut Store) -> Served {
+        let mut moved = false;
+        let mut left = AT_ONCE;
+        loop {
+            moved |= self.send();
+            if !self.outgoing.is_empty() {
+                // Requests wait until their replies have room.
+                return Served { moved, more: false };
+            }
+            if let Some(event) = store.next_event() {
+                self.outgoing = event;
+                continue;
+            }
+            if left == 0 {
+                return Served { moved, more: true };
+            }
+            left -= 1;
+            let took = self.receive();
+            moved |= took;
+            match self.request() {
+                Some((header, payload)) => self.outgoing = store.answer(header, &payload),
+                None if took => {}
+                None => return Served { moved, more: false },
+            }
+        }
+    }
+
+    /// A whole request, if it has come.
+    fn request(&mut self) -> Option<(Header, Vec<u8>)> {
+        let mut header = Header::new_zeroed();
+        let length = size_of::<Header>();
+        header.as_mut_bytes().copy_from_slice(self.incoming.get(..length)?);
+        let payload = usize::try_from(header.length).ok().filter(|n| *n <= PAYLOAD_MAX);
+        let Some(payload) = payload else {
+            self.broken = true;
+            self.incoming.clear();
+            return None;
+        };
+        let bytes = self.incoming.get(length..length + payload)?.to_vec();
+        drop(self.incoming.drain(..length + payload));
+        Some((header, bytes))
+    }
+
+    fn receive(&mut self) -> bool {
+        let (producer, consumer) =
+            (self.load(page::REQUEST_PRODUCER), self.load(page::REQUEST_CONSUMER));
+        let count = producer.wrapping_sub(consumer);
+        if count == 0 || self.broken {
+            return false;
+        }
+        if count > RING {
+            self.broken = true;
+            return false;
+        }
+        // No more than one request is kept.
+        let most = size_of::<Header>() + PAYLOAD_MAX - self.incoming.len();
+        let take = count.min(most as u32);
+        for index in 0..take {
+            let mut byte = [0];
+            let at = page::REQUESTS + u64::from(consumer.wrapping_add(index) % RING);
+            let _ = self.memory.read(self.at + at, &mut byte);
+            self.incoming.extend(byte);
+        }
+        self.store(page::REQUEST_CONSUMER, consumer.wrapping_add(take));
+        take > 0
+    }
+
+    fn send(&mut self) -> bool {
+        let (producer, consumer) =
+            (self.load(page::REPLY_PRODUCER), self.load(page::REPLY_CONSUMER));
+        let used = producer.wrapping_sub(consumer);
+        if used > RING {
+            self.broken = true;
+            return false;
+        }
+        let put = (RING - used).min(self.outgoing.len() as u32);
+        for (index, byte) in (0..put).zip(self.outgoing.drain(..put as usize)) {
+            let at = page::REPLIES + u64::from(producer.wrapping_add(index) % RING);
+            let _ = self.memory.write(self.at + at, &[byte]);
+        }
+        self.store(page::REPLY_PRODUCER, producer.wrapping_add(put));
+        put > 0
+    }
+}

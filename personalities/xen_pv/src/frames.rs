@@ -1,0 +1,194 @@
+//! What the domain's frames are used as, and by how many.
+//!
+//! Xen's rule, which keeps a domain to itself: a frame has one use at a time. While it is a page
+//! table, or holds descriptors, nothing maps it for writing; it becomes one only when nothing maps it
+//! so, and is looked through first. A count of each use says when it may change.
+
+use crate::tables::Level;
+use xen_abi::errno::Errno;
+
+/// What a frame is used as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Use {
+    /// Nothing that matters: read, at most.
+    #[default]
+    Plain,
+    /// Mapped for writing.
+    Writable,
+    Table(Level),
+    /// Segment descriptors.
+    Descriptors,
+}
+
+/// Who has a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Owner {
+    /// The domain.
+    #[default]
+    Domain,
+    /// The hypervisor, which lets the domain map it, for writing too.
+    Shared,
+    /// Given back, but still mapped somewhere.
+    Leaving,
+    Nobody,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frame {
+    pub owner: Owner,
+    pub used_as: Use,
+    /// How often it is used as that.
+    pub uses: u32,
+    /// Entries of page tables that map it, and other holds.
+    pub holds: u32,
+    pub pinned: bool,
+    /// When it was mapped for writing for the last time, in flushes: TLBs that have not
+    /// forgotten all since then may still have it so.
+    pub written: u64,
+}
+
+/// All frames that a domain can name.
+#[derive(Debug)]
+pub struct Frames {
+    all: Vec<Frame>,
+    /// The first frame that is the hypervisor's.
+    ram: u64,
+    /// How often all TLBs have forgotten all, and one more.
+    flushes: u64,
+}
+
+/// Makes all TLBs forget all.
+pub type Flush<'a> = &'a mut dyn FnMut();
+
+impl Frames {
+    /// `ram` frames of the domain's; what `shared` names behind them are the hypervisor's, which
+    /// the domain may map.
+    pub fn new(ram: u64, total: u64, shared: impl Fn(u64) -> bool) -> Self {
+        let owner = |frame| match frame < ram {
+            true => Owner::Domain,
+            false if shared(frame) => Owner::Shared,
+            false => Owner::Nobody,
+        };
+        let all = (0..total).map(|frame| Frame { owner: owner(frame), ..Frame::default() });
+        Self { all: all.collect(), ram, flushes: 1 }
+    }
+
+    /// Frames of RAM, whoever has them.
+    pub fn ram(&self) -> u64 {
+        self.ram
+    }
+
+    pub fn get(&self, frame: u64) -> Option<&Frame> {
+        self.all.get(usize::try_from(frame).ok()?)
+    }
+
+    fn get_mut(&mut self, frame: u64) -> Option<&mut Frame> {
+        self.all.get_mut(usize::try_from(frame).ok()?)
+    }
+
+    /// One that the domain may name.
+    fn owned(&mut self, frame: u64) -> Result<&mut Frame, Errno> {
+        match self.get_mut(frame) {
+            Some(found) if matches!(found.owner, Owner::Domain | Owner::Shared) => Ok(found),
+            _ => Err(Errno::Inval),
+        }
+    }
+
+    /// Holds a frame, so that it stays.
+    pub fn hold(&mut self, frame: u64) -> Result<(), Errno> {
+        let found = self.owned(frame)?;
+        found.holds = found.holds.checked_add(1).ok_or(Errno::Busy)?;
+        Ok(())
+    }
+
+    /// The opposite of [`Frames::hold`].
+    pub fn let_go(&mut self, frame: u64) {
+        let Some(found) = self.get_mut(frame) else { return };
+        found.holds = found.holds.saturating_sub(1);
+        if found.holds == 0 && found.owner == Owner::Leaving {
+            found.owner = Owner::Nobody;
+        }
+    }
+
+    /// Uses a frame as something. True: it was not used as that before, so that a table or
+    /// descriptors have to be looked through; nothing writes to them any more.
+    pub fn start(&mut self, frame: u64, want: Use, flush: Flush<'_>) -> Result<bool, Errno> {
+        let now = self.flushes;
+        let found = self.owned(frame)?;
+        if found.owner == Owner::Shared && want != Use::Writable {
+            return Err(Errno::Inval);
+        }
+        if found.uses > 0 {
+            if found.used_as != want {
+                return Err(Errno::Busy);
+            }
+            found.uses = found.uses.checked_add(1).ok_or(Errno::Busy)?;
+            return Ok(false);
+        }
+        found.used_as = want;
+        found.uses = 1;
+        if want != Use::Writable && found.written == now {
+            flush();
+            self.flushes += 1;
+        }
+        Ok(true)
+    }
+
+    /// The opposite of [`Frames::start`]; true if it was the last use.
+    pub fn end(&mut self, frame: u64) -> bool {
+        let now = self.flushes;
+        let Some(found) = self.get_mut(frame) else { return false };
+        found.uses = found.uses.saturating_sub(1);
+        let last = found.uses == 0;
+        if last {
+            if found.used_as == Use::Writable {
+                found.written = now;
+            }
+            found.used_as = Use::Plain;
+        }
+        last
+    }
+
+    pub fn set_pinned(&mut self, frame: u64, pinned: bool) {
+        if let Some(found) = self.get_mut(frame) {
+            found.pinned = pinned;
+        }
+    }
+
+    /// Whether the frame is used as this now.
+    pub fn is(&self, frame: u64, what: Use) -> bool {
+        self.get(frame).is_some_and(|found| found.uses > 0 && found.used_as == what)
+    }
+
+    /// The domain gives a frame back, which nobody has once nothing holds it.
+    pub fn give_back(&mut self, frame: u64) -> Result<(), Errno> {
+        match self.get_mut(frame) {
+            Some(found) if found.owner == Owner::Domain && !found.pinned => {
+                let gone = found.holds == 0;
+                found.owner = if gone { Owner::Nobody } else { Owner::Leaving };
+                Ok(())
+            }
+            _ => Err(Errno::Inval),
+        }
+    }
+
+    /// The domain gets a frame of its RAM again.
+    pub fn take(&mut self, frame: u64, flush: Flush<'_>) -> Result<(), Errno> {
+        let now = self.flushes;
+        if frame >= self.ram {
+            return Err(Errno::Inval);
+        }
+        match self.get_mut(frame) {
+            Some(found) if found.owner == Owner::Nobody => {
+                let lingers = found.written == now;
+                *found = Frame::default();
+                if lingers {
+                    flush();
+                    self.flushes += 1;
+                }
+                Ok(())
+            }
+            _ => Err(Errno::NoMem),
+        }
+    }
+}

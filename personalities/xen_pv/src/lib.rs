@@ -1,0 +1,273 @@
+//! Xen's interface for paravirtualized guests: who a kernel with `CONFIG_XEN_PV` thinks its
+//! hypervisor is.
+//!
+//! The kernel runs in ring 3, with page tables of its own that it changes by hypercall; every
+//! change is checked ([`tables`]). The processor's tables are not its own: exceptions and system
+//! calls come here first, and go on to the kernel as bounce frames ([`bounce`]). In place of
+//! interrupts there are event channels ([`events`]).
+//!
+//! A machine frame's number is that of the guest-physical page. RAM is from 0 on; behind it are
+//! pages of the hypervisor's, of which the domain may map some.
+
+mod bounce;
+mod calls;
+mod descriptors;
+mod emulate;
+mod events;
+mod frames;
+mod guest;
+mod layout;
+mod leaves;
+mod memory;
+mod memory_op;
+mod misc;
+mod mmu;
+mod ports;
+mod tables;
+#[cfg(test)]
+mod tables_tests;
+mod time;
+mod traps;
+mod vcpu_op;
+mod vcpus;
+
+pub use layout::{Layout, VCPUS_MAX};
+pub use leaves::{HIDDEN, leaves};
+
+use crate::{
+    events::{Events, Port},
+    frames::Frames,
+    memory::Memory,
+    tables::{Level, Tables},
+    vcpus::{Known, Vcpu, Wait},
+};
+use engine::{ClockSample, CpuView, Flow, Intercepts, Trap};
+use guest_mem::{GuestMem, PAGE};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+use vcpu_state::{MpState, SegReg, Segment, Table, VcpuState};
+use x86_defs::{
+    cr::{cr4, xcr0},
+    segment::{ATTR_P, system_type},
+};
+use xen_abi::{errno::Errno, grant_table, trap::selector};
+
+/// All of a VM's clocks, now.
+pub type ClockSource = Arc<dyn Fn() -> ClockSample + Send + Sync>;
+
+/// What is around a domain.
+pub trait Board: Send + Sync {
+    /// A vCPU is to look at what is pending.
+    fn wake(&self, vcpu: u32);
+    /// [`XenPv::timer`] is to be called at this system time, and not at another that was asked for
+    /// before.
+    fn set_timer(&self, vcpu: u32, deadline_ns: Option<u64>);
+    /// What the kernel says before it has a console.
+    fn console(&self, text: &[u8]);
+    /// The domain ends, or starts again: `SHUTDOWN_*`.
+    fn shutdown(&self, reason: u32);
+    /// A port to the backend of this number was notified.
+    fn notify(&self, backend: u32);
+}
+
+/// Of a vCPU of an engine, as a personality needs it.
+pub const INTERCEPTS: Intercepts = Intercepts { exceptions: !0, syscall: true, cpuid: false };
+
+/// The state of a vCPU other than the first: it waits to be brought up.
+pub fn waiting(first: &VcpuState, id: u32) -> VcpuState {
+    let mut state = first.clone();
+    let fresh = VcpuState::reset(id);
+    state.regs = fresh.regs;
+    state.mp = MpState::Halted;
+    set_up(&mut state, id);
+    state
+}
+
+/// What the hypervisor gives the processor of a vCPU, whatever runs on it.
+pub fn set_up(state: &mut VcpuState, id: u32) {
+    let reg = |selector| bounce::flat(selector);
+    for which in [SegReg::Cs, SegReg::Ss] {
+        let selector = if which == SegReg::Cs { selector::CS64 } else { selector::SS };
+        *state.segment_mut(which) = reg(selector);
+    }
+    for which in [SegReg::Ds, SegReg::Es, SegReg::Fs, SegReg::Gs, SegReg::Ldtr] {
+        *state.segment_mut(which) = Segment::default();
+    }
+    // No bitmap of ports: all of them are refused.
+    let busy = ATTR_P | system_type::TSS_BUSY;
+    *state.segment_mut(SegReg::Tr) = Segment { attr: busy, ..Segment::default() };
+    state.segments.gdtr = Table { base: Layout::gdt_linear(id), limit: 0xffff };
+    state.segments.idtr = Table { base: 0, limit: 0 };
+    state.control.cr4 |= cr4::OSXSAVE | cr4::FSGSBASE;
+    state.control.xcr0 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
+}
+
+/// What a domain is made of.
+pub struct Config {
+    pub memory: Arc<GuestMem>,
+    pub layout: Layout,
+    pub vcpus: u32,
+    pub clock: ClockSource,
+    pub board: Arc<dyn Board>,
+    /// Frames of the rings of xenstore and of the console, which they are granted with.
+    pub store_frame: u64,
+    pub console_frame: u64,
+}
+
+/// Numbers of backends that every domain has.
+pub mod backend {
+    pub const STORE: u32 = 0;
+    pub const CONSOLE: u32 = 1;
+}
+
+/// Ports that are bound before a domain starts.
+pub const STORE_PORT: u32 = 1;
+pub const CONSOLE_PORT: u32 = 2;
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+/// One domain.
+pub struct XenPv {
+    domain: Mutex<Domain>,
+    vcpus: Vec<Mutex<Vcpu>>,
+    /// Of each vCPU: it is to be told of something.
+    attention: Vec<AtomicBool>,
+    board: Arc<dyn Board>,
+    clock: ClockSource,
+}
+
+impl std::fmt::Debug for XenPv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("XenPv").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+    }
+}
+
+/// What all vCPUs share.
+#[derive(Debug)]
+pub struct Domain {
+    tables: Tables,
+    events: Events,
+    layout: Layout,
+    /// Hypercalls that there are not, and how often they were tried.
+    unknown: BTreeMap<(u64, u64), u64>,
+    grant_frames: u32,
+    known: Vec<Known>,
+}
+
+impl Domain {
+    /// Where a vCPU's information is; one that there is not has the first's.
+    fn info(&self, vcpu: u32) -> u64 {
+        self.known.get(vcpu as usize).map_or_else(|| self.layout.info(0), |known| known.info)
+    }
+
+    fn known(&mut self, vcpu: u32) -> Result<&mut Known, Errno> {
+        self.known.get_mut(vcpu as usize).ok_or(Errno::NoEnt)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl XenPv {
+    /// A domain whose memory holds what its builder made: `root` is the address of its L4 table.
+    pub fn new(config: Config, root: u64) -> Result<Arc<Self>, Errno> {
+        let Config { memory, layout, vcpus, clock, board, store_frame, console_frame } = config;
+        let memory = Memory::new(memory);
+        layout.build(&memory, vcpus);
+        let shared = |frame| layout.is_shared(frame);
+        let frames = Frames::new(layout.ram / PAGE, layout.end() / PAGE, shared);
+        let slots = layout.slots();
+        let mut tables = Tables { frames, memory, slots, work: 0 };
+        let mut events = Events::new(layout.shared_info());
+        events.bind(Port::Backend(backend::STORE), 0)?;
+        events.bind(Port::Backend(backend::CONSOLE), 0)?;
+        // The first vCPU's, and pinned.
+        let flush: frames::Flush<'_> = &mut || {};
+        tables.start_table(root / PAGE, Level::L4, flush)?;
+        tables.start_table(root / PAGE, Level::L4, flush)?;
+        tables.frames.set_pinned(root / PAGE, true);
+        let reserved = [
+            (grant_table::reserved::CONSOLE, console_frame),
+            (grant_table::reserved::XENSTORE, store_frame),
+        ];
+        for (entry, frame) in reserved {
+            // A backend's domain is 0.
+            let value = u64::from(grant_table::flag::PERMIT_ACCESS) | frame << 32;
+            tables.memory.store(layout.grants() + u64::from(entry) * 8, value);
+        }
+        let known = |id| Known { info: layout.info(id), ..Known::default() };
+        let mut known: Vec<Known> = (0..vcpus).map(known).collect();
+        let mut all: Vec<Vcpu> = (0..vcpus).map(Vcpu::new).collect();
+        if let (Some(known), Some(first)) = (known.first_mut(), all.first_mut()) {
+            (known.up, known.initialised, first.kernel_root) = (true, true, root);
+        }
+        let (unknown, grant_frames) = (BTreeMap::new(), 1);
+        let domain = Domain { tables, events, layout, unknown, grant_frames, known };
+        let this = Arc::new(Self {
+            vcpus: all.into_iter().map(Mutex::new).collect(),
+            attention: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
+            domain: Mutex::new(domain),
+            board,
+            clock,
+        });
+        this.start_time();
+        Ok(this)
+    }
+
+    /// Whether a vCPU is to be told of something.
+    pub fn is_pending(&self, vcpu: u32) -> bool {
+        self.attention.get(vcpu as usize).is_some_and(|flag| flag.load(SeqCst))
+    }
+
+    /// A port becomes pending, for whatever is around the domain.
+    pub fn raise(&self, port: u32) {
+        let domain = lock(&self.domain);
+        self.raise_in(&domain, port);
+    }
+
+    /// The port of a backend, once it is bound.
+    fn raise_in(&self, domain: &Domain, port: u32) {
+        if let Some(vcpu) = domain.events.raise(port, &domain.tables.memory) {
+            self.tell(domain, vcpu, port);
+        }
+        for (id, known) in (0..).zip(&domain.known) {
+            if matches!(known.wait, Wait::Ports(ports, _) if ports.contains(&port)) {
+                self.attend(id);
+            }
+        }
+    }
+
+    fn tell(&self, domain: &Domain, vcpu: u32, port: u32) {
+        let info = domain.info(vcpu);
+        if events::tell(&domain.tables.memory, info, port) {
+            self.attend(vcpu);
+        }
+    }
+
+    fn attend(&self, vcpu: u32) {
+        if let Some(flag) = self.attention.get(vcpu as usize) {
+            flag.store(true, SeqCst);
+            self.board.wake(vcpu);
+        }
+    }
+
+    /// An event that a vCPU's engine was to offer here.
+    pub fn trap(&self, vcpu: u32, trap: Trap, cpu: &mut dyn CpuView) -> Flow {
+        self.handle(vcpu, trap, cpu)
+    }
+
+    /// What was refused because it is not known: numbers of hypercalls and operations, and counts.
+    pub fn unknown(&self) -> Vec<((u64, u64), u64)> {
+        lock(&self.domain).unknown.iter().map(|(k, v)| (*k, *v)).collect()
+    }
+}

@@ -1,0 +1,243 @@
+//! Page tables of the domain: every entry is checked when it comes, and let go when it goes.
+
+use crate::{
+    frames::{Flush, Frames, Use},
+    memory::Memory,
+};
+use guest_mem::PAGE;
+use x86_defs::paging::{A, ADDRESS, D, G, NX, P, PCD, PS, PWT, RW, US};
+use xen_abi::{errno::Errno, xen::HYPERVISOR_SLOTS};
+
+/// Of a table: 1 maps pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    L1 = 1,
+    L2,
+    L3,
+    L4,
+}
+
+impl Level {
+    pub fn below(self) -> Option<Self> {
+        match self {
+            Self::L1 => None,
+            Self::L2 => Some(Self::L1),
+            Self::L3 => Some(Self::L2),
+            Self::L4 => Some(Self::L3),
+        }
+    }
+
+    /// The lowest bit of a linear address that indexes such a table.
+    pub fn shift(self) -> u32 {
+        3 + 9 * self as u32
+    }
+}
+
+/// Bits that software has for itself.
+const AVAILABLE: u64 = 7 << 9 | 0x7f << 52;
+/// PAT in an entry that maps a page.
+const PAT: u64 = PS;
+/// What the domain may say of a page.
+const PAGE_BITS: u64 = P | RW | US | PWT | PCD | A | D | PAT | G | AVAILABLE | NX | ADDRESS;
+/// What it may say of a table.
+const TABLE_BITS: u64 = P | RW | US | A | D | AVAILABLE | NX | ADDRESS;
+const ENTRIES: usize = 512;
+
+/// The hypervisor's entries of each L4 table.
+pub type Slots = [u64; 16];
+
+/// Page tables, and what is known of all frames.
+#[derive(Debug)]
+pub struct Tables {
+    pub frames: Frames,
+    pub memory: Memory,
+    pub slots: Slots,
+    /// Entries that were looked at.
+    pub work: u64,
+}
+
+fn frame_of(entry: u64) -> u64 {
+    (entry & ADDRESS) / PAGE
+}
+
+/// The entry as it is put into the table: the domain's kernel, too, runs in ring 3.
+fn adjusted(level: Level, entry: u64) -> u64 {
+    if entry & P == 0 {
+        return entry;
+    }
+    let entry = entry | US;
+    if level == Level::L1 { entry & !G } else { entry }
+}
+
+fn is_hypervisors(level: Level, index: usize) -> bool {
+    level == Level::L4 && HYPERVISOR_SLOTS.contains(&index)
+}
+
+impl Tables {
+    /// Uses a frame as a table of this level, and holds it.
+    pub fn start_table(&mut self, frame: u64, level: Level, flush: Flush<'_>) -> Result<(), Errno> {
+        self.frames.hold(frame)?;
+        let started = self.frames.start(frame, Use::Table(level), flush);
+        let result = match started {
+            Ok(true) => self.look_through(frame, level, flush).inspect_err(|_| {
+                self.frames.end(frame);
+            }),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.frames.let_go(frame);
+        }
+        result
+    }
+
+    /// The opposite of [`Tables::start_table`].
+    pub fn end_table(&mut self, frame: u64, level: Level) {
+        if self.frames.end(frame) {
+            self.work += ENTRIES as u64;
+            for index in 0..ENTRIES {
+                if !is_hypervisors(level, index) {
+                    let entry = self.memory.load(address(frame, index));
+                    self.let_go(level, entry);
+                }
+            }
+        }
+        self.frames.let_go(frame);
+    }
+
+    /// Takes all that a new table maps; nothing if one entry is not allowed.
+    fn look_through(&mut self, frame: u64, level: Level, flush: Flush<'_>) -> Result<(), Errno> {
+        self.work += ENTRIES as u64;
+        for index in 0..ENTRIES {
+            if is_hypervisors(level, index) {
+                continue;
+            }
+            let at = address(frame, index);
+            let entry = self.memory.load(at);
+            match self.take(level, entry, flush) {
+                Ok(()) => {
+                    let right = adjusted(level, entry);
+                    if right != entry {
+                        self.memory.store(at, right);
+                    }
+                }
+                Err(error) => {
+                    for index in (0..index).filter(|index| !is_hypervisors(level, *index)) {
+                        let entry = self.memory.load(address(frame, index));
+                        self.let_go(level, entry);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if level == Level::L4 {
+            for (index, entry) in HYPERVISOR_SLOTS.zip(self.slots) {
+                self.memory.store(address(frame, index), entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// What an entry names is used by it from now on.
+    fn take(&mut self, level: Level, entry: u64, flush: Flush<'_>) -> Result<(), Errno> {
+        if entry & P == 0 {
+            return Ok(());
+        }
+        let frame = frame_of(entry);
+        match level.below() {
+            Some(below) if entry & !TABLE_BITS == 0 => self.start_table(frame, below, flush),
+            None if entry & !PAGE_BITS == 0 => {
+                self.frames.hold(frame)?;
+                if entry & RW != 0
+                    && let Err(error) = self.frames.start(frame, Use::Writable, flush)
+                {
+                    self.frames.let_go(frame);
+                    return Err(error);
+                }
+                Ok(())
+            }
+            _ => Err(Errno::Inval),
+        }
+    }
+
+    /// The opposite of [`Tables::take`].
+    fn let_go(&mut self, level: Level, entry: u64) {
+        if entry & P == 0 {
+            return;
+        }
+        let frame = frame_of(entry);
+        match level.below() {
+            Some(below) => self.end_table(frame, below),
+            None => {
+                if entry & RW != 0 {
+                    self.frames.end(frame);
+                }
+                self.frames.let_go(frame);
+            }
+        }
+    }
+
+    /// Changes an entry of a table that is in use as one. `keep` keeps the bits A and D.
+    pub fn update(
+        &mut self,
+        at: u64,
+        level: Level,
+        value: u64,
+        keep: bool,
+        flush: Flush<'_>,
+    ) -> Result<(), Errno> {
+        if is_hypervisors(level, (at % PAGE / 8) as usize) {
+            return Err(Errno::Inval);
+        }
+        self.take(level, value, flush)?;
+        let value = adjusted(level, value);
+        loop {
+            let old = self.memory.load(at);
+            let kept = if keep && value & old & P != 0 { old & (A | D) } else { 0 };
+            if self.memory.exchange(at, old, value | kept) {
+                self.let_go(level, old);
+                return Ok(());
+            }
+        }
+    }
+
+    /// As [`Tables::update`], if the entry is `old` (but for bits A and D if it is not asked for
+    /// them); what it is otherwise.
+    pub fn compare_exchange(
+        &mut self,
+        at: u64,
+        level: Level,
+        old: u64,
+        value: u64,
+        flush: Flush<'_>,
+    ) -> Result<Result<(), u64>, Errno> {
+        if is_hypervisors(level, (at % PAGE / 8) as usize) {
+            return Err(Errno::Inval);
+        }
+        self.take(level, value, flush)?;
+        if self.memory.exchange(at, old, adjusted(level, value)) {
+            self.let_go(level, old);
+            return Ok(Ok(()));
+        }
+        self.let_go(level, value);
+        Ok(Err(self.memory.load(at)))
+    }
+
+    /// The L1 entry of a linear address below this L4 table.
+    pub fn l1_entry(&self, root: u64, linear: u64) -> Option<u64> {
+        let mut table = root & ADDRESS;
+        for level in [Level::L4, Level::L3, Level::L2] {
+            let entry = self.memory.load(table + (linear >> level.shift() & 511) * 8);
+            if entry & P == 0 || entry & PS != 0 {
+                return None;
+            }
+            table = entry & ADDRESS;
+        }
+        Some(table + (linear >> 12 & 511) * 8)
+    }
+}
+
+fn address(frame: u64, index: usize) -> u64 {
+    frame * PAGE + index as u64 * 8
+}

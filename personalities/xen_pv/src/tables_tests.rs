@@ -1,0 +1,224 @@
+//! What a domain may not do with its page tables.
+
+use crate::{
+    frames::{Flush, Frames, Use},
+    memory::Memory,
+    tables::{Level, Tables},
+};
+use guest_mem::{Change, GuestMem, Memfd, PAGE, Slot};
+use proptest::prelude::*;
+use x86_defs::paging::{ADDRESS, P, PS, RW, US};
+use xen_abi::errno::Errno;
+
+/// Frames of RAM; behind it one that is shared and one that is the hypervisor's own.
+const RAM: u64 = 32;
+const SHARED: u64 = RAM;
+const OWN: u64 = RAM + 1;
+/// Tables of the test's domain, by level.
+const L4: u64 = 4;
+const L3: u64 = 3;
+const L2: u64 = 2;
+const L1: u64 = 1;
+
+fn none<'a>(flush: &'a mut dyn FnMut()) -> Flush<'a> {
+    flush
+}
+
+/// A frame's address.
+fn page(frame: u64) -> u64 {
+    frame * PAGE
+}
+
+/// A domain with one table of each level, none of them in use.
+fn tables() -> Tables {
+    let memory = GuestMem::new((RAM + 2) * PAGE).unwrap();
+    let len = (RAM + 2) * PAGE;
+    let mem = Memfd::new(len).unwrap();
+    let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len, writable: true };
+    memory.update(&[Change::Map(slot)], |_, _| Ok(())).unwrap();
+    let frames = Frames::new(RAM, RAM + 2, |frame| frame == SHARED);
+    let slots = [page(OWN) | P; 16];
+    let tables = Tables { frames, memory: Memory::new(memory), slots, work: 0 };
+    for (table, below) in [(L4, L3), (L3, L2), (L2, L1)] {
+        tables.memory.store(table * PAGE, page(below) | P | RW | US);
+    }
+    tables
+}
+
+fn start(tables: &mut Tables, frame: u64, level: Level) -> Result<(), Errno> {
+    tables.start_table(frame, level, none(&mut || {}))
+}
+
+fn set(tables: &mut Tables, index: u64, value: u64) -> Result<(), Errno> {
+    tables.update(L1 * PAGE + index * 8, Level::L1, value, false, none(&mut || {}))
+}
+
+#[test]
+fn tables_are_taken_with_all_below_and_let_go_again() {
+    let mut tables = tables();
+    tables.memory.store(L1 * PAGE + 8, page(9) | P | RW);
+    start(&mut tables, L4, Level::L4).unwrap();
+    for (frame, level) in [(L4, Level::L4), (L3, Level::L3), (L2, Level::L2), (L1, Level::L1)] {
+        assert!(tables.frames.is(frame, Use::Table(level)), "{frame}");
+    }
+    assert!(tables.frames.is(9, Use::Writable));
+    // The kernel's pages are ring 3's, and the hypervisor's entries are there.
+    assert_eq!(tables.memory.load(L1 * PAGE + 8) & US, US);
+    assert_eq!(tables.memory.load(L4 * PAGE + 256 * 8), page(OWN) | P);
+    assert_eq!(tables.l1_entry(L4 * PAGE, PAGE), Some(L1 * PAGE + 8));
+    tables.end_table(L4, Level::L4);
+    for frame in 0..RAM {
+        let found = tables.frames.get(frame).unwrap();
+        assert_eq!((found.uses, found.holds), (0, 0), "{frame}");
+    }
+}
+
+#[test]
+fn no_table_is_ever_writable() {
+    let mut tables = tables();
+    start(&mut tables, L4, Level::L4).unwrap();
+    for table in [L1, L2, L3, L4] {
+        assert_eq!(set(&mut tables, 5, page(table) | P | RW), Err(Errno::Busy));
+        set(&mut tables, 5, page(table) | P).unwrap();
+    }
+    set(&mut tables, 5, 0).unwrap();
+    // A page that is mapped for writing is no table, until it is not any more.
+    set(&mut tables, 6, page(20) | P | RW).unwrap();
+    assert_eq!(start(&mut tables, 20, Level::L1), Err(Errno::Busy));
+    set(&mut tables, 6, page(20) | P).unwrap();
+    let mut flushes = 0;
+    tables.start_table(20, Level::L1, none(&mut || flushes += 1)).unwrap();
+    assert_eq!(flushes, 1, "TLBs may have had it as writable");
+}
+
+#[test]
+fn a_frame_is_a_table_of_one_level() {
+    let mut tables = tables();
+    start(&mut tables, L4, Level::L4).unwrap();
+    assert_eq!(start(&mut tables, L1, Level::L2), Err(Errno::Busy));
+    // As an entry of an L2, of itself, too.
+    let at = L2 * PAGE + 8;
+    for frame in [L2, L3, L4] {
+        let value = page(frame) | P | RW;
+        let result = tables.update(at, Level::L2, value, false, none(&mut || {}));
+        assert_eq!(result, Err(Errno::Busy), "{frame}");
+    }
+    let large = page(8) | P | PS;
+    let result = tables.update(at, Level::L2, large, false, none(&mut || {}));
+    assert_eq!(result, Err(Errno::Inval));
+}
+
+#[test]
+fn only_the_domains_frames_are_mapped() {
+    let mut tables = tables();
+    start(&mut tables, L4, Level::L4).unwrap();
+    set(&mut tables, 1, page(SHARED) | P | RW).unwrap();
+    for frame in [OWN, OWN + 1, 1 << 30, ADDRESS / PAGE] {
+        assert_eq!(set(&mut tables, 2, page(frame) | P), Err(Errno::Inval), "{frame:#x}");
+    }
+    assert_eq!(start(&mut tables, SHARED, Level::L1), Err(Errno::Inval));
+    assert_eq!(start(&mut tables, OWN, Level::L1), Err(Errno::Inval));
+    // The hypervisor's entries.
+    let at = L4 * PAGE + 256 * 8;
+    let result = tables.update(at, Level::L4, 0, false, none(&mut || {}));
+    assert_eq!(result, Err(Errno::Inval));
+    // What was given back is nobody's, once nothing maps it.
+    set(&mut tables, 3, page(21) | P | RW).unwrap();
+    tables.frames.give_back(21).unwrap();
+    assert_eq!(set(&mut tables, 4, page(21) | P), Err(Errno::Inval));
+    assert_eq!(tables.frames.take(21, none(&mut || {})), Err(Errno::NoMem));
+    set(&mut tables, 3, 0).unwrap();
+    tables.frames.take(21, none(&mut || {})).unwrap();
+}
+
+#[test]
+fn a_table_with_a_wrong_entry_changes_nothing() {
+    let mut tables = tables();
+    tables.memory.store(L1 * PAGE, page(9) | P | RW);
+    tables.memory.store(L1 * PAGE + 511 * 8, page(OWN) | P);
+    assert_eq!(start(&mut tables, L4, Level::L4), Err(Errno::Inval));
+    for frame in 0..RAM {
+        let found = tables.frames.get(frame).unwrap();
+        assert_eq!((found.uses, found.holds), (0, 0), "{frame}");
+    }
+}
+
+/// What the counts are to be, from the tables themselves.
+fn check(tables: &Tables) {
+    let mut writable = [0u32; RAM as usize];
+    for frame in 0..RAM {
+        if !tables.frames.is(frame, Use::Table(Level::L1)) {
+            continue;
+        }
+        for index in 0..512 {
+            let entry = tables.memory.load(frame * PAGE + index * 8);
+            let to = (entry & ADDRESS) / PAGE;
+            if entry & P == 0 || to >= RAM {
+                continue;
+            }
+            if entry & RW != 0 {
+                writable[to as usize] += 1;
+                let found = tables.frames.get(to).unwrap();
+                assert!(!matches!(found.used_as, Use::Table(_) | Use::Descriptors), "{to}");
+            }
+        }
+    }
+    for (frame, count) in (0..).zip(writable) {
+        let found = tables.frames.get(frame).unwrap();
+        if found.used_as == Use::Writable {
+            assert_eq!(found.uses, count, "{frame}");
+        }
+    }
+}
+
+proptest! {
+    /// Whatever a domain asks for, what is granted keeps the rule.
+    #[test]
+    fn counts_stay_true(
+        acts in prop::collection::vec((0u8..5, 0..RAM + 2, 0u64..8, 0..RAM + 4, any::<bool>()), 1..60)
+    ) {
+        let mut tables = tables();
+        let levels = [Level::L1, Level::L2, Level::L3, Level::L4];
+        let mut pinned = Vec::new();
+        for (act, frame, index, to, writable) in acts {
+            let level = levels[index as usize % 4];
+            match act {
+                0 | 1 => {
+                    let is = levels.into_iter().find(|l| tables.frames.is(frame, Use::Table(*l)));
+                    let value = page(to) | P | if writable { RW } else { 0 };
+                    let at = frame * PAGE + index * 8;
+                    match is {
+                        Some(level) => {
+                            let _ = tables.update(at, level, value, act == 1, none(&mut || {}));
+                        }
+                        // As the domain would, where it can.
+                        None if frame < RAM => tables.memory.store(at, value),
+                        None => {}
+                    }
+                }
+                2 => {
+                    if start(&mut tables, frame, level).is_ok() {
+                        pinned.push((frame, level));
+                    }
+                }
+                3 => {
+                    if !pinned.is_empty() {
+                        let (frame, level) = pinned.swap_remove(to as usize % pinned.len());
+                        tables.end_table(frame, level);
+                    }
+                }
+                _ => {
+                    let _ = tables.frames.give_back(frame);
+                }
+            }
+            check(&tables);
+        }
+        for (frame, level) in pinned {
+            tables.end_table(frame, level);
+        }
+        for frame in 0..RAM {
+            let found = tables.frames.get(frame).unwrap();
+            prop_assert_eq!((found.uses, found.holds), (0, 0));
+        }
+    }
+}
