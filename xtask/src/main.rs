@@ -7,6 +7,7 @@
 mod bench;
 mod checks;
 mod deps;
+mod fuzz;
 mod size;
 mod steps;
 mod suites;
@@ -27,9 +28,11 @@ usage: cargo xtask COMMAND
   check             all of the above, with rustfmt and clippy
   test [OPTIONS]    run every test of the workspace
       --long          millions of differential cases instead of tens of thousands
+      --few-boots     of guests, boot only the default one
       --unprivileged  insist on an ordinary user; checks of the source are left out
       --no-check      leave out checks of the source (format, lints, tiers, sizes)
       --no-boot       leave out the tests that boot real guests
+  fuzz [OPTIONS]    run the fuzz targets (see cargo xtask fuzz --help)
   bench [OPTIONS]   measure against native and peers (see cargo xtask bench --help)
   prepush           check, cargo deny if installed, documentation, tests
 ";
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         "unsafe" => unsafe_code::check(),
         "check" => checks::all(),
         "test" => test::run(&rest),
+        "fuzz" => fuzz::run(&rest),
         "bench" => bench::run(&rest),
         "prepush" => checks::prepush(),
         "" | "help" | "--help" | "-h" => {

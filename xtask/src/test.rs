@@ -2,7 +2,7 @@
 
 use crate::steps::Steps;
 use crate::suites::{self, Program};
-use crate::{checks, tree};
+use crate::{checks, fuzz, tree};
 use std::fs;
 
 /// What to run.
@@ -12,15 +12,22 @@ pub struct Options {
     unprivileged: bool,
     no_check: bool,
     no_boot: bool,
+    few_boots: bool,
 }
 
 /// Suites with a step of their own, after the unit tests, in this order.
 const SUITES: &[(&str, &str)] =
     &[("conformance", "conformance suite"), ("lockstep", "differential tests")];
+/// Seconds for each fuzz target.
+const FUZZING: &str = "2";
 /// The crate whose tests boot guests.
 const BOOTS: &str = "testkit";
+/// Of those, what `--few-boots` leaves: what is made of packages, a terminal, and refusals.
+const FEW: &[&str] = &["default_guest", "terminal", "refusals"];
 /// The crate whose tests boot them under two engines at once.
 const LOCKSTEP: &str = "lockstep";
+/// The crate whose tests boot them as Xen PV domains.
+const DOMAIN: &str = "xen_domain";
 
 /// Runs the tests.
 pub fn run(args: &[String]) -> Result<(), String> {
@@ -31,6 +38,7 @@ pub fn run(args: &[String]) -> Result<(), String> {
             "--unprivileged" => options.unprivileged = true,
             "--no-check" => options.no_check = true,
             "--no-boot" => options.no_boot = true,
+            "--few-boots" => options.few_boots = true,
             other => return Err(format!("no option `{other}`")),
         }
     }
@@ -62,6 +70,11 @@ pub fn add(steps: &mut Steps, options: &Options) {
     let special = |p: &&Program| BOOTS == p.package || SUITES.iter().any(|(s, _)| *s == p.package);
     let units: Vec<&Program> = programs.iter().filter(|p| !special(p)).collect();
     steps.run("unit tests", || suites::run(&units, &[], options.long));
+    if options.unprivileged || !has_program("c++") {
+        steps.skip("fuzzing", "not asked for, or there is no C++ compiler for libFuzzer");
+    } else {
+        steps.run("fuzzing", || fuzz::run(&["--seconds".into(), FUZZING.into()]));
+    }
     steps.command("documentation's examples", tree::cargo().args(["test", "--workspace", "--doc"]));
     for (package, title) in SUITES {
         steps.run(title, || suites::run(&of(package), &[], options.long));
@@ -83,20 +96,26 @@ pub fn add(steps: &mut Steps, options: &Options) {
     release.args(["build", "--release", "--package", "cli", "--package", LOCKSTEP]);
     if steps.command("release build of sarang", &mut release) {
         // Two guests at a time: on two cores, more would only starve each other.
-        steps.run("guest boots", || suites::run(&of(BOOTS), &["--test-threads=2"], options.long));
+        let mut boots = of(BOOTS);
+        if options.few_boots {
+            boots.retain(|program| FEW.contains(&program.target.as_str()));
+            steps.skip("most guest boots", "not asked for");
+        }
+        steps.run("guest boots", || suites::run(&boots, &["--test-threads=2"], options.long));
     } else {
         steps.skip("guest boots", "sarang was not built");
     }
     if options.unprivileged {
-        steps.skip("whole boots in lockstep", "they ask for no privileges");
+        steps.skip("boots in lockstep and as Xen domains", "they ask for no privileges");
     } else {
         // Tests' own profile would take minutes for them.
         let mut boots = tree::cargo();
-        boots.args(["test", "--release", "--package", LOCKSTEP, "--test", "boots", "debian"]);
+        boots.args(["test", "--release", "--package", LOCKSTEP, "--package", DOMAIN]);
+        boots.args(["--test", "boots", "debian"]);
         if options.long {
             boots.env("SARANG_LONG", "1");
         }
-        steps.command("whole boots in lockstep", &mut boots);
+        steps.command("boots in lockstep and as Xen domains", &mut boots);
     }
 }
 
