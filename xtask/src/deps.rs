@@ -34,6 +34,8 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("engine", "guest_mem", "an engine is given the guest's memory"),
     ("device", "saved_state", "a device saves itself"),
     ("device", "guest_mem", "a device reads and writes the guest's memory"),
+    ("xen_front", "device", "a back end is a device"),
+    ("xen_front", "guest_mem", "what a domain grants is its memory"),
     ("semantics", "soft_mmu", "instructions access memory through the page walk"),
     ("semantics", "emit", "vector and floating-point instructions run on the host's units"),
     ("translator", "semantics", "what is not translated runs by its handler"),
