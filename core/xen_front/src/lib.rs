@@ -37,7 +37,7 @@ pub enum Error {
     Frame(GrantRef),
     #[error("port {0} is not one for a back end to bind")]
     Port(u32),
-    #[error("{0} bytes at {1} are not inside a page")]
+    #[error("{0} bytes at {1} are not inside a page, or not to be written")]
     Range(usize, usize),
 }
 

@@ -12,13 +12,20 @@ use std::sync::{
 pub struct Page {
     memory: Arc<GuestMem>,
     gpa: u64,
+    read_only: bool,
 }
 
 impl Page {
     /// The page at this guest-physical address, if there is writable memory.
     pub fn new(memory: Arc<GuestMem>, gpa: u64) -> Option<Self> {
         let there = gpa.is_multiple_of(PAGE) && memory.dma(gpa, PAGE as usize).is_some();
-        there.then_some(Self { memory, gpa })
+        there.then_some(Self { memory, gpa, read_only: false })
+    }
+
+    /// The same page, to which a back end writes nothing.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { read_only: true, ..self }
     }
 
     /// The guest-physical address, for what moves bytes of several pages at once.
@@ -42,6 +49,9 @@ impl Page {
 
     pub fn write(&self, offset: usize, data: &[u8]) -> Result<(), Error> {
         let range = Error::Range(data.len(), offset);
+        if self.read_only {
+            return Err(range);
+        }
         self.memory.write(self.place(offset, data.len())?, data).map_err(|_| range)
     }
 
@@ -58,10 +68,11 @@ impl Page {
     }
 
     /// Writes an index of a ring whole, after all that was written before, and before what is read
-    /// next. Nothing outside of the page, or where it would not be aligned.
+    /// next. Nothing outside of the page, where it would not be aligned, or to a page for reading.
     pub fn set_index(&self, offset: usize, value: u32) {
         let layout = self.memory.layout();
-        let place = self.place(offset, 4).ok().filter(|_| offset.is_multiple_of(4));
+        let writable = offset.is_multiple_of(4) && !self.read_only;
+        let place = self.place(offset, 4).ok().filter(|_| writable);
         let Some((at, (region, inside))) = place.and_then(|at| Some((at, layout.find(at)?))) else {
             return;
         };

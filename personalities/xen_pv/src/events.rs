@@ -4,6 +4,7 @@
 use crate::memory::Memory;
 use std::mem::offset_of;
 use xen_abi::{
+    DOMID_SELF, DomainId,
     errno::Errno,
     event_channel::{PORTS_2LEVEL, status, virq},
     xen::{SharedInfo, VcpuInfo},
@@ -14,12 +15,14 @@ use xen_abi::{
 pub enum Port {
     #[default]
     Free,
-    /// For another domain to bind.
-    Unbound,
+    /// For that domain to bind.
+    Unbound(DomainId),
     Virq(u32),
     Ipi,
-    /// To what serves the domain outside of it: a number of the board's.
+    /// To what serves the domain outside of it from its start: a number of the board's.
     Backend(u32),
+    /// To a back end that bound it.
+    Bound,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,7 +41,7 @@ impl Events {
     /// `shared_info` is the page's guest-physical address.
     pub fn new(shared_info: u64) -> Self {
         // Port 0 is none.
-        Self { channels: vec![Channel { port: Port::Unbound, vcpu: 0 }], shared_info }
+        Self { channels: vec![Channel { port: Port::Unbound(DOMID_SELF), vcpu: 0 }], shared_info }
     }
 
     /// A port that is bound to this.
@@ -57,6 +60,13 @@ impl Events {
             *slot = channel;
         }
         Ok(number as u32)
+    }
+
+    /// The port's other end: the domain that is to bind it, or a back end that has.
+    pub fn set(&mut self, port: u32, what: Port) {
+        if let Some(channel) = self.channels.get_mut(port as usize) {
+            channel.port = what;
+        }
     }
 
     pub fn get(&self, port: u32) -> Option<Channel> {
@@ -85,7 +95,9 @@ impl Events {
     /// Another vCPU is told from now on.
     pub fn move_to(&mut self, port: u32, vcpu: u32) -> Result<(), Errno> {
         match self.channels.get_mut(port as usize) {
-            Some(Channel { port: Port::Unbound | Port::Backend(_), vcpu: of }) if port != 0 => {
+            Some(Channel { port: Port::Unbound(_) | Port::Backend(_) | Port::Bound, vcpu: of })
+                if port != 0 =>
+            {
                 *of = vcpu;
                 Ok(())
             }
@@ -99,10 +111,10 @@ impl Events {
             None => (status::CLOSED, 0, 0),
             Some(Channel { port, vcpu }) => match port {
                 Port::Free => (status::CLOSED, 0, 0),
-                Port::Unbound => (status::UNBOUND, vcpu, 0),
+                Port::Unbound(by) => (status::UNBOUND, vcpu, u32::from(by)),
                 Port::Virq(number) => (status::VIRQ, vcpu, number),
                 Port::Ipi => (status::IPI, vcpu, 0),
-                Port::Backend(_) => (status::INTERDOMAIN, vcpu, 0),
+                Port::Backend(_) | Port::Bound => (status::INTERDOMAIN, vcpu, 0),
             },
         }
     }

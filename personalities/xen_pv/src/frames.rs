@@ -137,6 +137,16 @@ impl Frames {
     /// The opposite of [`Frames::start`]; true if it was the last use.
     pub fn end(&mut self, frame: u64) -> bool {
         let now = self.flushes;
+        self.end_since(frame, now)
+    }
+
+    /// The same of a use for writing that no TLB knows of: a back end's. TLBs may know of others.
+    pub fn end_outside(&mut self, frame: u64) {
+        let written = self.get(frame).map_or(0, |found| found.written);
+        self.end_since(frame, written);
+    }
+
+    fn end_since(&mut self, frame: u64, now: u64) -> bool {
         let Some(found) = self.get_mut(frame) else { return false };
         found.uses = found.uses.saturating_sub(1);
         let last = found.uses == 0;

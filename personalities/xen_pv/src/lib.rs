@@ -15,6 +15,7 @@ mod descriptors;
 mod emulate;
 mod events;
 mod frames;
+mod grants;
 mod guest;
 mod layout;
 mod leaves;
@@ -37,6 +38,7 @@ pub use leaves::{HIDDEN, leaves};
 use crate::{
     events::{Events, Port},
     frames::Frames,
+    grants::{Mapped, Notified},
     memory::Memory,
     tables::{Level, Tables},
     vcpus::{Known, Vcpu, Wait},
@@ -56,6 +58,7 @@ use x86_defs::{
     segment::{ATTR_P, system_type},
 };
 use xen_abi::{errno::Errno, grant_table, trap::selector};
+use xen_front::GrantRef;
 
 /// All of a VM's clocks, now.
 pub type ClockSource = Arc<dyn Fn() -> ClockSample + Send + Sync>;
@@ -152,7 +155,6 @@ impl std::fmt::Debug for XenPv {
 }
 
 /// What all vCPUs share.
-#[derive(Debug)]
 pub struct Domain {
     tables: Tables,
     events: Events,
@@ -161,6 +163,16 @@ pub struct Domain {
     unknown: BTreeMap<(u64, u64), u64>,
     grant_frames: u32,
     known: Vec<Known>,
+    /// Grants that back ends use.
+    mapped: BTreeMap<GrantRef, Mapped>,
+    /// Back ends that bound a port, by that.
+    notified: BTreeMap<u32, Notified>,
+}
+
+impl std::fmt::Debug for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Domain").field("layout", &self.layout).finish_non_exhaustive()
+    }
 }
 
 impl Domain {
@@ -211,8 +223,16 @@ impl XenPv {
         if let (Some(known), Some(first)) = (known.first_mut(), all.first_mut()) {
             (known.up, known.initialised, first.kernel_root) = (true, true, root);
         }
-        let (unknown, grant_frames) = (BTreeMap::new(), 1);
-        let domain = Domain { tables, events, layout, unknown, grant_frames, known };
+        let domain = Domain {
+            tables,
+            events,
+            layout,
+            unknown: BTreeMap::new(),
+            grant_frames: 1,
+            known,
+            mapped: BTreeMap::new(),
+            notified: BTreeMap::new(),
+        };
         let this = Arc::new(Self {
             vcpus: all.into_iter().map(Mutex::new).collect(),
             attention: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),

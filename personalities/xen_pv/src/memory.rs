@@ -17,6 +17,10 @@ impl Memory {
         Self { all, layout }
     }
 
+    pub fn whole(&self) -> &Arc<GuestMem> {
+        &self.all
+    }
+
     fn place(&self, address: u64) -> Option<(&Region, u64)> {
         let (region, at) = self.layout.find(address & !7)?;
         Some((region, at))

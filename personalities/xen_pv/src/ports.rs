@@ -42,17 +42,22 @@ impl XenPv {
                 if call.domain != DOMID_SELF {
                     return Err(Errno::Perm);
                 }
-                call.port = domain.events.bind(Port::Unbound, 0)?;
+                call.port = domain.events.bind(Port::Unbound(call.remote_domain), 0)?;
                 guest::write(cpu, at, &call)?;
             }
-            op::CLOSE => domain.events.close(guest::read(cpu, at)?, &memory)?,
+            op::CLOSE => {
+                let port = guest::read(cpu, at)?;
+                domain.events.close(port, &memory)?;
+                domain.notified.remove(&port);
+            }
             op::SEND => {
                 let port: u32 = guest::read(cpu, at)?;
                 let channel = domain.events.get(port).ok_or(Errno::Inval)?;
                 match channel.port {
                     Port::Ipi => self.raise_in(domain, port),
                     Port::Backend(number) => self.board.notify(number),
-                    Port::Unbound => {}
+                    Port::Bound => domain.notified.get(&port).into_iter().for_each(|tell| tell()),
+                    Port::Unbound(_) => {}
                     Port::Virq(_) | Port::Free => return Err(Errno::Inval),
                 }
             }
