@@ -1,24 +1,22 @@
 //! The PC board: what is done with all devices of the machine together.
 
 use crate::{
-    Error, Tracer,
+    Error, ScsiAddress,
     apic::TscOffsets,
-    clock::GuestClock,
     extras::Extras,
-    info::{Info, State, VcpuInfo},
-    plug::Ports,
-    power::PowerGate,
+    parts::DiskPart,
+    place::Place,
+    platform::{Common, Platform},
+    plug::{Plug, PlugError, Ports},
     start::Starter,
-    stats::DeviceCounters,
-    timers::TimerThread,
     vcpu::VcpuThread,
 };
 use chipset::Chipset;
-use device::{Clock, Device};
-use engine::Vm;
+use device::Device;
 use local_apic::ApicBus;
 use pci::PciHost;
 use pv_kvm::PvKvm;
+use saved_state::Part;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering::SeqCst},
@@ -27,11 +25,7 @@ use vcpu_state::VcpuState;
 use vga::Vga;
 
 pub(crate) struct Board {
-    pub(crate) vm: Arc<dyn Vm>,
-    pub(crate) clock: Arc<GuestClock>,
-    pub(crate) power: Arc<PowerGate>,
-    pub(crate) timers: TimerThread,
-    pub(crate) devices: Vec<Arc<dyn Device>>,
+    pub(crate) common: Common,
     pub(crate) chipset: Chipset,
     pub(crate) pci: Arc<PciHost>,
     pub(crate) extras: Arc<Extras>,
@@ -39,10 +33,6 @@ pub(crate) struct Board {
     pub(crate) apics: Apics,
     pub(crate) starter: Starter,
     pub(crate) vga: Option<Arc<Vga>>,
-    pub(crate) tracer: Tracer,
-    pub(crate) engine: &'static str,
-    pub(crate) cpu_model: String,
-    pub(crate) memory: u64,
 }
 
 /// Who has the local APICs.
@@ -51,12 +41,21 @@ pub(crate) enum Apics {
     Engine { nmi: Vec<Arc<AtomicBool>> },
 }
 
-impl Board {
+impl Platform for Board {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn kernel(&self) -> String {
+        self.starter.description()
+    }
+
     /// Does what firmware would: writes the boot plan to memory, places BARs, and sets every
     /// vCPU to its reset state.
-    pub(crate) fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
-        let bsp = self.starter.start(&self.pci, self.vm.memory(), self.vga.as_deref())?;
-        let failed = |source| Error::Engine { engine: self.engine, source };
+    fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
+        let memory = self.common.vm.memory();
+        let bsp = self.starter.start(&self.pci, memory, self.vga.as_deref())?;
+        let failed = |source| Error::Engine { engine: self.common.engine, source };
         if let Apics::Board { bus, .. } = &self.apics
             && let Some(apic) = bus.apic(0)
         {
@@ -75,12 +74,7 @@ impl Board {
         Ok(())
     }
 
-    /// Those of the board, and those behind ports.
-    pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
-        self.devices.iter().chain(self.ports.devices())
-    }
-
-    pub(crate) fn reset(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
+    fn reset(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
         self.extras.before_reset();
         for device in self.devices() {
             device.reset();
@@ -96,42 +90,31 @@ impl Board {
         self.load(vcpus).map_err(|e| e.line())
     }
 
-    /// Time stops, and then devices: what they do last belongs to the time before.
-    pub(crate) fn pause_time(&self) {
-        self.clock.pause();
-        self.timers.rest();
-        self.devices().for_each(|device| device.pause());
+    /// Those of the board, and those behind ports.
+    fn devices(&self) -> Box<dyn Iterator<Item = &Arc<dyn Device>> + '_> {
+        Box::new(self.common.devices.iter().chain(self.ports.devices()))
     }
 
-    /// What devices have counted, by their names; those that count.
-    pub(crate) fn counters(&self) -> Vec<DeviceCounters> {
-        let of = |device: &Arc<dyn Device>| (device.name(), device.counters());
-        self.devices().map(of).filter(|(_, counters)| !counters.is_empty()).collect()
-    }
-
-    pub(crate) fn resume_time(&self) {
-        self.clock.resume();
-        self.timers.clock_changed();
-        if matches!(self.apics, Apics::Engine { .. }) {
+    fn clocks_go_on(&self) {
+        match &self.apics {
             // The engine's own paravirtual clock goes on with ours; a guest without it does not
             // miss what could not be set.
-            drop(self.vm.set_clock(&self.clock.sample()));
+            Apics::Engine { .. } => {
+                drop(self.common.vm.set_clock(&self.common.clock.sample()));
+            }
+            Apics::Board { pv, .. } => pv.refresh(true),
         }
-        if let Apics::Board { pv, .. } = &self.apics {
-            pv.refresh(true);
-        }
-        self.devices().for_each(|device| device.resume());
     }
 
-    pub(crate) fn power_button(&self) {
+    fn power_button(&self) {
         self.chipset.pm.power_button();
     }
 
-    pub(crate) fn sleep_button(&self) {
+    fn sleep_button(&self) {
         self.chipset.pm.sleep_button();
     }
 
-    pub(crate) fn nmi(&self, vcpus: &[VcpuThread]) {
+    fn nmi(&self, vcpus: &[VcpuThread]) {
         match &self.apics {
             Apics::Board { bus, .. } => bus.apics().iter().for_each(|apic| apic.nmi()),
             Apics::Engine { nmi } => {
@@ -143,19 +126,61 @@ impl Board {
         }
     }
 
-    pub(crate) fn info(&self, state: State, mut vcpus: Vec<VcpuInfo>) -> Info {
-        for (id, vcpu) in (0..).zip(&mut vcpus) {
-            vcpu.present = self.has_cpu(id);
-        }
-        Info {
-            state,
-            engine: self.engine,
-            cpu_model: self.cpu_model.clone(),
-            memory: self.memory,
-            uptime_ns: self.clock.now_ns(),
-            kernel: self.starter.description(),
-            vcpus,
-        }
+    fn has_cpu(&self, id: u32) -> bool {
+        self.chipset.cpus.as_ref().is_none_or(|cpus| cpus.is_present(id))
+    }
+
+    fn set_cpus(&self, count: u32, vcpus: &[VcpuThread]) -> Result<(), String> {
+        self.set_count(count, vcpus)
+    }
+
+    fn renew_ejected(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
+        self.renew_those_ejected(vcpus)
+    }
+
+    fn set_memory(&self, bytes: u64) -> bool {
+        self.extras.set_memory(bytes)
+    }
+
+    fn leave(&self, bytes: u64) -> bool {
+        self.extras.leave(bytes)
+    }
+
+    fn resize(&self, columns: u16, rows: u16) {
+        self.extras.resize(columns, rows);
+    }
+
+    fn plug(&mut self, plug: Plug, label: String, running: bool) -> Result<Place, PlugError> {
+        self.ports.plug(plug, label, running)
+    }
+
+    fn insert(
+        &mut self,
+        drive: ScsiAddress,
+        disc: Option<DiskPart>,
+        label: String,
+    ) -> Result<(), PlugError> {
+        self.ports.insert(drive, disc, label)
+    }
+
+    fn unplug(&mut self, place: Place) -> bool {
+        self.ports.unplug(place)
+    }
+
+    fn places(&mut self) -> Vec<(Place, Option<String>)> {
+        self.ports.labels()
+    }
+
+    fn forget_ejected(&mut self) {
+        self.ports.forget_ejected();
+    }
+
+    fn save(&self, vcpus: &[VcpuThread]) -> Result<Vec<Part>, String> {
+        self.save_all(vcpus)
+    }
+
+    fn restore(&self, parts: Vec<Part>, vcpus: &[VcpuThread]) -> Result<(), String> {
+        self.restore_all(parts, vcpus)
     }
 }
 
@@ -169,11 +194,5 @@ fn virtual_wire(state: &mut VcpuState) {
         if let Some(reg) = page.get_mut(index) {
             *reg = value;
         }
-    }
-}
-
-impl Drop for Board {
-    fn drop(&mut self) {
-        self.tracer.flush();
     }
 }

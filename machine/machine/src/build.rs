@@ -5,12 +5,15 @@ use crate::{
     board::{Apics, Board},
     bootable::{self, Bootable},
     clock::GuestClock,
-    cpuid, disks, extras,
+    cpuid,
+    cpus::PcWatch,
+    disks, extras,
     host::{BoardHost, Interrupts},
     late::LateVcpu,
     map, networks,
     owner::Request,
     parts::{DiskPart, NetworkPart, Parts},
+    platform::{Common, Platform},
     plug::{Ports, There},
     power::PowerGate,
     ram::{self, Slots},
@@ -20,6 +23,7 @@ use crate::{
     units::Units,
     vcpu::{VcpuThread, Waker},
     virtio_bus::VirtioBus,
+    watch::Watch,
 };
 use byte_stream::Input;
 use chipset::Chipset;
@@ -35,7 +39,8 @@ use virtio_rng::VirtioRng;
 use vm_spec::{BootKind, VmSpec};
 
 pub(crate) struct Built {
-    pub(crate) board: Board,
+    pub(crate) board: Box<dyn Platform>,
+    pub(crate) watch: Arc<dyn Watch>,
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) console: Arc<dyn Input>,
     pub(crate) channels: Vec<Arc<dyn Input>>,
@@ -126,27 +131,22 @@ pub(crate) fn build(
     }
     // Set once, here.
     let _ = wakers.set(vcpus.iter().map(|v| v.waker.clone()).collect());
-    let board = Board {
+    let common = Common {
         vm,
         clock,
         power,
         timers,
         devices: wiring.devices,
-        chipset,
-        pci,
-        extras,
-        ports,
-        apics,
-        starter,
-        vga: screen.vga,
         tracer: parts.tracer,
         engine: engine.name(),
         cpu_model: cpu.model,
         memory: spec.memory,
     };
+    let board = Board { common, chipset, pci, extras, ports, apics, starter, vga: screen.vga };
     board.load(&vcpus)?;
     let seat = board.extras.seated(screen.seat);
-    Ok(Built { board, vcpus, console, channels, seat })
+    let watch = PcWatch { extras: board.extras.clone(), cpus: board.chipset.cpus.clone() };
+    Ok(Built { board: Box::new(board), watch: Arc::new(watch), vcpus, console, channels, seat })
 }
 
 /// A vCPU, or one that the engine makes when its CPU first comes.

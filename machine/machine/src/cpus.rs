@@ -6,8 +6,10 @@
 
 use crate::{
     board::{Apics, Board},
+    extras::{BalloonInfo, Extras, MemoryInfo},
     info::{Activity, VcpuInfo},
     vcpu::{VcpuThread, with_source},
+    watch::Watch,
 };
 use chipset::cpus::{Cpu, Wanted};
 use std::{
@@ -76,29 +78,25 @@ impl fmt::Display for CpusInfo {
     }
 }
 
-/// For other threads.
-#[derive(Clone, Debug)]
-pub(crate) struct Watch(Option<Arc<chipset::Cpus>>);
+/// A PC, for other threads.
+pub(crate) struct PcWatch {
+    pub(crate) extras: Arc<Extras>,
+    pub(crate) cpus: Option<Arc<chipset::Cpus>>,
+}
 
-impl Watch {
-    pub(crate) fn new(board: &Board) -> Self {
-        Self(board.chipset.cpus.clone())
+impl Watch for PcWatch {
+    fn cpus_most(&self) -> Option<u32> {
+        self.cpus.as_ref().map(|cpus| cpus.cpus().len() as u32)
     }
 
-    /// How many there can be; `None` if there are always the same.
-    pub(crate) fn most(&self) -> Option<u32> {
-        self.0.as_ref().map(|cpus| cpus.cpus().len() as u32)
-    }
-
-    /// Waits for the answers of a guest that runs; whether there are all.
-    pub(crate) fn wait(&self, runs: bool) -> bool {
+    fn wait_cpus(&self, runs: bool) -> bool {
         let patience = if runs { PATIENCE } else { Duration::ZERO };
-        self.0.as_ref().is_none_or(|cpus| cpus.wait(patience))
+        self.cpus.as_ref().is_none_or(|cpus| cpus.wait(patience))
     }
 
-    pub(crate) fn info(&self, vcpus: &[VcpuInfo]) -> CpusInfo {
+    fn cpus(&self, vcpus: &[VcpuInfo]) -> CpusInfo {
         let always = Cpu { present: true, ..Cpu::default() };
-        let cpus = match &self.0 {
+        let cpus = match &self.cpus {
             Some(cpus) => cpus.cpus(),
             None => vec![always; vcpus.len()],
         };
@@ -109,23 +107,26 @@ impl Watch {
         let all = cpus.into_iter().zip(vcpus);
         CpusInfo { cpus: all.map(|(cpu, vcpu)| (cpu, activity(&cpu, vcpu))).collect() }
     }
+
+    fn memory(&self) -> Option<MemoryInfo> {
+        self.extras.memory_info()
+    }
+
+    fn balloon(&self) -> Option<BalloonInfo> {
+        self.extras.balloon_info()
+    }
 }
 
 impl Board {
-    /// Whether a vCPU may run.
-    pub(crate) fn has_cpu(&self, id: u32) -> bool {
-        self.chipset.cpus.as_ref().is_none_or(|cpus| cpus.is_present(id))
-    }
-
     /// Lets the guest have so many CPUs, as far as it agrees. All vCPUs are parked.
-    pub(crate) fn set_cpus(&self, count: u32, vcpus: &[VcpuThread]) -> Result<(), String> {
-        self.renew_ejected(vcpus)?;
+    pub(crate) fn set_count(&self, count: u32, vcpus: &[VcpuThread]) -> Result<(), String> {
+        self.renew_those_ejected(vcpus)?;
         let Some(cpus) = &self.chipset.cpus else { return Ok(()) };
         cpus.set_count(count, |id| self.renew(id, vcpus))
     }
 
     /// What the guest ejected is as if it had never been there. All vCPUs are parked.
-    pub(crate) fn renew_ejected(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
+    pub(crate) fn renew_those_ejected(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
         let ejected = self.chipset.cpus.as_ref().map(|cpus| cpus.take_ejected());
         ejected.unwrap_or_default().into_iter().try_for_each(|id| self.renew(id, vcpus))
     }

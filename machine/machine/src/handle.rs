@@ -2,14 +2,15 @@
 
 use crate::{
     ScsiAddress,
-    cpus::{CpusAnswer, CpusInfo, Watch},
-    extras::{BalloonInfo, Extras, MemoryInfo},
+    cpus::{CpusAnswer, CpusInfo},
+    extras::{BalloonInfo, MemoryInfo},
     info::{Info, State},
     owner::{DebugStop, Request},
     parts::DiskPart,
     place::Place,
     plug::{Plug, PlugError},
     stats::MachineStats,
+    watch::Watch,
 };
 use display::Seat;
 use engine::Vcpu;
@@ -33,8 +34,7 @@ pub struct Gone;
 pub struct Handle {
     owner: Sender<Request>,
     memory: Arc<GuestMem>,
-    extras: Arc<Extras>,
-    cpus: Watch,
+    watch: Arc<dyn Watch>,
     seat: Seat,
     vcpus: usize,
 }
@@ -49,12 +49,11 @@ impl Handle {
     pub(crate) fn new(
         owner: Sender<Request>,
         memory: Arc<GuestMem>,
-        extras: Arc<Extras>,
-        cpus: Watch,
+        watch: Arc<dyn Watch>,
         seat: Seat,
         vcpus: usize,
     ) -> Self {
-        Self { owner, memory, extras, cpus, seat, vcpus }
+        Self { owner, memory, watch, seat, vcpus }
     }
 
     fn ask<R>(&self, request: impl FnOnce(Sender<R>) -> Request) -> Result<R, Gone> {
@@ -124,19 +123,19 @@ impl Handle {
     pub fn memory_info(&self) -> Result<Option<MemoryInfo>, Gone> {
         // Of a machine that has ended nothing is known.
         self.info()?;
-        Ok(self.extras.memory_info())
+        Ok(self.watch.memory())
     }
 
     /// Lets the guest have so many CPUs, and waits a moment for it to take or to give them up.
     pub fn set_cpus(&self, count: u32) -> Result<CpusAnswer, Gone> {
-        let Some(most) = self.cpus.most() else { return Ok(CpusAnswer::Fixed) };
+        let Some(most) = self.watch.cpus_most() else { return Ok(CpusAnswer::Fixed) };
         if !(1..=most).contains(&count) {
             return Ok(CpusAnswer::Range(most));
         }
         if let Err(why) = self.ask(|done| Request::Cpus(count, done))? {
             return Ok(CpusAnswer::Failed(why));
         }
-        let answered = self.cpus.wait(self.info()?.state == State::Running);
+        let answered = self.watch.wait_cpus(self.info()?.state == State::Running);
         let info = self.cpus_info()?;
         Ok(if answered { CpusAnswer::Answered(info) } else { CpusAnswer::Silent(info) })
     }
@@ -144,7 +143,7 @@ impl Handle {
     /// What each CPU that there can be does.
     pub fn cpus_info(&self) -> Result<CpusInfo, Gone> {
         let info = self.info()?;
-        Ok(self.cpus.info(&info.vcpus))
+        Ok(self.watch.cpus(&info.vcpus))
     }
 
     /// Asks the guest to do with so many bytes of the memory that it has by now. False if it has no
@@ -156,7 +155,7 @@ impl Handle {
     /// What the guest says of its memory, waiting a moment for it; `None` without a balloon.
     pub fn balloon_info(&self) -> Result<Option<BalloonInfo>, Gone> {
         self.info()?;
-        Ok(self.extras.balloon_info())
+        Ok(self.watch.balloon())
     }
 
     /// The terminal that the console is has another size now. A serial port has none.

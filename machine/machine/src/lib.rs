@@ -33,6 +33,7 @@ mod obituary;
 mod owner;
 mod parts;
 mod place;
+mod platform;
 mod plug;
 mod power;
 mod ram;
@@ -47,6 +48,7 @@ mod units;
 mod vcpu;
 pub mod virt;
 mod virtio_bus;
+mod watch;
 
 pub use cpus::{CpusAnswer, CpusInfo};
 pub use extras::{BalloonInfo, MemoryInfo};
@@ -145,11 +147,9 @@ impl Machine {
         let (owner, inbox) = channel();
         let built = build::build(engine, spec, parts, tsc_khz, &owner)?;
         let end = Arc::new(End::default());
-        let memory = built.board.vm.memory().clone();
-        let extras = built.board.extras.clone();
-        let cpus = cpus::Watch::new(&built.board);
+        let memory = built.board.common().vm.memory().clone();
         let vcpus = built.vcpus.len();
-        let handle = Handle::new(owner.clone(), memory, extras, cpus, built.seat, vcpus);
+        let handle = Handle::new(owner.clone(), memory, built.watch, built.seat, vcpus);
         let running = vec![false; vcpus];
         let owned = Owner {
             board: built.board,

@@ -10,12 +10,11 @@
 //! order. Whoever asks through a [`Handle`](crate::Handle) gets the answer when it is done.
 
 use crate::{
-    ScsiAddress,
-    board::Board,
-    dump,
+    ScsiAddress, dump,
     info::{Info, State},
     parts::DiskPart,
     place::Place,
+    platform::Platform,
     plug::{Plug, PlugError},
     stats::{MachineStats, add_exits},
     vcpu::{VcpuThread, Why},
@@ -159,7 +158,7 @@ impl Drop for Obituary {
 }
 
 pub(crate) struct Owner {
-    pub(crate) board: Board,
+    pub(crate) board: Box<dyn Platform>,
     pub(crate) vcpus: Vec<VcpuThread>,
     pub(crate) inbox: Receiver<Request>,
     pub(crate) end: Arc<End>,
@@ -220,8 +219,8 @@ impl Owner {
             Request::SleepButton => self.board.sleep_button(),
             // A wish changes a device and interrupts the guest; a save that came in between would
             // have one without the other.
-            Request::Memory(bytes, done) => drop(done.send(self.board.extras.set_memory(bytes))),
-            Request::Balloon(bytes, done) => drop(done.send(self.board.extras.leave(bytes))),
+            Request::Memory(bytes, done) => drop(done.send(self.board.set_memory(bytes))),
+            Request::Balloon(bytes, done) => drop(done.send(self.board.leave(bytes))),
             Request::Cpus(count, done) => {
                 self.stop_all();
                 drop(done.send(self.board.set_cpus(count, &self.vcpus)));
@@ -236,15 +235,15 @@ impl Owner {
             }
             Request::Plug(plug, label, done) => {
                 let running = !self.paused;
-                drop(done.send(self.board.ports.plug(*plug, label, running)));
+                drop(done.send(self.board.plug(*plug, label, running)));
             }
             Request::Insert(drive, disc, label, done) => {
-                drop(done.send(self.board.ports.insert(drive, disc, label)));
+                drop(done.send(self.board.insert(drive, disc, label)));
             }
-            Request::Unplug(place, done) => drop(done.send(self.board.ports.unplug(place))),
-            Request::Ports(to) => drop(to.send(self.board.ports.labels())),
-            Request::Ejected => self.board.ports.forget_ejected(),
-            Request::Resize(columns, rows) => self.board.extras.resize(columns, rows),
+            Request::Unplug(place, done) => drop(done.send(self.board.unplug(place))),
+            Request::Ports(to) => drop(to.send(self.board.places())),
+            Request::Ejected => self.board.forget_ejected(),
+            Request::Resize(columns, rows) => self.board.resize(columns, rows),
             Request::Nmi => self.board.nmi(&self.vcpus),
             Request::Info(to) => drop(to.send(self.info())),
             Request::Stats(to) => {
@@ -257,7 +256,7 @@ impl Owner {
             Request::Save(to) => {
                 let was_running = !self.paused;
                 self.stop_all();
-                if self.board.power.requested() {
+                if self.board.common().power.requested() {
                     // What the guest asked for is in no saved state: it happens first.
                     self.later.extend(self.inbox.try_iter());
                     self.later.push_back(Request::Save(to));
@@ -286,7 +285,7 @@ impl Owner {
             Why::Asked => {
                 // A power request of its own stands behind it in the queue; one that has been
                 // dealt with, or a stop that came to nothing, holds it no longer.
-                if !self.board.power.requested() {
+                if !self.board.common().power.requested() {
                     self.rerun();
                 }
                 None
@@ -295,7 +294,7 @@ impl Owner {
                 self.stop_all();
                 let state = self.vcpus.get(id as usize)?.with(|vcpu, _| vcpu.state());
                 let text = match state {
-                    Some(Ok(state)) => dump::text(id, &state, self.board.vm.memory()),
+                    Some(Ok(state)) => dump::text(id, &state, self.board.common().vm.memory()),
                     _ => format!("vCPU {id}: no state"),
                 };
                 Some(Ended::TripleFault(text))
@@ -316,7 +315,7 @@ impl Owner {
     }
 
     fn power(&mut self, event: PowerEvent) -> Option<Ended> {
-        self.board.power.clear();
+        self.board.common().power.clear();
         match event {
             PowerEvent::PowerOff => Some(Ended::PoweredOff),
             PowerEvent::GuestPanicked => Some(Ended::GuestPanicked),
@@ -417,7 +416,7 @@ impl Owner {
             Request::Power(_) => false,
             _ => true,
         });
-        self.board.power.clear();
+        self.board.common().power.clear();
     }
 
     fn on_vcpu(&mut self, id: u32, work: Work) {
@@ -454,7 +453,7 @@ impl Owner {
     }
 
     fn save(&mut self) -> Result<Vec<Part>, String> {
-        self.board.ports.forget_ejected();
+        self.board.forget_ejected();
         self.board.renew_ejected(&self.vcpus)?;
         self.board.save(&self.vcpus)
     }

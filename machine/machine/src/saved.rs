@@ -3,6 +3,7 @@
 use crate::{
     board::{Apics, Board},
     clock::GuestClock,
+    platform::Platform,
     vcpu::{VcpuThread, with_source},
 };
 use device::Clock;
@@ -39,12 +40,12 @@ impl ClockState {
 impl Board {
     /// Everything but memory. vCPUs are parked. Their interrupts come last: one that somebody's
     /// input causes meanwhile comes once more than it should, and not once less.
-    pub(crate) fn save(&self, vcpus: &[VcpuThread]) -> Result<Vec<Part>, String> {
+    pub(crate) fn save_all(&self, vcpus: &[VcpuThread]) -> Result<Vec<Part>, String> {
         let mut writer = Writer::default();
         if matches!(self.apics, Apics::Engine { .. }) {
             self.end_what_was_ended(&self.states(vcpus)?);
         }
-        writer.put(0, &ClockState::of(&self.clock));
+        writer.put(0, &ClockState::of(&self.common.clock));
         for device in self.devices() {
             device.save(&mut writer);
         }
@@ -89,7 +90,7 @@ impl Board {
         vectors.for_each(|vector| self.chipset.ioapic.eoi(vector));
     }
 
-    pub(crate) fn restore(&self, parts: Vec<Part>, vcpus: &[VcpuThread]) -> Result<(), String> {
+    pub(crate) fn restore_all(&self, parts: Vec<Part>, vcpus: &[VcpuThread]) -> Result<(), String> {
         let text = |e: saved_state::Error| e.to_string();
         let mut reader = Reader::new(parts).map_err(text)?;
         let mut states = Vec::new();
@@ -97,7 +98,7 @@ impl Board {
             states.push(VcpuState::restore(id, &mut reader).map_err(text)?);
         }
         let clock: ClockState = reader.take(0).map_err(text)?;
-        self.clock.set(clock.guest_ns);
+        self.common.clock.set(clock.guest_ns);
         for device in self.devices() {
             device.restore(&mut reader).map_err(text)?;
         }
@@ -109,7 +110,7 @@ impl Board {
             match &self.apics {
                 Apics::Board { bus, offsets, pv } => {
                     pv.restore(id, &mut state.msrs).map_err(|e| e.to_string())?;
-                    let common = self.clock.tsc();
+                    let common = self.common.clock.tsc();
                     offsets.set(id, state.tsc.value.wrapping_sub(common));
                     if let Some(apic) = bus.apic(id) {
                         apic.restore(&take_apic(&mut state)).map_err(text)?;

@@ -138,6 +138,8 @@ impl Layout {
 
     /// Fills the hypervisor's pages.
     pub fn build(&self, memory: &Memory, vcpus: u32) {
+        let own = self.tables() / PAGE..self.grants() / PAGE + GRANT_FRAMES;
+        own.for_each(|frame| memory.clear(frame));
         for entry in 0..self.m2p_entries() {
             let value = if entry < self.ram / PAGE { entry } else { INVALID_M2P_ENTRY };
             memory.store(self.m2p() + entry * 8, value);

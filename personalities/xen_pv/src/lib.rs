@@ -117,6 +117,13 @@ pub struct Config {
     pub vcpus: u32,
     pub clock: ClockSource,
     pub board: Arc<dyn Board>,
+}
+
+/// What its builder has put into its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Built {
+    /// The address of its L4 table.
+    pub root: u64,
     /// Frames of the rings of xenstore and of the console, which they are granted with.
     pub store_frame: u64,
     pub console_frame: u64,
@@ -176,6 +183,23 @@ impl std::fmt::Debug for Domain {
 }
 
 impl Domain {
+    fn new(memory: Memory, layout: Layout, vcpus: u32) -> Self {
+        let shared = |frame| layout.is_shared(frame);
+        let frames = Frames::new(layout.ram / PAGE, layout.end() / PAGE, shared);
+        let slots = layout.slots();
+        let known = |id| Known { info: layout.info(id), ..Known::default() };
+        Self {
+            tables: Tables { frames, memory, slots, work: 0 },
+            events: Events::new(layout.shared_info()),
+            layout,
+            unknown: BTreeMap::new(),
+            grant_frames: 1,
+            known: (0..vcpus).map(known).collect(),
+            mapped: BTreeMap::new(),
+            notified: BTreeMap::new(),
+        }
+    }
+
     /// Where a vCPU's information is; one that there is not has the first's.
     fn info(&self, vcpu: u32) -> u64 {
         self.known.get(vcpu as usize).map_or_else(|| self.layout.info(0), |known| known.info)
@@ -191,57 +215,55 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl XenPv {
-    /// A domain whose memory holds what its builder made: `root` is the address of its L4 table.
-    pub fn new(config: Config, root: u64) -> Result<Arc<Self>, Errno> {
-        let Config { memory, layout, vcpus, clock, board, store_frame, console_frame } = config;
-        let memory = Memory::new(memory);
-        layout.build(&memory, vcpus);
-        let shared = |frame| layout.is_shared(frame);
-        let frames = Frames::new(layout.ram / PAGE, layout.end() / PAGE, shared);
-        let slots = layout.slots();
-        let mut tables = Tables { frames, memory, slots, work: 0 };
-        let mut events = Events::new(layout.shared_info());
-        events.bind(Port::Backend(backend::STORE), 0)?;
-        events.bind(Port::Backend(backend::CONSOLE), 0)?;
-        // The first vCPU's, and pinned.
-        let flush: frames::Flush<'_> = &mut || {};
-        tables.start_table(root / PAGE, Level::L4, flush)?;
-        tables.start_table(root / PAGE, Level::L4, flush)?;
-        tables.frames.set_pinned(root / PAGE, true);
-        let reserved = [
-            (grant_table::reserved::CONSOLE, console_frame),
-            (grant_table::reserved::XENSTORE, store_frame),
-        ];
-        for (entry, frame) in reserved {
-            // A backend's domain is 0.
-            let value = u64::from(grant_table::flag::PERMIT_ACCESS) | frame << 32;
-            tables.memory.store(layout.grants() + u64::from(entry) * 8, value);
-        }
-        let known = |id| Known { info: layout.info(id), ..Known::default() };
-        let mut known: Vec<Known> = (0..vcpus).map(known).collect();
-        let mut all: Vec<Vcpu> = (0..vcpus).map(Vcpu::new).collect();
-        if let (Some(known), Some(first)) = (known.first_mut(), all.first_mut()) {
-            (known.up, known.initialised, first.kernel_root) = (true, true, root);
-        }
-        let domain = Domain {
-            tables,
-            events,
-            layout,
-            unknown: BTreeMap::new(),
-            grant_frames: 1,
-            known,
-            mapped: BTreeMap::new(),
-            notified: BTreeMap::new(),
-        };
-        let this = Arc::new(Self {
-            vcpus: all.into_iter().map(Mutex::new).collect(),
+    /// A domain that has not started.
+    pub fn new(config: Config) -> Arc<Self> {
+        let Config { memory, layout, vcpus, clock, board } = config;
+        let domain = Domain::new(Memory::new(memory), layout, vcpus);
+        Arc::new(Self {
+            vcpus: (0..vcpus).map(|id| Mutex::new(Vcpu::new(id))).collect(),
             attention: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             domain: Mutex::new(domain),
             board,
             clock,
-        });
-        this.start_time();
-        Ok(this)
+        })
+    }
+
+    /// Starts, or starts again, what a builder has made; nothing of what was before remains. No vCPU
+    /// runs, and no back end is connected.
+    pub fn start(&self, built: &Built) -> Result<(), Errno> {
+        for (id, vcpu) in (0..).zip(&self.vcpus) {
+            let kernel_root = if id == 0 { built.root } else { 0 };
+            *lock(vcpu) = Vcpu { kernel_root, ..Vcpu::new(id) };
+        }
+        let mut guard = lock(&self.domain);
+        let memory = guard.tables.memory.clone();
+        *guard = Domain::new(memory, guard.layout, self.vcpus.len() as u32);
+        let domain = &mut *guard;
+        domain.layout.build(&domain.tables.memory, self.vcpus.len() as u32);
+        domain.events.bind(Port::Backend(backend::STORE), 0)?;
+        domain.events.bind(Port::Backend(backend::CONSOLE), 0)?;
+        // The first vCPU's, and pinned.
+        let frame = built.root / PAGE;
+        let flush: frames::Flush<'_> = &mut || {};
+        domain.tables.start_table(frame, Level::L4, flush)?;
+        domain.tables.start_table(frame, Level::L4, flush)?;
+        domain.tables.frames.set_pinned(frame, true);
+        let reserved = [
+            (grant_table::reserved::CONSOLE, built.console_frame),
+            (grant_table::reserved::XENSTORE, built.store_frame),
+        ];
+        for (entry, frame) in reserved {
+            // A backend's domain is 0.
+            let value = u64::from(grant_table::flag::PERMIT_ACCESS) | frame << 32;
+            domain.tables.memory.store(domain.layout.grants() + u64::from(entry) * 8, value);
+        }
+        if let Some(first) = domain.known.first_mut() {
+            (first.up, first.initialised) = (true, true);
+        }
+        self.attention.iter().for_each(|flag| flag.store(false, SeqCst));
+        drop(guard);
+        self.start_time();
+        Ok(())
     }
 
     /// Whether a vCPU is to be told of something.

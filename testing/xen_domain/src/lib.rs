@@ -207,10 +207,14 @@ impl Domain {
             vcpus: start.vcpus,
             clock: clock(&around),
             board: around.clone(),
+        };
+        let xen = XenPv::new(config);
+        let built = xen_pv::Built {
+            root: plan.vcpu.control.cr3,
             store_frame: plan.store / guest_mem::PAGE,
             console_frame: plan.console / guest_mem::PAGE,
         };
-        let xen = XenPv::new(config, plan.vcpu.control.cr3).map_err(|e| format!("{e:?}"))?;
+        xen.start(&built).map_err(|e| format!("{e:?}"))?;
         let mut first = plan.vcpu.clone();
         xen_pv::set_up(&mut first, 0);
         let mut vcpus = Vec::new();

@@ -12,7 +12,7 @@ use x86_defs::{
     paging::{ADDRESS, P, RW, US},
     segment::{ATTR_L, ATTR_P},
 };
-use xen_pv::{Board, Config, Layout, XenPv};
+use xen_pv::{Board, Built, Config, Layout, XenPv};
 
 /// Frames of RAM: tables in the first, the rest is mapped for writing from 0 on.
 pub const RAM: u64 = 64;
@@ -163,16 +163,11 @@ impl Guest {
                 ClockSample { guest_ns, tsc: guest_ns, khz: 1_000_000, realtime_ns: guest_ns }
             })
         };
-        let config = Config {
-            memory: memory.clone(),
-            layout,
-            vcpus: 2,
-            clock,
-            board: around.clone(),
-            store_frame: RAM - 1,
-            console_frame: RAM - 2,
-        };
-        let xen = XenPv::new(config, L4 * PAGE).unwrap();
+        let config =
+            Config { memory: memory.clone(), layout, vcpus: 2, clock, board: around.clone() };
+        let xen = XenPv::new(config);
+        let (store_frame, console_frame) = (RAM - 1, RAM - 2);
+        xen.start(&Built { root: L4 * PAGE, store_frame, console_frame }).unwrap();
         let mut cpu = Cpu {
             memory,
             regs: Regs::default(),
