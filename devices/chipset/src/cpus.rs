@@ -156,13 +156,14 @@ impl Cpus {
         mut prepare: impl FnMut(u32) -> Result<(), E>,
     ) -> Result<(), E> {
         let coming = self.recall(count);
-        for id in coming {
+        let came = coming.into_iter().try_for_each(|id| {
             prepare(id)?;
             if let Some(cpu) = lock(&self.regs).state.cpus.get_mut(id as usize) {
                 let wanted = Wanted::Taken;
                 *cpu = Cpu { present: true, inserting: true, wanted, ..Cpu::default() };
             }
-        }
+            Ok(())
+        });
         let mut regs = lock(&self.regs);
         let staying = |cpu: &&mut Cpu| cpu.present && cpu.wanted != Wanted::Gone;
         let all = regs.state.cpus.iter_mut().skip(1).filter(staying);
@@ -172,8 +173,9 @@ impl Cpus {
             (cpu.removing, cpu.wanted, cpu.refused) = (true, Wanted::Gone, None);
         }
         drop(regs);
+        // Of those that did come the guest has to hear, whatever became of the others.
         self.gpe.raise(gpe::CPUS);
-        Ok(())
+        came
     }
 
     /// Keeps those that the guest has not yet been asked for, as far as so many are to be there;
@@ -184,8 +186,11 @@ impl Cpus {
         let staying = regs.state.cpus.iter().filter(|cpu| stays(cpu)).count();
         let mut missing = (count as usize).saturating_sub(staying);
         for cpu in &mut regs.state.cpus {
-            if missing > 0 && cpu.present && cpu.removing {
-                (cpu.removing, cpu.wanted) = (false, Wanted::Nothing);
+            // One that the guest refused to give up is among those that stay, even if its event is
+            // still to be seen.
+            if missing > 0 && cpu.removing && cpu.wanted == Wanted::Gone {
+                cpu.removing = false;
+                cpu.wanted = if cpu.inserting { Wanted::Taken } else { Wanted::Nothing };
                 missing -= 1;
             }
         }

@@ -22,6 +22,16 @@ impl Held {
         Self { tsc: state.tsc, timer_left_ns: state.apic.timer_left_ns, fired }
     }
 
+    /// A state that is set meanwhile. A TSC of 0 is for that of the VM (see
+    /// [`msrs::restore_tsc`]), which has stood, too.
+    fn set(state: &VcpuState, common: impl FnOnce() -> u64) -> Self {
+        let mut held = Self::of(state);
+        if held.tsc.value == 0 {
+            held.tsc.value = common();
+        }
+        held
+    }
+
     /// The state as it would be if the kernel's time had stood still, too.
     pub(crate) fn correct(&self, state: &mut VcpuState) {
         state.tsc = self.tsc;
@@ -58,6 +68,11 @@ impl Standstill {
         instants.at
     }
 
+    /// When those that are held were.
+    fn begun(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).at
+    }
+
     /// A vCPU goes on; when the first of them did.
     fn end(&self, now: u64) -> u64 {
         let mut instants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,6 +96,21 @@ impl KvmVcpu {
         }
         self.held = Some(Held::of(&state));
         Ok(())
+    }
+
+    /// A state was set on a vCPU that may be held.
+    pub(crate) fn hold_again(&mut self, state: &VcpuState) {
+        if self.held.is_none() {
+            return;
+        }
+        let tsc = &self.vm.tsc;
+        let common = || {
+            let kept = msrs::save_tsc(&self.fd, tsc.khz()).value;
+            let offset = kept.wrapping_sub(tsc.scaled(sys::rdtsc()));
+            let offset = sys::tsc_offset(&self.fd).unwrap_or(offset);
+            tsc.scaled(self.vm.standstill.begun()).wrapping_add(offset)
+        };
+        self.held = Some(Held::set(state, common));
     }
 
     /// Time goes on from where it was held.
@@ -127,8 +157,17 @@ mod tests {
         let standstill = Standstill::default();
         for base in [0, 1000] {
             assert_eq!([1, 2].map(|now| standstill.begin(base + now)), [base + 1; 2]);
+            assert_eq!(standstill.begun(), base + 1);
             assert_eq!([5, 6].map(|now| standstill.end(base + now)), [base + 5; 2]);
         }
+    }
+
+    #[test]
+    fn a_vcpu_that_is_new_has_the_time_of_the_others() {
+        let mut state = VcpuState::reset(1);
+        assert_eq!(Held::set(&state, || 77).tsc.value, 77);
+        state.tsc.value = 5;
+        assert_eq!(Held::set(&state, || 77).tsc.value, 5, "one that is restored has its own");
     }
 
     #[test]

@@ -299,9 +299,7 @@ impl Vcpu for KvmVcpu {
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
         self.restore(state)?;
-        if self.held.is_some() {
-            self.held = Some(Held::of(state));
-        }
+        self.hold_again(state);
         Ok(())
     }
 

@@ -14,6 +14,8 @@ pub(crate) struct LateVcpu {
     made: Option<Box<dyn Vcpu>>,
     kick: Arc<LateKick>,
     debug: Option<GuestDebug>,
+    /// Guest time stands still.
+    held: bool,
 }
 
 /// Kicks that come before the vCPU are kept for it.
@@ -58,7 +60,7 @@ impl Kick for LateKick {
 
 impl LateVcpu {
     pub(crate) fn new(vm: Arc<dyn Vm>, id: u32) -> Self {
-        Self { vm, id, made: None, kick: Arc::default(), debug: None }
+        Self { vm, id, made: None, kick: Arc::default(), debug: None, held: false }
     }
 
     /// Other vCPUs do not run meanwhile.
@@ -67,6 +69,9 @@ impl LateVcpu {
             let mut vcpu = self.vm.create_vcpu(self.id)?;
             if let Some(debug) = self.debug.take() {
                 vcpu.set_debug(&debug)?;
+            }
+            if self.held {
+                vcpu.hold_time()?;
             }
             let _ = self.kick.made.set(vcpu.kicker());
             self.kick.hand_on();
@@ -91,6 +96,16 @@ impl Vcpu for LateVcpu {
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
         self.make()?.set_state(state)
+    }
+
+    fn hold_time(&mut self) -> Result<(), Error> {
+        self.held = true;
+        self.made.as_mut().map_or(Ok(()), |vcpu| vcpu.hold_time())
+    }
+
+    fn release_time(&mut self) -> Result<(), Error> {
+        self.held = false;
+        self.made.as_mut().map_or(Ok(()), |vcpu| vcpu.release_time())
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {
@@ -119,6 +134,9 @@ impl Vcpu for LateVcpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine::ClockSample;
+    use guest_mem::{Change, Generation, GuestMem, PageBitmap, SlotId};
+    use std::sync::Mutex;
 
     #[derive(Default)]
     struct Counts(AtomicU8, AtomicU8);
@@ -131,6 +149,92 @@ mod tests {
         fn stop(&self) {
             self.1.fetch_add(1, SeqCst);
         }
+    }
+
+    type Calls = Arc<Mutex<Vec<&'static str>>>;
+
+    /// Makes vCPUs that write down what is asked of them.
+    struct Writes(Calls, Arc<GuestMem>);
+
+    impl Writes {
+        fn note(&self, what: &'static str) -> Result<(), Error> {
+            self.0.lock().unwrap().push(what);
+            Ok(())
+        }
+    }
+
+    impl Vm for Writes {
+        fn memory(&self) -> &Arc<GuestMem> {
+            &self.1
+        }
+        fn set_layout(&self, _: &[Change]) -> Result<Generation, Error> {
+            Err(NONE)
+        }
+        fn settled(&self, _: Generation) -> bool {
+            true
+        }
+        fn create_vcpu(&self, _: u32) -> Result<Box<dyn Vcpu>, Error> {
+            self.note("create")?;
+            Ok(Box::new(Self(self.0.clone(), self.1.clone())))
+        }
+        fn log_dirty(&self, _: bool) -> Result<(), Error> {
+            Err(NONE)
+        }
+        fn take_dirty(&self, _: SlotId, _: &mut PageBitmap) -> Result<(), Error> {
+            Err(NONE)
+        }
+        fn clock(&self) -> Result<ClockSample, Error> {
+            Err(NONE)
+        }
+        fn set_clock(&self, _: &ClockSample) -> Result<(), Error> {
+            Err(NONE)
+        }
+    }
+
+    impl Vcpu for Writes {
+        fn run(&mut self, _: &mut dyn VcpuHost) -> Result<Exit, Error> {
+            Err(NONE)
+        }
+        fn run_for(&mut self, _: u64, _: &mut dyn VcpuHost) -> Result<Exit, Error> {
+            Err(NONE)
+        }
+        fn state(&mut self) -> Result<VcpuState, Error> {
+            Err(NONE)
+        }
+        fn set_state(&mut self, _: &VcpuState) -> Result<(), Error> {
+            self.note("set")
+        }
+        fn hold_time(&mut self) -> Result<(), Error> {
+            self.note("hold")
+        }
+        fn release_time(&mut self) -> Result<(), Error> {
+            self.note("release")
+        }
+        fn kicker(&self) -> Arc<dyn Kick> {
+            Arc::new(Counts::default())
+        }
+        fn set_debug(&mut self, _: &GuestDebug) -> Result<(), Error> {
+            Err(NONE)
+        }
+    }
+
+    #[test]
+    fn time_stands_for_it_as_for_the_others() {
+        let vm = Arc::new(Writes(Calls::default(), GuestMem::new(1 << 20).unwrap()));
+        let mut vcpu = LateVcpu::new(vm.clone(), 1);
+        let taken = || std::mem::take(&mut *vm.0.lock().unwrap());
+        vcpu.hold_time().unwrap();
+        vcpu.release_time().unwrap();
+        vcpu.hold_time().unwrap();
+        assert!(taken().is_empty());
+        vcpu.set_state(&VcpuState::reset(1)).unwrap();
+        assert_eq!(taken(), ["create", "hold", "set"], "it comes while time stands");
+        vcpu.release_time().unwrap();
+        vcpu.hold_time().unwrap();
+        assert_eq!(taken(), ["release", "hold"]);
+        let mut other = LateVcpu::new(vm.clone(), 2);
+        other.set_state(&VcpuState::reset(2)).unwrap();
+        assert_eq!(taken(), ["create", "set"]);
     }
 
     #[test]

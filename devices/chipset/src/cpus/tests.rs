@@ -129,7 +129,30 @@ fn a_machine_that_cannot_prepare_a_cpu_does_not_have_it() {
     let (cpus, sink) = board(1);
     let failed = cpus.set_count(3, |id| if id == 2 { Err("no") } else { Ok(()) });
     assert_eq!((failed, present(&cpus)), (Err("no"), vec![0, 1]));
-    assert!(!sink.level());
+    assert!(sink.level(), "one did come");
+    assert_eq!(scan(&cpus), [(1, flag::INSERTING)]);
+}
+
+#[test]
+fn one_that_was_refused_unseen_is_not_counted_twice() {
+    let (cpus, _) = board(3);
+    count(&cpus, 2);
+    // Its answer comes before it has cleared the event.
+    tell(&cpus, 2, 3, 0x82);
+    assert!(cpus.wait(Duration::ZERO));
+    assert_eq!(count(&cpus, 4), [3]);
+}
+
+#[test]
+fn one_that_came_and_was_taken_back_before_the_guest_looked_is_waited_for() {
+    let (cpus, _) = board(1);
+    count(&cpus, 2);
+    count(&cpus, 1);
+    assert_eq!(count(&cpus, 2), NONE);
+    assert!(!cpus.wait(Duration::ZERO), "the guest has not seen it come");
+    assert_eq!(scan(&cpus), [(1, flag::INSERTING)]);
+    tell(&cpus, 1, 1, SUCCESS);
+    assert!(cpus.wait(Duration::ZERO));
 }
 
 /// OVMF's search for the number of CPUs that can be there, in its `PlatformPei`.

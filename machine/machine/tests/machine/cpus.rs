@@ -138,3 +138,45 @@ fn a_machine_without_room_for_more_has_what_it_has() {
 fn build_of(kind: engines::Kind, cpus: u32) -> (Machine, Arc<Console>) {
     crate::common::build(kind, cpus, elf(guests::COUNTS)).unwrap()
 }
+
+/// The TSCs of the first two, at one instant.
+fn tscs(machine: &Machine) -> [u64; 2] {
+    let mut reader = Reader::new(machine.handle().save().unwrap().unwrap()).unwrap();
+    [0, 1].map(|id| VcpuState::restore(id, &mut reader).unwrap().tsc.value)
+}
+
+/// What the clocks of CPUs may differ by where the kernel has no exact means.
+const APART_MS: u64 = 20;
+
+#[test]
+fn a_cpu_that_came_has_the_time_of_the_others() {
+    for kind in kinds() {
+        let khz = engines::open(kind).unwrap().caps().tsc_khz;
+        let machine = build(kind, khz, guests::HOT_CPU);
+        let handle = machine.handle();
+        let together = |when: &str| {
+            handle.pause().unwrap();
+            let [first, second] = tscs(&machine);
+            let apart = first.abs_diff(second) / khz as u64;
+            assert!(apart < APART_MS, "{kind:?}, {when}: {first} and {second}, {apart} ms apart");
+        };
+        let rest = || std::thread::sleep(std::time::Duration::from_millis(5 * APART_MS));
+        handle.resume().unwrap();
+        rest();
+        for round in ["when it first came", "when it came again"] {
+            // While time stands, and has stood for a while.
+            handle.pause().unwrap();
+            rest();
+            comes(&machine);
+            until("the CPU starts", || dword(&machine, STARTS) > 0);
+            together(round);
+            // The time that passes now passes for none of them.
+            rest();
+            handle.resume().unwrap();
+            goes_on(&machine, true);
+            together("after a rest");
+            handle.resume().unwrap();
+            assert_eq!(set(&machine, 1).present(), 1);
+        }
+    }
+}
