@@ -4,6 +4,7 @@
 //! Facts only. A layout is a struct of exactly the header's bytes: sizes and offsets are checked
 //! when the crate is compiled.
 
+pub mod blkif;
 pub mod callback;
 pub mod elfnote;
 pub mod errno;
@@ -13,6 +14,7 @@ pub mod grant_table;
 pub mod hypercall;
 pub mod memory;
 pub mod mmu;
+pub mod ring;
 pub mod sched;
 pub mod start_info;
 pub mod trap;
