@@ -17,6 +17,7 @@ mod pair;
 mod parse;
 mod report;
 mod rest;
+mod rings;
 mod session;
 mod stats;
 mod suite;
@@ -43,6 +44,10 @@ fn main() -> ExitCode {
 
 /// Measures and reports; `false` when a contender gave a wrong answer or failed.
 fn run(options: &Options) -> Result<bool, String> {
+    if options.rings {
+        let folder = options.out.clone().unwrap_or_else(guest::out_dir);
+        return rings::run(&folder).map(|()| true);
+    }
     let built = guest::build()?;
     let files = guest::files(options)?;
     let setup = Setup::new(options, built, files);

@@ -17,6 +17,7 @@ usage: cargo xtask bench [OPTIONS]
                      processor time and the lateness of timers
   --debian           also boot a whole Debian from a qcow2 disk to its login prompt
   --smp              also measure what a second vCPU gives, for 100 ms or more at a time
+  --rings            only measure how much of a virtio request is the handling of its rings
   --kernel FILE      the guest's bzImage [that of the default guest]
   --initrd FILE      the initrd that --boot takes to its shell [the default guest's]
   --memory MIB       guest RAM [512]
@@ -36,6 +37,7 @@ pub struct Options {
     pub boot: bool,
     pub debian: bool,
     pub smp: bool,
+    pub rings: bool,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     pub memory_mib: u32,
@@ -58,6 +60,7 @@ impl Options {
             boot: false,
             debian: false,
             smp: false,
+            rings: false,
             kernel: None,
             initrd: None,
             memory_mib: 512,
@@ -73,6 +76,7 @@ impl Options {
                 "--boot" => options.boot = true,
                 "--debian" => options.debian = true,
                 "--smp" => options.smp = true,
+                "--rings" => options.rings = true,
                 _ => {
                     let value = args.next().ok_or_else(|| format!("{arg} needs a value"))?;
                     options.set(arg, value)?;
