@@ -8,9 +8,12 @@
 //!
 //! What the front end wrote is hostile: references, ports, rings, and the strings in xenstore.
 
+pub mod fake;
 mod page;
+mod ring;
 
 pub use page::Page;
+pub use ring::{Overrun, Position, Ring};
 
 use device::Device;
 use std::{collections::BTreeMap, sync::Arc};
