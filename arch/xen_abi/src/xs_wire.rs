@@ -44,14 +44,14 @@ pub const RING: u32 = 1024;
 
 /// `struct xenstore_domain_interface`, but for the rings themselves: offsets in the page.
 pub mod page {
-    pub const REQUESTS: u64 = 0;
-    pub const REPLIES: u64 = 0x400;
-    pub const REQUEST_CONSUMER: u64 = 0x800;
-    pub const REQUEST_PRODUCER: u64 = 0x804;
-    pub const REPLY_CONSUMER: u64 = 0x808;
-    pub const REPLY_PRODUCER: u64 = 0x80c;
-    pub const SERVER_FEATURES: u64 = 0x810;
-    pub const CONNECTION: u64 = 0x814;
+    pub const REQUESTS: usize = 0;
+    pub const REPLIES: usize = 0x400;
+    pub const REQUEST_CONSUMER: usize = 0x800;
+    pub const REQUEST_PRODUCER: usize = 0x804;
+    pub const REPLY_CONSUMER: usize = 0x808;
+    pub const REPLY_PRODUCER: usize = 0x80c;
+    pub const SERVER_FEATURES: usize = 0x810;
+    pub const CONNECTION: usize = 0x814;
 }
 
 layout!(Header, 16, length @ 12);

@@ -91,6 +91,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     engine: String,
 
+    /// What the guest takes its machine for: pc; pvh, the same, entered as Xen enters its PVH guests;
+    /// or xen-pv, for a kernel that knows Xen's paravirtual interface, under engine translate
+    #[arg(long, value_name = "pc|pvh|xen-pv", default_value = "pc")]
+    guest: String,
+
     /// Kernel to boot: a bzImage or ELF file of Linux, or any kernel with a PVH note or a Multiboot
     /// header
     #[arg(long, value_name = "FILE", conflicts_with = "package")]
@@ -313,6 +318,7 @@ impl RunOptions {
         let (cpus, cpus_max) = parse_cpus_max(&self.cpus)?;
         let (memory, memory_max) = parse_memory_max(&self.memory)?;
         let spec = VmSpec {
+            guest: self.guest.parse()?,
             engine: self.engine.parse()?,
             cpus,
             cpus_max,

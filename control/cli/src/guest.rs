@@ -9,7 +9,7 @@ use std::{
 
 use assets::{Cache, Fetcher};
 use machine::{Image, Start};
-use vm_spec::{ConsoleDevice, Kernel, VmSpec, format_memory};
+use vm_spec::{ConsoleDevice, GuestKind, Kernel, VmSpec, format_memory};
 
 use crate::{Failure, args::RunOptions, firmware, progress::Bar, report, terminal};
 
@@ -188,6 +188,7 @@ fn reason(error: &io::Error) -> &'static str {
 fn command_line(spec: &VmSpec, words: &str) -> String {
     let screen = if spec.display.is_there() { "console=tty0" } else { "" };
     let console = match spec.console_device {
+        ConsoleDevice::Serial if spec.guest == GuestKind::XenPv => "console=hvc0",
         ConsoleDevice::Serial => "console=ttyS0",
         ConsoleDevice::Virtio => "earlyprintk=ttyS0 console=hvc0",
     };

@@ -1,9 +1,8 @@
 //! The page by which requests come and replies go.
 
 use crate::Store;
-use guest_mem::GuestMem;
-use std::sync::Arc;
 use xen_abi::xs_wire::{Header, PAYLOAD_MAX, RING, page};
+use xen_front::Page;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Requests that are answered at once.
@@ -21,9 +20,7 @@ pub struct Served {
 /// The host's end of a guest's ring.
 #[derive(Debug)]
 pub struct Ring {
-    memory: Arc<GuestMem>,
-    /// Guest-physical address of the page.
-    at: u64,
+    page: Page,
     /// Of a request, as far as it has come.
     incoming: Vec<u8>,
     /// Replies that have no room yet.
@@ -33,20 +30,9 @@ pub struct Ring {
 }
 
 impl Ring {
-    pub fn new(memory: Arc<GuestMem>, at: u64) -> Self {
+    pub fn new(page: Page) -> Self {
         let (incoming, outgoing, broken) = Default::default();
-        Self { memory, at, incoming, outgoing, broken }
-    }
-
-    fn load(&self, offset: u64) -> u32 {
-        let mut bytes = [0; 4];
-        // A page that is not memory has nothing.
-        let _ = self.memory.read(self.at + offset, &mut bytes);
-        u32::from_le_bytes(bytes)
-    }
-
-    fn store(&self, offset: u64, value: u32) {
-        let _ = self.memory.write(self.at + offset, &value.to_le_bytes());
+        Self { page, incoming, outgoing, broken }
     }
 
     /// Takes what the guest has put there, and puts there what it is to have.
@@ -95,7 +81,7 @@ impl Ring {
 
     fn receive(&mut self) -> bool {
         let (producer, consumer) =
-            (self.load(page::REQUEST_PRODUCER), self.load(page::REQUEST_CONSUMER));
+            (self.page.index(page::REQUEST_PRODUCER), self.page.index(page::REQUEST_CONSUMER));
         let count = producer.wrapping_sub(consumer);
         if count == 0 || self.broken {
             return false;
@@ -109,17 +95,17 @@ impl Ring {
         let take = count.min(most as u32);
         for index in 0..take {
             let mut byte = [0];
-            let at = page::REQUESTS + u64::from(consumer.wrapping_add(index) % RING);
-            let _ = self.memory.read(self.at + at, &mut byte);
+            let at = page::REQUESTS + (consumer.wrapping_add(index) % RING) as usize;
+            let _ = self.page.read(at, &mut byte);
             self.incoming.extend(byte);
         }
-        self.store(page::REQUEST_CONSUMER, consumer.wrapping_add(take));
+        self.page.set_index(page::REQUEST_CONSUMER, consumer.wrapping_add(take));
         take > 0
     }
 
     fn send(&mut self) -> bool {
         let (producer, consumer) =
-            (self.load(page::REPLY_PRODUCER), self.load(page::REPLY_CONSUMER));
+            (self.page.index(page::REPLY_PRODUCER), self.page.index(page::REPLY_CONSUMER));
         let used = producer.wrapping_sub(consumer);
         if used > RING {
             self.broken = true;
@@ -127,10 +113,10 @@ impl Ring {
         }
         let put = (RING - used).min(self.outgoing.len() as u32);
         for (index, byte) in (0..put).zip(self.outgoing.drain(..put as usize)) {
-            let at = page::REPLIES + u64::from(producer.wrapping_add(index) % RING);
-            let _ = self.memory.write(self.at + at, &[byte]);
+            let at = page::REPLIES + (producer.wrapping_add(index) % RING) as usize;
+            let _ = self.page.write(at, &[byte]);
         }
-        self.store(page::REPLY_PRODUCER, producer.wrapping_add(put));
+        self.page.set_index(page::REPLY_PRODUCER, producer.wrapping_add(put));
         put > 0
     }
 }

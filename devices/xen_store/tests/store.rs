@@ -2,13 +2,14 @@
 
 use guest_mem::{Change, GuestMem, Memfd, PAGE, Slot};
 use proptest::prelude::*;
-use std::sync::Arc;
+
 use xen_abi::xs_wire::{Header, RING, kind, page};
+use xen_front::Page;
 use xen_store::{Permissions, Ring, Store};
 use zerocopy::{FromZeros, IntoBytes};
 
 struct Guest {
-    memory: Arc<GuestMem>,
+    page: Page,
     ring: Ring,
     store: Store,
 }
@@ -23,43 +24,36 @@ impl Guest {
         store.write("/local/domain/1", "", Some(Permissions::of(1)));
         store.write("/local/domain/1/name", "guest", None);
         store.write("/tool", "not for guests", Some(Permissions::of(0)));
-        Self { ring: Ring::new(memory.clone(), 0), memory, store }
-    }
-
-    fn load(&self, at: u64) -> u32 {
-        let mut bytes = [0; 4];
-        self.memory.read(at, &mut bytes).unwrap();
-        u32::from_le_bytes(bytes)
+        let page = Page::new(memory, 0).unwrap();
+        Self { ring: Ring::new(page.clone()), page, store }
     }
 
     fn send(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            let mut producer = self.load(page::REQUEST_PRODUCER);
-            if producer.wrapping_sub(self.load(page::REQUEST_CONSUMER)) == RING {
+            let mut producer = self.page.index(page::REQUEST_PRODUCER);
+            if producer.wrapping_sub(self.page.index(page::REQUEST_CONSUMER)) == RING {
                 self.ring.serve(&mut self.store);
-                producer = self.load(page::REQUEST_PRODUCER);
+                producer = self.page.index(page::REQUEST_PRODUCER);
             }
-            self.memory.write(u64::from(producer % RING), &[*byte]).unwrap();
-            let next = producer.wrapping_add(1).to_le_bytes();
-            self.memory.write(page::REQUEST_PRODUCER, &next).unwrap();
+            self.page.write((producer % RING) as usize, &[*byte]).unwrap();
+            self.page.set_index(page::REQUEST_PRODUCER, producer.wrapping_add(1));
         }
     }
 
     fn receive(&mut self, length: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         while bytes.len() < length {
-            let consumer = self.load(page::REPLY_CONSUMER);
-            if consumer == self.load(page::REPLY_PRODUCER) {
+            let consumer = self.page.index(page::REPLY_CONSUMER);
+            if consumer == self.page.index(page::REPLY_PRODUCER) {
                 self.ring.serve(&mut self.store);
-                if consumer == self.load(page::REPLY_PRODUCER) {
+                if consumer == self.page.index(page::REPLY_PRODUCER) {
                     return None;
                 }
             }
             let mut byte = [0];
-            self.memory.read(page::REPLIES + u64::from(consumer % RING), &mut byte).unwrap();
+            self.page.read(page::REPLIES + (consumer % RING) as usize, &mut byte).unwrap();
             bytes.extend(byte);
-            let next = consumer.wrapping_add(1).to_le_bytes();
-            self.memory.write(page::REPLY_CONSUMER, &next).unwrap();
+            self.page.set_index(page::REPLY_CONSUMER, consumer.wrapping_add(1));
         }
         Some(bytes)
     }
@@ -176,11 +170,11 @@ fn a_transaction_changes_no_more_than_its_share() {
 proptest! {
     #[test]
     fn noise_in_the_page_ends_no_more_than_the_conversation(
-        writes in prop::collection::vec((0u64..0x820, any::<u32>()), 1..200)
+        writes in prop::collection::vec((0usize..0x820, any::<u32>()), 1..200)
     ) {
         let mut guest = Guest::new();
         for (at, value) in writes {
-            guest.memory.write(at, &value.to_le_bytes()).unwrap();
+            guest.page.write(at, &value.to_le_bytes()).unwrap();
             guest.ring.serve(&mut guest.store);
         }
     }

@@ -24,6 +24,7 @@ use crate::{
     vcpu::{VcpuThread, Waker},
     virtio_bus::VirtioBus,
     watch::Watch,
+    xen,
 };
 use byte_stream::Input;
 use chipset::Chipset;
@@ -36,7 +37,7 @@ use pci::PciHost;
 use pv_kvm::PvKvm;
 use std::sync::{Arc, OnceLock, atomic::AtomicBool, mpsc::Sender};
 use virtio_rng::VirtioRng;
-use vm_spec::{BootKind, VmSpec};
+use vm_spec::{BootKind, GuestKind, VmSpec};
 
 pub(crate) struct Built {
     pub(crate) board: Box<dyn Platform>,
@@ -64,6 +65,9 @@ pub(crate) fn build(
     tsc_khz: u32,
     owner: &Sender<Request>,
 ) -> Result<Built, Error> {
+    if spec.guest == GuestKind::XenPv {
+        return xen::build(engine, spec, parts, tsc_khz, owner);
+    }
     let failed = |source| Error::Engine { engine: engine.name(), source };
     let caps = engine.caps();
     let cpu = cpuid::resolve(engine, spec, tsc_khz)?;
@@ -119,7 +123,6 @@ pub(crate) fn build(
             id,
             pio: pio.clone(),
             mmio: mmio.clone(),
-            pic: chipset.pic.clone(),
             clock: clock.clone(),
             power: power.clone(),
             tracer: parts.tracer.clone(),
@@ -156,14 +159,18 @@ fn create_vcpu(vm: &Arc<dyn Vm>, id: u32, now: bool) -> Result<Box<dyn Vcpu>, en
 
 /// Where a vCPU's interrupts come from.
 fn interrupts(apics: &Apics, id: u32, chipset: &Chipset) -> Interrupts {
-    let engine = |nmi: Arc<AtomicBool>| Interrupts::Engine { nmi, ioapic: chipset.ioapic.clone() };
+    let pic = chipset.pic.clone();
+    let engine = |nmi: Arc<AtomicBool>| Interrupts::Engine {
+        pic: chipset.pic.clone(),
+        nmi,
+        ioapic: chipset.ioapic.clone(),
+    };
     match apics {
         Apics::Board { bus, offsets, pv } => match bus.apic(id) {
-            Some(apic) => Interrupts::Board(VcpuApic {
-                apic: apic.clone(),
-                offsets: offsets.clone(),
-                pv: pv.clone(),
-            }),
+            Some(apic) => {
+                let (apic, offsets, pv) = (apic.clone(), offsets.clone(), pv.clone());
+                Interrupts::Board { apic: VcpuApic { apic, offsets, pv }, pic }
+            }
             None => engine(Arc::default()),
         },
         Apics::Engine { nmi } => engine(nmi.get(id as usize).cloned().unwrap_or_default()),

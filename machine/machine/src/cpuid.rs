@@ -14,13 +14,17 @@ pub(crate) struct GuestCpu {
     pub(crate) pv: pv_kvm::Features,
 }
 
+fn model(engine: &dyn Engine, spec: &VmSpec) -> Result<CpuModel, Error> {
+    match &spec.cpu_model {
+        Some(name) => CpuModel::named(name).map_err(|e| Error::CpuModel(e.to_string())),
+        None => cpu_model::best_model(&engine.caps().cpuid)
+            .ok_or_else(|| Error::CpuModel("this engine offers not even x86-64-v2".into())),
+    }
+}
+
 pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec, tsc_khz: u32) -> Result<GuestCpu, Error> {
     let caps = engine.caps();
-    let model = match &spec.cpu_model {
-        Some(name) => CpuModel::named(name).map_err(|e| Error::CpuModel(e.to_string()))?,
-        None => cpu_model::best_model(&caps.cpuid)
-            .ok_or_else(|| Error::CpuModel("this engine offers not even x86-64-v2".into()))?,
-    };
+    let model = model(engine, spec)?;
     let pv = match caps.cpuid.get(KVM_FEATURES, 0) {
         // The kernel serves the MSRs.
         Some(kernel) if caps.local_apic => pv_kvm::Features::all().within(kernel.eax),
@@ -35,4 +39,24 @@ pub(crate) fn resolve(engine: &dyn Engine, spec: &VmSpec, tsc_khz: u32) -> Resul
     let table = cpu_model::resolve(&model, &caps.cpuid, &options)
         .map_err(|e| Error::CpuModel(e.to_string()))?;
     Ok(GuestCpu { table, model: model.name().into(), pv })
+}
+
+/// Of a Xen domain whose memory ends there.
+pub(crate) fn resolve_xen(
+    engine: &dyn Engine,
+    spec: &VmSpec,
+    tsc_khz: u32,
+    end: u64,
+) -> Result<GuestCpu, Error> {
+    let model = model(engine, spec)?;
+    let options = Options {
+        vcpus: spec.cpus_most(),
+        tsc_khz,
+        apic_khz: tsc_khz,
+        hypervisor: xen_pv::leaves(tsc_khz, end),
+    };
+    let table = cpu_model::resolve(&model, &engine.caps().cpuid, &options)
+        .map_err(|e| Error::CpuModel(e.to_string()))?;
+    let table = cpu_model::mask(&table, xen_pv::HIDDEN);
+    Ok(GuestCpu { table, model: model.name().into(), pv: pv_kvm::Features::all() })
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use chipset::Pic;
 use device::{MmioBus, PioBus};
-use engine::{Flow, GeneralProtection, Pending, Trace, Vcpu, VcpuHost};
+use engine::{CpuView, Flow, GeneralProtection, Pending, Trace, Trap, Vcpu, VcpuHost};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering::SeqCst},
@@ -17,12 +17,12 @@ use std::sync::{
 use vcpu_state::MpState;
 use vm_spec::TraceKind;
 use x86_defs::rflags;
+use xen_pv::XenPv;
 
 pub(crate) struct BoardHost {
     pub(crate) id: u32,
     pub(crate) pio: Arc<PioBus>,
     pub(crate) mmio: Arc<MmioBus>,
-    pub(crate) pic: Arc<Pic>,
     pub(crate) clock: Arc<GuestClock>,
     pub(crate) power: Arc<PowerGate>,
     pub(crate) tracer: Tracer,
@@ -34,12 +34,15 @@ pub(crate) struct BoardHost {
 
 pub(crate) enum Interrupts {
     /// The board's, and KVM's paravirtual MSRs.
-    Board(VcpuApic),
+    Board { apic: VcpuApic, pic: Arc<Pic> },
     Engine {
+        pic: Arc<Pic>,
         /// The monitor's NMI.
         nmi: Arc<AtomicBool>,
         ioapic: Arc<chipset::IoApic>,
     },
+    /// None: a Xen domain's vCPU is told of events.
+    Xen(Arc<XenPv>),
 }
 
 impl BoardHost {
@@ -54,7 +57,7 @@ impl BoardHost {
 
     /// Tells the guest how long this thread waited for a processor.
     pub(crate) fn update_steal(&self) {
-        if let Interrupts::Board(apic) = &self.interrupts {
+        if let Interrupts::Board { apic, .. } = &self.interrupts {
             apic.update_steal();
         }
     }
@@ -104,7 +107,7 @@ impl VcpuHost for BoardHost {
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> Flow {
         self.exits.mmio += 1;
         match &self.interrupts {
-            Interrupts::Board(apic) if apic.mmio_read(gpa, data) => {}
+            Interrupts::Board { apic, .. } if apic.mmio_read(gpa, data) => {}
             _ => self.mmio.read(gpa, data),
         }
         self.trace_access("read", gpa, data);
@@ -115,7 +118,7 @@ impl VcpuHost for BoardHost {
         self.exits.mmio += 1;
         self.trace_access("write", gpa, data);
         match &self.interrupts {
-            Interrupts::Board(apic) if apic.mmio_write(gpa, data) => {}
+            Interrupts::Board { apic, .. } if apic.mmio_write(gpa, data) => {}
             _ => self.mmio.write(gpa, data),
         }
         self.flow()
@@ -123,7 +126,9 @@ impl VcpuHost for BoardHost {
 
     fn rdmsr(&mut self, index: u32, value: &mut u64) -> Result<Flow, GeneralProtection> {
         self.exits.msr += 1;
-        let Interrupts::Board(apic) = &self.interrupts else { return Err(GeneralProtection) };
+        let Interrupts::Board { apic, .. } = &self.interrupts else {
+            return Err(GeneralProtection);
+        };
         *value = apic.rdmsr(index)?;
         self.trace_access("rdmsr", index.into(), &value.to_le_bytes());
         Ok(Flow::Continue)
@@ -132,43 +137,47 @@ impl VcpuHost for BoardHost {
     fn wrmsr(&mut self, index: u32, value: u64) -> Result<Flow, GeneralProtection> {
         self.exits.msr += 1;
         self.trace_access("wrmsr", index.into(), &value.to_le_bytes());
-        let Interrupts::Board(apic) = &self.interrupts else { return Err(GeneralProtection) };
+        let Interrupts::Board { apic, .. } = &self.interrupts else {
+            return Err(GeneralProtection);
+        };
         apic.wrmsr(index, value)?;
         Ok(Flow::Continue)
     }
 
     fn pending(&self) -> Option<Pending> {
         match &self.interrupts {
-            Interrupts::Board(apic) => apic.pending(&self.pic),
+            Interrupts::Board { apic, pic } => apic.pending(pic),
             Interrupts::Engine { nmi, .. } if nmi.load(SeqCst) => Some(Pending::Nmi),
             // The PIC's line leads to the bootstrap processor's LINT0.
-            Interrupts::Engine { .. } => {
-                (self.id == 0 && self.pic.pending()).then_some(Pending::Interrupt)
+            Interrupts::Engine { pic, .. } => {
+                (self.id == 0 && pic.pending()).then_some(Pending::Interrupt)
             }
+            Interrupts::Xen(xen) => xen.is_pending(self.id).then_some(Pending::Personality),
         }
     }
 
     fn ack(&mut self, what: Pending) -> Option<u8> {
         self.exits.interrupts += 1;
         match &self.interrupts {
-            Interrupts::Board(apic) => apic.ack(what, &self.pic),
-            Interrupts::Engine { nmi, .. } => match what {
+            Interrupts::Board { apic, pic } => apic.ack(what, pic),
+            Interrupts::Engine { nmi, pic, .. } => match what {
                 Pending::Nmi => nmi.swap(false, SeqCst).then_some(2),
-                Pending::Interrupt => self.pic.ack(),
+                Pending::Interrupt => pic.ack(),
                 Pending::Init | Pending::Sipi | Pending::Personality => None,
             },
+            Interrupts::Xen(_) => None,
         }
     }
 
     fn cr8(&mut self) -> u8 {
         match &self.interrupts {
-            Interrupts::Board(apic) => apic.apic.cr8(),
-            Interrupts::Engine { .. } => 0,
+            Interrupts::Board { apic, .. } => apic.apic.cr8(),
+            Interrupts::Engine { .. } | Interrupts::Xen(_) => 0,
         }
     }
 
     fn set_cr8(&mut self, value: u8) -> Flow {
-        if let Interrupts::Board(apic) = &self.interrupts {
+        if let Interrupts::Board { apic, .. } = &self.interrupts {
             apic.apic.set_cr8(value);
         }
         Flow::Continue
@@ -186,8 +195,17 @@ impl VcpuHost for BoardHost {
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {
-        if let Interrupts::Board(apic) = &self.interrupts {
+        if let Interrupts::Board { apic, .. } = &self.interrupts {
             apic.set_tsc_offset(offset);
+        }
+    }
+
+    fn trap(&mut self, trap: Trap, cpu: &mut dyn CpuView) -> Flow {
+        self.exits.traps += 1;
+        let Interrupts::Xen(xen) = &self.interrupts else { return Flow::Stop };
+        match xen.trap(self.id, trap, cpu) {
+            Flow::Continue => self.flow(),
+            Flow::Stop => Flow::Stop,
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Exits {
     pub mmio: u64,
     pub msr: u64,
     pub interrupts: u64,
+    /// Exceptions, system calls and hypercalls that a personality took.
+    pub traps: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -66,10 +68,13 @@ impl fmt::Display for Info {
         writeln!(f, "memory   {} MiB", self.memory >> 20)?;
         writeln!(f, "kernel   {}", self.kernel)?;
         for (id, vcpu) in self.vcpus.iter().enumerate().filter(|(_, vcpu)| vcpu.present) {
-            let Exits { runs, idle, pio, mmio, msr, interrupts } = vcpu.exits;
+            let Exits { runs, idle, pio, mmio, msr, interrupts, traps } = vcpu.exits;
             write!(f, "vcpu {id:<3} at {:#018x}", vcpu.rip)?;
             if let Some(retired) = vcpu.retired {
                 write!(f, ", {retired} instructions")?;
+            }
+            if traps > 0 {
+                write!(f, ", {traps} traps")?;
             }
             writeln!(
                 f,

@@ -49,6 +49,7 @@ mod vcpu;
 pub mod virt;
 mod virtio_bus;
 mod watch;
+mod xen;
 
 pub use cpus::{CpusAnswer, CpusInfo};
 pub use extras::{BalloonInfo, MemoryInfo};
@@ -109,6 +110,12 @@ pub enum Error {
     FirmwareFile(#[from] fw_cfg::Error),
     #[error("the SCSI adapter has no room for so many disks")]
     TooManyUnits,
+    #[error("engine {0} cannot run Xen PV guests; give --engine translate")]
+    DomainEngine(&'static str),
+    #[error("a Xen PV guest starts with a kernel, not with firmware; give --kernel FILE")]
+    DomainFirmware,
+    #[error("the kernel's first page tables break Xen's rules")]
+    Domain,
     #[error("no thread for the machine")]
     Thread(#[source] std::io::Error),
 }

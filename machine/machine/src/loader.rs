@@ -2,7 +2,7 @@
 //! kept unpacked meanwhile.
 
 use crate::{Error, Image, map, smbios};
-use boot::{Memory, Request};
+use boot::{Memory, Protocol, Request};
 use guest_mem::GuestMem;
 use std::sync::{
     Mutex, PoisonError,
@@ -10,7 +10,7 @@ use std::sync::{
 };
 use vcpu_state::VcpuState;
 use virtio::MmioPlace;
-use vm_spec::VmSpec;
+use vm_spec::{GuestKind, VmSpec};
 
 pub(crate) struct Loader {
     kernel: Image,
@@ -20,6 +20,7 @@ pub(crate) struct Loader {
     acpi: acpi_build::Tables,
     smbios: [(u64, Vec<u8>); 2],
     text_screen: bool,
+    protocol: Protocol,
     description: Mutex<String>,
     loaded: AtomicBool,
 }
@@ -48,6 +49,10 @@ impl Loader {
             acpi,
             smbios,
             text_screen: spec.display.is_there(),
+            protocol: match spec.guest {
+                GuestKind::Pvh => Protocol::Pvh,
+                GuestKind::Pc | GuestKind::XenPv => Protocol::Auto,
+            },
             description: Mutex::default(),
             loaded: AtomicBool::new(false),
         })
@@ -82,6 +87,7 @@ impl Loader {
         let rsdp = self.acpi.segments.iter().find(|(gpa, _)| *gpa == self.acpi.rsdp);
         request.rsdp_copy = rsdp.map(|(_, bytes)| bytes.clone()).unwrap_or_default();
         request.text_screen = self.text_screen;
+        request.protocol = self.protocol;
         Ok(request)
     }
 

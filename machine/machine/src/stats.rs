@@ -31,7 +31,7 @@ impl MachineStats {
 
 /// Adds what the board counts of a vCPU.
 pub(crate) fn add_exits(stats: &mut Stats, exits: &Exits, retired: Option<u64>) {
-    let Exits { runs, idle, pio, mmio, msr, interrupts } = *exits;
+    let Exits { runs, idle, pio, mmio, msr, interrupts, traps } = *exits;
     let group = stats.group("board");
     group
         .count("port accesses", pio)
@@ -40,6 +40,9 @@ pub(crate) fn add_exits(stats: &mut Stats, exits: &Exits, retired: Option<u64>) 
         .count("interrupts taken", interrupts)
         .count("idle", idle)
         .count("returns of the engine", runs);
+    if traps > 0 {
+        group.count("traps to the personality", traps);
+    }
     if let Some(retired) = retired {
         group.count("instructions", retired);
     }

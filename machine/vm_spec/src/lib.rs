@@ -13,6 +13,7 @@ mod display;
 mod error;
 mod firmware;
 mod gdb;
+mod guest;
 mod limits;
 mod net;
 mod places;
@@ -34,6 +35,7 @@ pub use display::{Display, Vnc};
 pub use error::SpecError;
 pub use firmware::{Firmware, FirmwareKind};
 pub use gdb::GdbAddress;
+pub use guest::GuestKind;
 pub use limits::{
     CODE_CACHE_MAX, CODE_CACHE_MIN, COMMAND_LINE_MAX, CPUS_MAX, CPUS_MIN, DISKS_MAX,
     MEMORY_DEFAULT, MEMORY_GRANULE, MEMORY_MAX, MEMORY_MIN, MEMORY_STEP, PORTS_MAX, SATA_MAX,
@@ -92,15 +94,6 @@ impl FromStr for EngineChoice {
             )),
         }
     }
-}
-
-/// Which board the guest finds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GuestKind {
-    /// A PC: UART, PIC, PIT, IOAPIC, LAPIC, RTC, ACPI.
-    #[default]
-    Pc,
 }
 
 /// What is started when the VM starts.
@@ -295,6 +288,7 @@ impl VmSpec {
         self.check_floppy()?;
         self.check_disks()?;
         self.virtio.validate(self)?;
+        self.guest.validate(self)?;
         places::check(self)?;
         self.trace.validate()
     }

@@ -78,6 +78,11 @@ impl Frames {
         self.ram
     }
 
+    /// How many of them the domain has.
+    pub fn owned_by_domain(&self) -> u64 {
+        self.all.iter().filter(|frame| frame.owner == Owner::Domain).count() as u64
+    }
+
     pub fn get(&self, frame: u64) -> Option<&Frame> {
         self.all.get(usize::try_from(frame).ok()?)
     }

@@ -308,6 +308,16 @@ impl XenPv {
         self.handle(vcpu, trap, cpu)
     }
 
+    /// Whether a vCPU has been brought up.
+    pub fn is_up(&self, vcpu: u32) -> bool {
+        lock(&self.domain).known.get(vcpu as usize).is_some_and(|known| known.up)
+    }
+
+    /// Pages of RAM that the domain has now.
+    pub fn pages(&self) -> u64 {
+        lock(&self.domain).tables.frames.owned_by_domain()
+    }
+
     /// What was refused because it is not known: numbers of hypercalls and operations, and counts.
     pub fn unknown(&self) -> Vec<((u64, u64), u64)> {
         lock(&self.domain).unknown.iter().map(|(k, v)| (*k, *v)).collect()

@@ -32,8 +32,8 @@ fn time_info(now: &ClockSample) -> VcpuTimeInfo {
 }
 
 impl XenPv {
-    /// The clocks as they are when the domain starts, or goes on.
-    pub(crate) fn start_time(&self) {
+    /// Tells the domain of the clocks as they are when it starts, or goes on.
+    pub fn start_time(&self) {
         let domain = lock(&self.domain);
         let now = (self.clock)();
         let memory = &domain.tables.memory;

@@ -228,7 +228,7 @@ impl Domain {
         // Set once, here.
         let _ = around.wakers.set(vcpus.iter().map(|vcpu| waker(vcpu.kicker())).collect());
         let store = store(start);
-        let ring = xen_store::Ring::new(memory, plan.store);
+        let ring = xen_store::Ring::new(xen_front::Page::new(memory, plan.store).ok_or("no page")?);
         let mut threads = Vec::new();
         {
             let (around, xen) = (around.clone(), xen.clone());

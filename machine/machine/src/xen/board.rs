@@ -1,0 +1,230 @@
+//! What the owner does with a Xen domain.
+
+use super::{
+    service::{Service, ServiceThread},
+    toolstack::{Shutdown, Toolstack},
+};
+use crate::{
+    Error, Image, ScsiAddress,
+    parts::DiskPart,
+    place::Place,
+    platform::{Common, Platform},
+    plug::{Plug, PlugError},
+    vcpu::{VcpuThread, Waker},
+};
+use boot::XenPvRequest;
+use device::{Device, PowerEvent, PowerSink, Timer};
+use guest_mem::PAGE;
+use saved_state::Part;
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+use xen_abi::sched::reason;
+use xen_console::XenConsole;
+use xen_front::Page;
+use xen_pv::{Built, CONSOLE_PORT, Layout, STORE_PORT, XenPv, backend};
+
+/// What a domain is made of, at power-on and at each reset.
+pub(crate) struct Builder {
+    pub(crate) kernel: Image,
+    pub(crate) initrd: Option<Image>,
+    pub(crate) command_line: String,
+    pub(crate) description: Mutex<String>,
+    pub(crate) loaded: AtomicBool,
+}
+
+/// A domain and what is around it.
+pub(crate) struct Domain {
+    pub(crate) common: Common,
+    pub(crate) xen: Arc<XenPv>,
+    pub(crate) layout: Layout,
+    pub(crate) builder: Builder,
+    pub(crate) toolstack: Arc<Toolstack>,
+    pub(crate) service: Arc<Service>,
+    pub(crate) _thread: ServiceThread,
+}
+
+/// What the personality calls.
+pub(crate) struct Around {
+    pub(crate) wakers: OnceLock<Vec<Arc<Waker>>>,
+    pub(crate) timers: OnceLock<Vec<Arc<dyn Timer>>>,
+    pub(crate) console: OnceLock<Arc<XenConsole>>,
+    pub(crate) service: Arc<Service>,
+    pub(crate) power: Arc<dyn PowerSink>,
+}
+
+impl xen_pv::Board for Around {
+    fn wake(&self, vcpu: u32) {
+        if let Some(waker) = self.wakers.get().and_then(|all| all.get(vcpu as usize)) {
+            waker.wake();
+        }
+    }
+
+    fn set_timer(&self, vcpu: u32, deadline_ns: Option<u64>) {
+        if let Some(timer) = self.timers.get().and_then(|all| all.get(vcpu as usize)) {
+            timer.arm(deadline_ns);
+        }
+    }
+
+    fn console(&self, text: &[u8]) {
+        if let Some(console) = self.console.get() {
+            console.say(text);
+        }
+    }
+
+    fn shutdown(&self, why: u32) {
+        self.power.request(match why {
+            reason::POWEROFF => PowerEvent::PowerOff,
+            reason::REBOOT => PowerEvent::Reset,
+            _ => PowerEvent::GuestPanicked,
+        });
+    }
+
+    fn notify(&self, backend: u32) {
+        match backend {
+            backend::STORE => self.service.ring_store(),
+            backend::CONSOLE => self.service.ring_console(),
+            _ => {}
+        }
+    }
+}
+
+impl Domain {
+    fn request(&self) -> Result<XenPvRequest, Error> {
+        let builder = &self.builder;
+        let initrd = builder.initrd.as_ref().map(Image::bytes);
+        Ok(XenPvRequest {
+            kernel: builder.kernel.bytes().map_err(Error::Image)?,
+            initrd: initrd.transpose().map_err(Error::Image)?,
+            command_line: builder.command_line.clone(),
+            memory: self.layout.ram,
+            shared_info: self.layout.shared_info(),
+            store_port: STORE_PORT,
+            console_port: CONSOLE_PORT,
+        })
+    }
+
+    fn page(&self, address: u64) -> Result<Page, Error> {
+        let memory = self.common.vm.memory().clone();
+        Page::new(memory, address).ok_or(Error::GuestMemory(guest_mem::Error::NotMemory(address)))
+    }
+}
+
+impl Platform for Domain {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn kernel(&self) -> String {
+        self.builder.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does what a domain builder would.
+    fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
+        let plan = boot::load_xen_pv(&self.request()?)?;
+        let memory = self.common.vm.memory();
+        if self.builder.loaded.swap(true, Relaxed) {
+            // Fresh memory is zero, and what a domain leaves behind is not.
+            memory.discard(0, self.layout.ram);
+        }
+        for segment in &plan.segments {
+            memory.write(segment.gpa, segment.bytes())?;
+        }
+        let built = Built {
+            root: plan.vcpu.control.cr3,
+            store_frame: plan.store / PAGE,
+            console_frame: plan.console / PAGE,
+        };
+        self.xen.start(&built).map_err(|_| Error::Domain)?;
+        self.toolstack.start(self.page(plan.store)?, self.page(plan.console)?);
+        let failed = |source| Error::Engine { engine: self.common.engine, source };
+        let mut first = plan.vcpu;
+        xen_pv::set_up(&mut first, 0);
+        for (id, vcpu) in (0..).zip(vcpus) {
+            let state = if id == 0 { first.clone() } else { xen_pv::waiting(&first, id) };
+            let set = vcpu.with(move |vcpu, _| vcpu.set_state(&state));
+            set.unwrap_or(Err(engine::Error::Unsupported("a vCPU without its thread")))
+                .map_err(failed)?;
+        }
+        *self.builder.description.lock().unwrap_or_else(PoisonError::into_inner) = plan.description;
+        Ok(())
+    }
+
+    fn reset(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
+        // The thread of a domain that is no more.
+        self.service.pause();
+        self.devices().for_each(|device| device.reset());
+        let loaded = self.load(vcpus).map_err(|error| error.line());
+        if self.common.clock.is_running() {
+            self.service.resume();
+        }
+        loaded
+    }
+
+    fn devices(&self) -> Box<dyn Iterator<Item = &Arc<dyn Device>> + '_> {
+        Box::new(self.common.devices.iter())
+    }
+
+    fn clocks_go_on(&self) {
+        self.xen.start_time();
+    }
+
+    fn power_button(&self) {
+        self.toolstack.shut_down(Shutdown::PowerOff);
+    }
+
+    fn sleep_button(&self) {}
+
+    fn nmi(&self, _: &[VcpuThread]) {}
+
+    fn has_cpu(&self, _: u32) -> bool {
+        true
+    }
+
+    fn set_cpus(&self, count: u32, _: &[VcpuThread]) -> Result<(), String> {
+        self.toolstack.set_cpus(count);
+        Ok(())
+    }
+
+    fn renew_ejected(&self, _: &[VcpuThread]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn set_memory(&self, _: u64) -> bool {
+        false
+    }
+
+    fn leave(&self, bytes: u64) -> bool {
+        self.toolstack.set_target(bytes);
+        true
+    }
+
+    fn resize(&self, _: u16, _: u16) {}
+
+    fn plug(&mut self, _: Plug, _: String, _: bool) -> Result<Place, PlugError> {
+        Err(PlugError::NoPort)
+    }
+
+    fn insert(&mut self, _: ScsiAddress, _: Option<DiskPart>, _: String) -> Result<(), PlugError> {
+        Err(PlugError::NoAdapter)
+    }
+
+    fn unplug(&mut self, _: Place) -> bool {
+        false
+    }
+
+    fn places(&mut self) -> Vec<(Place, Option<String>)> {
+        Vec::new()
+    }
+
+    fn forget_ejected(&mut self) {}
+
+    fn save(&self, _: &[VcpuThread]) -> Result<Vec<Part>, String> {
+        Err("a Xen domain cannot be saved yet".into())
+    }
+
+    fn restore(&self, _: Vec<Part>, _: &[VcpuThread]) -> Result<(), String> {
+        Err("a Xen domain cannot be restored yet".into())
+    }
+}

@@ -1,0 +1,229 @@
+//! What a toolstack does for a domain: its tree in xenstore, and what an operator asks of its kernel
+//! there (Xen's `docs/misc/xenstore-paths.pandoc`).
+
+use super::service::{Served, Service};
+use crate::{
+    cpus::CpusInfo,
+    extras::{BalloonInfo, MemoryInfo},
+    info::{Activity, VcpuInfo},
+    watch::Watch,
+};
+use chipset::cpus::Cpu;
+use guest_mem::PAGE;
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use xen_console::XenConsole;
+use xen_front::Page;
+use xen_pv::{CONSOLE_PORT, STORE_PORT, XenPv};
+use xen_store::{GUEST, Permissions, Ring, Store};
+
+/// How long a kernel has for its answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A domain from the outside.
+pub(crate) struct Toolstack {
+    state: Mutex<State>,
+    xen: Weak<XenPv>,
+    pub(crate) console: Arc<XenConsole>,
+    service: Arc<Service>,
+    /// Bytes.
+    memory: u64,
+    /// CPUs that there are from the start, and at most.
+    cpus: u32,
+    cpus_most: u32,
+    /// What was asked for since.
+    wanted_cpus: AtomicU32,
+    wanted_memory: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    store: Store,
+    ring: Option<Ring>,
+}
+
+/// What a kernel is asked to do, in its own words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shutdown {
+    PowerOff,
+}
+
+fn of_domain(path: &str) -> String {
+    format!("/local/domain/{GUEST}/{path}")
+}
+
+impl Toolstack {
+    pub(crate) fn new(
+        xen: &Arc<XenPv>,
+        console: Arc<XenConsole>,
+        service: Arc<Service>,
+        memory: u64,
+        (cpus, cpus_most): (u32, u32),
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            xen: Arc::downgrade(xen),
+            console,
+            service,
+            memory,
+            cpus,
+            cpus_most,
+            wanted_cpus: AtomicU32::new(cpus),
+            wanted_memory: AtomicU64::new(memory),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A domain starts, with these pages for its rings, and finds its tree as a toolstack makes it.
+    pub(crate) fn start(&self, store_page: Page, console_page: Page) {
+        self.wanted_cpus.store(self.cpus, SeqCst);
+        self.wanted_memory.store(self.memory, SeqCst);
+        let mut state = self.lock();
+        *state = State { store: self.tree(), ring: Some(Ring::new(store_page)) };
+        self.console.attach(Some(console_page));
+    }
+
+    fn tree(&self) -> Store {
+        let mut store = Store::default();
+        let mine = || Some(Permissions::of(GUEST));
+        let kib = (self.memory >> 10).to_string();
+        store.write(of_domain("").trim_end_matches('/'), "", mine());
+        for (path, value) in [
+            ("name", "sarang"),
+            ("domid", &*GUEST.to_string()),
+            ("memory/static-max", &kib),
+            ("memory/target", &kib),
+            ("device", ""),
+            ("control", ""),
+            ("control/platform-feature-xs_reset_watches", "1"),
+            ("data", ""),
+            ("error", ""),
+            ("store/port", &STORE_PORT.to_string()),
+            ("console/port", &CONSOLE_PORT.to_string()),
+            ("console/type", "sarang"),
+        ] {
+            store.write(&of_domain(path), value, mine());
+        }
+        for id in 0..self.cpus_most {
+            let state = availability(id < self.cpus);
+            store.write(&of_domain(&format!("cpu/{id}/availability")), state, mine());
+        }
+        store
+    }
+
+    /// Writes what the kernel watches.
+    fn tell(&self, path: &str, value: &str) {
+        self.lock().store.write(&of_domain(path), value, None);
+        self.service.ring_store();
+    }
+
+    /// The kernel does it when it has read this, if it listens.
+    pub(crate) fn shut_down(&self, how: Shutdown) {
+        let word = match how {
+            Shutdown::PowerOff => "poweroff",
+        };
+        self.tell("control/shutdown", word);
+    }
+
+    /// Asks the kernel to do with so many bytes of memory.
+    pub(crate) fn set_target(&self, bytes: u64) {
+        let bytes = bytes.min(self.memory);
+        self.wanted_memory.store(bytes, SeqCst);
+        self.tell("memory/target", &(bytes >> 10).to_string());
+    }
+
+    /// Asks the kernel to use so many CPUs, the first ones.
+    pub(crate) fn set_cpus(&self, count: u32) {
+        self.wanted_cpus.store(count, SeqCst);
+        for id in 0..self.cpus_most {
+            let (path, state) = (format!("cpu/{id}/availability"), availability(id < count));
+            let old = self.lock().store.read(&of_domain(&path));
+            if old.as_deref() != Some(state) {
+                self.tell(&path, state);
+            }
+        }
+    }
+
+    fn is_up(&self, id: u32) -> bool {
+        self.xen.upgrade().is_some_and(|xen| xen.is_up(id))
+    }
+
+    fn has_answered(&self) -> bool {
+        let wanted = self.wanted_cpus.load(SeqCst);
+        (0..self.cpus_most).all(|id| self.is_up(id) == (id < wanted))
+    }
+}
+
+fn availability(there: bool) -> &'static str {
+    if there { "online" } else { "offline" }
+}
+
+impl Served for Toolstack {
+    fn serve_store(&self) -> bool {
+        let mut guard = self.lock();
+        let State { store, ring: Some(ring) } = &mut *guard else { return false };
+        let served = ring.serve(store);
+        while store.next_change().is_some() {}
+        drop(guard);
+        if served.moved
+            && let Some(xen) = self.xen.upgrade()
+        {
+            xen.raise(STORE_PORT);
+        }
+        served.more
+    }
+
+    fn serve_console(&self) {
+        self.console.serve();
+    }
+}
+
+impl Watch for Toolstack {
+    fn cpus_most(&self) -> Option<u32> {
+        (self.cpus_most > self.cpus).then_some(self.cpus_most)
+    }
+
+    fn wait_cpus(&self, runs: bool) -> bool {
+        let limit = Instant::now() + if runs { PATIENCE } else { Duration::ZERO };
+        while !self.has_answered() {
+            if Instant::now() >= limit {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+
+    fn cpus(&self, vcpus: &[VcpuInfo]) -> CpusInfo {
+        let one = |(id, vcpu): (u32, &VcpuInfo)| {
+            let present = self.is_up(id);
+            let activity = if present { vcpu.activity } else { Activity::Off };
+            (Cpu { present, ..Cpu::default() }, activity)
+        };
+        CpusInfo { cpus: (0..).zip(vcpus).map(one).collect() }
+    }
+
+    fn memory(&self) -> Option<MemoryInfo> {
+        None
+    }
+
+    fn balloon(&self) -> Option<BalloonInfo> {
+        let held = self.xen.upgrade()?.pages() * PAGE;
+        let wanted = self.wanted_memory.load(SeqCst);
+        Some(BalloonInfo {
+            memory: self.memory,
+            target: self.memory.saturating_sub(wanted),
+            actual: self.memory.saturating_sub(held),
+            statistics: Default::default(),
+        })
+    }
+}
