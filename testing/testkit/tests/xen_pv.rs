@@ -1,0 +1,139 @@
+//! Stock kernels as Xen PV guests, of the program that users run: `--guest xen-pv`.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files};
+
+const KERNEL: &str = "linux-image-6.1.0-*-cloud-amd64";
+
+fn domain() -> Options {
+    Options::default().arg("--guest", "xen-pv")
+}
+
+fn until(
+    guest: &mut Guest,
+    what: &str,
+    done: impl Fn(&mut Guest) -> Result<bool, Error>,
+) -> Result<(), Error> {
+    let limit = Instant::now() + COMMAND;
+    while !done(guest)? {
+        assert!(Instant::now() < limit, "{what}: {}", guest.said());
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+/// KiB of memory that the kernel has.
+fn total(guest: &mut Guest) -> Result<u64, Error> {
+    let text = guest.says("grep MemTotal /proc/meminfo")?;
+    Ok(text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0))
+}
+
+/// Boots, looks around, works, and does what the monitor asks of its kernel.
+fn lives(options: Options, cpus: u32) -> Result<(), Error> {
+    let mut guest = Guest::boot(&options.cpus(cpus))?;
+    guest.shell()?;
+    let dmesg = guest.says("dmesg | grep -i xen")?;
+    assert!(dmesg.contains("Booting kernel on Xen") && dmesg.contains("Xen PV"), "{dmesg}");
+    assert_eq!(guest.says("nproc")?.trim(), cpus.to_string());
+    assert_eq!(guest.says("cat /sys/hypervisor/type")?.trim(), "xen");
+    // Every CPU comes to the same result.
+    let sum = guest.says("for i in 1 2 3 4; do seq 1 20000 | sha256sum & done; wait")?;
+    let sums: Vec<&str> = sum.lines().filter(|line| line.len() > 64).collect();
+    assert_eq!(sums.len(), 4, "{sum}");
+    assert!(sums.iter().all(|line| *line == sums[0]), "{sum}");
+
+    // Memory goes back and comes again.
+    let all = total(&mut guest)?;
+    assert!(guest.monitor("balloon 300M")?.contains("asked"));
+    until(&mut guest, "memory goes", |guest| {
+        Ok(guest.monitor("info balloon")?.contains("given by the guest           212 MiB"))
+    })?;
+    assert!(total(&mut guest)? < all - (200 << 10));
+    guest.monitor("balloon 512M")?;
+    until(&mut guest, "memory comes", |guest| {
+        Ok(guest.monitor("info balloon")?.contains("given by the guest             0 MiB"))
+    })?;
+    assert_eq!(total(&mut guest)?, all);
+
+    // The operator's reset: a second life, of the same console.
+    guest.says("touch /root/first-life")?;
+    guest.monitor("reset")?;
+    guest.expect("Run /init", BOOT)?;
+    guest.shell()?;
+    assert!(guest.says("ls /root")?.trim().is_empty());
+    // The kernel's own.
+    guest.send("reboot -f")?;
+    guest.expect("Run /init", BOOT)?;
+    guest.shell()?;
+    assert_eq!(guest.says("nproc")?.trim(), cpus.to_string());
+    guest.power_off()
+}
+
+#[test]
+fn a_domain_lives() -> Result<(), Error> {
+    if guest_files(KERNEL).is_none() {
+        return Ok(());
+    }
+    lives(domain(), 1)
+}
+
+#[test]
+fn a_domain_of_a_newer_kernel_lives_with_four_cpus() -> Result<(), Error> {
+    if guest_files(KERNEL_6_12).is_none() {
+        return Ok(());
+    }
+    lives(domain().arg("--package", KERNEL_6_12), 4)
+}
+
+#[test]
+fn the_power_button_reaches_the_kernel() -> Result<(), Error> {
+    if guest_files(KERNEL).is_none() {
+        return Ok(());
+    }
+    let mut guest = Guest::boot(&domain().cpus(2))?;
+    guest.shell()?;
+    guest.monitor("powerdown")?;
+    let finished = guest.finish(COMMAND)?;
+    assert_eq!(finished.status, Some(0), "{finished:?}");
+    Ok(())
+}
+
+#[test]
+fn cpus_come_and_go() -> Result<(), Error> {
+    if guest_files(KERNEL).is_none() {
+        return Ok(());
+    }
+    let mut guest = Guest::boot(&domain().arg("--cpus", "1,max=3"))?;
+    guest.shell()?;
+    for _ in 0..2 {
+        until(&mut guest, "one CPU", |guest| Ok(guest.says("nproc")?.trim() == "1"))?;
+        guest.monitor("cpu 3")?;
+        // What udev does in a distribution.
+        let files = "/sys/devices/system/cpu/cpu[12]/online";
+        until(&mut guest, "CPUs come", |guest| {
+            Ok(guest.says(&format!("ls {files} | wc -l"))?.trim() == "2")
+        })?;
+        guest.says(&format!("for file in {files}; do echo 1 > $file; done"))?;
+        until(&mut guest, "three CPUs", |guest| Ok(guest.says("nproc")?.trim() == "3"))?;
+        assert!(guest.monitor("info cpus")?.contains("3 CPUs of 3"));
+        guest.says("taskset -c 2 sh -c 'seq 1 10000 | sha256sum'")?;
+        guest.monitor("cpu 1")?;
+    }
+    until(&mut guest, "one CPU", |guest| Ok(guest.monitor("info cpus")?.contains("1 CPUs of 3")))?;
+    guest.power_off()
+}
+
+#[test]
+fn pvh_is_another_way_in() -> Result<(), Error> {
+    if guest_files(KERNEL).is_none() {
+        return Ok(());
+    }
+    let mut guest = Guest::boot(&Options::default().arg("--guest", "pvh"))?;
+    guest.shell()?;
+    let info = guest.monitor("info")?;
+    assert!(info.contains("PVH"), "{info}");
+    guest.power_off()
+}
