@@ -64,6 +64,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("virtio_balloon", "virtio", "a type of virtio device"),
     ("virtio_console", "virtio", "a type of virtio device"),
     ("virtio_input", "virtio", "a type of virtio device"),
+    ("xen_bus", "xen_store", "back ends and drivers meet in xenstore"),
     ("virtio_mem", "virtio", "a type of virtio device"),
     ("virtio_vsock", "virtio", "a type of virtio device"),
     ("machine", "vm_spec", "a machine is built from its spec"),

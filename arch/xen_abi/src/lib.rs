@@ -21,6 +21,7 @@ pub mod trap;
 pub mod vcpu;
 pub mod version;
 pub mod xen;
+pub mod xenbus;
 pub mod xs_wire;
 
 /// A domain's number (`domid_t`, `xen.h`).

@@ -106,6 +106,16 @@ impl Store {
         found.unwrap_or_default()
     }
 
+    /// All that is in a node, however deep: names below it, as `queue-0/ring-ref`, and values.
+    pub fn below(&self, path: &str) -> Vec<(String, String)> {
+        let Ok(path) = Path::parse(path, "") else { return Vec::new() };
+        let each = self.tree.below(&path).filter_map(|(node, value)| {
+            let name = node.as_str().strip_prefix(path.as_str())?.trim_start_matches('/');
+            Some((name.to_owned(), String::from_utf8_lossy(value).into_owned()))
+        });
+        each.collect()
+    }
+
     /// The next path that the guest has changed.
     pub fn next_change(&mut self) -> Option<Path> {
         self.heard.pop_front()

@@ -85,6 +85,14 @@ impl Tree {
         Ok(inside.filter(|other| other.parent().as_ref() == Some(path)).map(Path::name).collect())
     }
 
+    /// All nodes in this one, however deep, with their values.
+    pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = (&'a Path, &'a [u8])> {
+        let from = self.nodes.range(path.clone()..);
+        let near = from.take_while(|(other, _)| other.as_str().starts_with(path.as_str()));
+        let inside = near.filter(move |(other, _)| *other != path && other.is_within(path));
+        inside.map(|(other, node)| (other, &*node.value))
+    }
+
     /// Makes the nodes that are missing on the way, and this one with this value.
     pub fn write(&mut self, who: DomainId, path: &Path, value: &[u8]) -> Result<(), Error> {
         if who != 0 && value.len() + path.as_str().len() > SIZE_MAX {

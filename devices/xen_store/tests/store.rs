@@ -179,3 +179,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn all_that_is_in_a_node_is_found() {
+    let mut store = Store::default();
+    for (path, value) in
+        [("/a/b", "1"), ("/a/b/c", "2"), ("/a/b-d", "3"), ("/a/b/c/e", "4"), ("/a/bc/f", "5")]
+    {
+        store.write(path, value, None);
+    }
+    let found = |path: &str| store.below(path).into_iter().map(|(n, v)| n + &v).collect::<Vec<_>>();
+    assert_eq!(found("/a/b"), ["c2", "c/e4"]);
+    assert_eq!(found("/a/b/c/e"), [""; 0]);
+    assert_eq!(found("/nothing"), [""; 0]);
+    assert_eq!(found("/").len(), 7);
+}
