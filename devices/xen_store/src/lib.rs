@@ -6,6 +6,7 @@
 mod error;
 mod path;
 mod ring;
+mod saved;
 mod store;
 mod tree;
 

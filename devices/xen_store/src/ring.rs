@@ -20,16 +20,19 @@ pub struct Served {
 /// The host's end of a guest's ring.
 #[derive(Debug)]
 pub struct Ring {
-    page: Page,
+    pub(crate) page: Page,
     /// Of a request, as far as it has come.
-    incoming: Vec<u8>,
+    pub(crate) incoming: Vec<u8>,
     /// Replies that have no room yet.
-    outgoing: Vec<u8>,
+    pub(crate) outgoing: Vec<u8>,
     /// The guest said nonsense: nothing more is taken from it.
-    broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl Ring {
+    /// No more than one request is kept.
+    pub(crate) const INCOMING_MAX: usize = size_of::<Header>() + PAYLOAD_MAX;
+
     pub fn new(page: Page) -> Self {
         let (incoming, outgoing, broken) = Default::default();
         Self { page, incoming, outgoing, broken }
@@ -90,8 +93,7 @@ impl Ring {
             self.broken = true;
             return false;
         }
-        // No more than one request is kept.
-        let most = size_of::<Header>() + PAYLOAD_MAX - self.incoming.len();
+        let most = Self::INCOMING_MAX - self.incoming.len();
         let take = count.min(most as u32);
         for index in 0..take {
             let mut byte = [0];

@@ -19,35 +19,35 @@ const TRANSACTIONS_MAX: usize = 10;
 const CHANGES_MAX: usize = 1024;
 
 #[derive(Clone, Debug)]
-struct Watch {
-    path: Path,
+pub(crate) struct Watch {
+    pub(crate) path: Path,
     /// As it was given, for events name paths by it.
-    relative: bool,
-    token: String,
+    pub(crate) relative: bool,
+    pub(crate) token: String,
 }
 
 /// Changes that come to be all at once, or not at all.
 #[derive(Clone, Debug)]
-struct Transaction {
-    tree: Tree,
+pub(crate) struct Transaction {
+    pub(crate) tree: Tree,
     /// Of the tree that it began with.
-    generation: u64,
-    changed: BTreeSet<Path>,
+    pub(crate) generation: u64,
+    pub(crate) changed: BTreeSet<Path>,
 }
 
 /// The tree of one guest, and its conversation.
 #[derive(Debug, Default)]
 pub struct Store {
-    tree: Tree,
+    pub(crate) tree: Tree,
     /// Counts changes.
-    generation: u64,
-    watches: Vec<Watch>,
-    transactions: BTreeMap<u32, Transaction>,
-    last: u32,
+    pub(crate) generation: u64,
+    pub(crate) watches: Vec<Watch>,
+    pub(crate) transactions: BTreeMap<u32, Transaction>,
+    pub(crate) last: u32,
     /// Events that the guest is to hear of.
-    events: VecDeque<(String, String)>,
+    pub(crate) events: VecDeque<(String, String)>,
     /// Paths that the guest has changed.
-    heard: VecDeque<Path>,
+    pub(crate) heard: VecDeque<Path>,
 }
 
 fn home() -> String {

@@ -57,6 +57,22 @@ impl Default for Tree {
 }
 
 impl Tree {
+    /// All of them, each behind its parent.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&Path, &[u8], &Permissions)> {
+        self.nodes.iter().map(|(path, node)| (path, &*node.value, &node.permissions))
+    }
+
+    /// The opposite; `None` if a parent is not there.
+    pub(crate) fn of_nodes(
+        all: impl IntoIterator<Item = (Path, Vec<u8>, Permissions)>,
+    ) -> Option<Self> {
+        let node = |(path, value, permissions)| (path, Node { value, permissions });
+        let nodes: BTreeMap<Path, Node> = all.into_iter().map(node).collect();
+        let whole = nodes.contains_key(&Path::root())
+            && nodes.keys().all(|path| path.parent().is_none_or(|up| nodes.contains_key(&up)));
+        whole.then_some(Self { nodes })
+    }
+
     fn node(&self, path: &Path) -> Result<&Node, Error> {
         self.nodes.get(path).ok_or(Error::NoEntry)
     }

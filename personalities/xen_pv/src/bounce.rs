@@ -43,7 +43,7 @@ pub fn flat(selector: u16) -> Segment {
 }
 
 /// What the processor would not let a program have in RFLAGS.
-const PRIVILEGED: u64 = rflags::IOPL | rflags::NT | rflags::VM | rflags::VIF | rflags::VIP;
+pub const PRIVILEGED: u64 = rflags::IOPL | rflags::NT | rflags::VM | rflags::VIF | rflags::VIP;
 
 impl Vcpu {
     pub fn is_masked(&self, domain: &Domain) -> bool {

@@ -1,6 +1,12 @@
 //! Segment descriptors of the domain: GDT, LDT, and what they may be.
 
-use crate::{Domain, Layout, bounce::flat, frames::Use, guest, vcpus::Vcpu};
+use crate::{
+    Domain, Layout,
+    bounce::flat,
+    frames::{Flush, Use},
+    guest,
+    vcpus::Vcpu,
+};
 use engine::CpuView;
 use guest_mem::PAGE;
 use vcpu_state::{SegReg, Segment};
@@ -19,6 +25,9 @@ use xen_abi::{
 const PER_PAGE: u64 = PAGE / 8;
 /// Pages of descriptors that are the domain's.
 const PAGES: u64 = FIRST_RESERVED_GDT_ENTRY as u64 / PER_PAGE;
+
+/// Of an LDT: 8192 entries.
+const LDT_PAGES: u64 = 16;
 
 /// Whether a domain may have a descriptor: code and data of ring 3, or nothing.
 fn is_allowed(descriptor: Descriptor) -> bool {
@@ -44,9 +53,8 @@ fn adjusted(descriptor: Descriptor) -> Descriptor {
 
 impl Domain {
     /// Uses a frame for descriptors, which are looked through.
-    fn start_descriptors(&mut self, frame: u64, cpu: &mut dyn CpuView) -> Result<(), Errno> {
+    fn start_descriptors(&mut self, frame: u64, flush: Flush<'_>) -> Result<(), Errno> {
         self.tables.frames.hold(frame)?;
-        let flush: crate::frames::Flush<'_> = &mut || cpu.flush_tlb(!0, None);
         let started = self.tables.frames.start(frame, Use::Descriptors, flush);
         let result = match started {
             Ok(true) => self.look_through_descriptors(frame).inspect_err(|_| {
@@ -119,10 +127,27 @@ impl Domain {
         Ok(())
     }
 
+    /// Those of a vCPU that is restored, which has none yet.
+    pub fn descriptors_again(&mut self, id: u32, gdt: &[u64], ldt: &[u64]) -> Result<(), Errno> {
+        if gdt.len() as u64 > PAGES || ldt.len() as u64 > LDT_PAGES {
+            return Err(Errno::Inval);
+        }
+        let at = |page: usize| page as u64;
+        for (page, frame) in gdt.iter().enumerate() {
+            self.start_descriptors(*frame, &mut || {})?;
+            self.map(self.layout.gdt_entry(id, at(page)), Some(frame));
+        }
+        for (page, frame) in ldt.iter().enumerate() {
+            self.start_descriptors(*frame, &mut || {})?;
+            self.map(self.layout.ldt_entry(id, at(page)), Some(frame));
+        }
+        Ok(())
+    }
+
     /// All of them, or none.
     fn start_all(&mut self, cpu: &mut dyn CpuView, frames: &[u64]) -> Result<(), Errno> {
         for (index, frame) in frames.iter().enumerate() {
-            if let Err(error) = self.start_descriptors(*frame, cpu) {
+            if let Err(error) = self.start_descriptors(*frame, &mut || cpu.flush_tlb(!0, None)) {
                 for frame in frames.iter().take(index) {
                     self.end_descriptors(*frame);
                 }

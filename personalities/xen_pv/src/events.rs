@@ -44,6 +44,15 @@ impl Events {
         Self { channels: vec![Channel { port: Port::Unbound(DOMID_SELF), vcpu: 0 }], shared_info }
     }
 
+    /// All of them, by port.
+    pub fn channels(&self) -> &[Channel] {
+        &self.channels
+    }
+
+    pub fn set_channels(&mut self, channels: Vec<Channel>) {
+        self.channels = channels;
+    }
+
     /// A port that is bound to this.
     pub fn bind(&mut self, port: Port, vcpu: u32) -> Result<u32, Errno> {
         let channel = Channel { port, vcpu };

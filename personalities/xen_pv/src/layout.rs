@@ -138,12 +138,23 @@ impl Layout {
 
     /// Fills the hypervisor's pages.
     pub fn build(&self, memory: &Memory, vcpus: u32) {
-        let own = self.tables() / PAGE..self.grants() / PAGE + GRANT_FRAMES;
-        own.for_each(|frame| memory.clear(frame));
+        let shared = self.shared_info() / PAGE..self.grants() / PAGE + GRANT_FRAMES;
+        shared.for_each(|frame| memory.clear(frame));
         for entry in 0..self.m2p_entries() {
             let value = if entry < self.ram / PAGE { entry } else { INVALID_M2P_ENTRY };
             memory.store(self.m2p() + entry * 8, value);
         }
+        for vcpu in 0..VCPUS_MAX {
+            // No events until the kernel wants them.
+            memory.store(self.info(vcpu), 1 << 8);
+        }
+        self.build_own(memory, vcpus);
+    }
+
+    /// Fills those that the domain never writes, and whose contents are no part of its state.
+    pub fn build_own(&self, memory: &Memory, vcpus: u32) {
+        let own = self.tables() / PAGE..self.shared_info() / PAGE;
+        own.for_each(|frame| memory.clear(frame));
         // L3 and L2 of the list. One L2 maps 1 GiB of it: the list of 512 GiB of RAM.
         let [m2p_l3, m2p_l2, gdt_l3, gdt_l2] = [0, 1, 2, 3].map(|n| self.tables() + n * PAGE);
         memory.store(m2p_l3, m2p_l2 | TABLE_OF_DOMAIN);
@@ -154,10 +165,6 @@ impl Layout {
         memory.store(gdt_l3, gdt_l2 | TABLE);
         for table in 0..u64::from(VCPUS_MAX).div_ceil(VCPUS_PER_TABLE) {
             memory.store(gdt_l2 + table * 8, (self.gdt_tables() + table * PAGE) | TABLE);
-        }
-        for vcpu in 0..VCPUS_MAX {
-            // No events until the kernel wants them.
-            memory.store(self.info(vcpu), 1 << 8);
         }
         let own = self.own_descriptors();
         for selector in [selector::CS32, selector::CS64, selector::SS] {

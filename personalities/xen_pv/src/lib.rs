@@ -24,6 +24,7 @@ mod memory_op;
 mod misc;
 mod mmu;
 mod ports;
+mod saved;
 mod tables;
 #[cfg(test)]
 mod tables_tests;
@@ -54,7 +55,7 @@ use std::{
 };
 use vcpu_state::{MpState, SegReg, Segment, Table, VcpuState};
 use x86_defs::{
-    cr::{cr4, xcr0},
+    cr::{cr0, cr4, efer, xcr0},
     segment::{ATTR_P, system_type},
 };
 use xen_abi::{errno::Errno, grant_table, trap::selector};
@@ -106,7 +107,9 @@ pub fn set_up(state: &mut VcpuState, id: u32) {
     *state.segment_mut(SegReg::Tr) = Segment { attr: busy, ..Segment::default() };
     state.segments.gdtr = Table { base: Layout::gdt_linear(id), limit: 0xffff };
     state.segments.idtr = Table { base: 0, limit: 0 };
-    state.control.cr4 |= cr4::OSXSAVE | cr4::FSGSBASE;
+    state.control.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
+    state.control.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE;
+    state.control.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
     state.control.xcr0 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
 }
 

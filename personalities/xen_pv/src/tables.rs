@@ -106,6 +106,25 @@ impl Tables {
         self.frames.let_go(frame);
     }
 
+    /// Pins a table of a domain that is restored.
+    pub fn pin_again(&mut self, frame: u64, level: Level) -> Result<(), Errno> {
+        if frame >= self.frames.ram() || self.frames.get(frame).is_some_and(|found| found.pinned) {
+            return Err(Errno::Inval);
+        }
+        self.start_table(frame, level, &mut || {})?;
+        self.frames.set_pinned(frame, true);
+        Ok(())
+    }
+
+    /// Holds a page that the hypervisor writes: it becomes no table.
+    pub fn hold_written(&mut self, frame: u64) -> Result<(), Errno> {
+        self.frames.hold(frame)?;
+        self.frames.start(frame, Use::Writable, &mut || {}).inspect_err(|_| {
+            self.frames.let_go(frame);
+        })?;
+        Ok(())
+    }
+
     /// Takes all that a new table maps; nothing if one entry is not allowed.
     fn look_through(&mut self, frame: u64, level: Level, flush: Flush<'_>) -> Result<(), Errno> {
         self.work += ENTRIES as u64;

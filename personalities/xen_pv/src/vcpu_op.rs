@@ -85,14 +85,7 @@ impl XenPv {
         if !offset.is_multiple_of(8) || offset > PAGE - size || domain.known(id)?.info_registered {
             return Err(Errno::Inval);
         }
-        domain.tables.frames.hold(call.mfn)?;
-        // It is written by the hypervisor from now on: never a table.
-        if let Err(error) =
-            domain.tables.frames.start(call.mfn, crate::frames::Use::Writable, &mut || {})
-        {
-            domain.tables.frames.let_go(call.mfn);
-            return Err(error);
-        }
+        domain.tables.hold_written(call.mfn)?;
         let new = call.mfn * PAGE + offset;
         let old = domain.info(id);
         for word in (0..size).step_by(8) {

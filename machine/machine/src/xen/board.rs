@@ -152,8 +152,9 @@ impl Platform for Domain {
     }
 
     fn reset(&self, vcpus: &[VcpuThread]) -> Result<(), String> {
-        // The thread of a domain that is no more.
+        // What served a domain that is no more.
         self.service.pause();
+        self.toolstack.disconnect();
         self.devices().for_each(|device| device.reset());
         let loaded = self.load(vcpus).map_err(|error| error.line());
         if self.common.clock.is_running() {
@@ -220,11 +221,11 @@ impl Platform for Domain {
 
     fn forget_ejected(&mut self) {}
 
-    fn save(&self, _: &[VcpuThread]) -> Result<Vec<Part>, String> {
-        Err("a Xen domain cannot be saved yet".into())
+    fn save(&self, vcpus: &[VcpuThread]) -> Result<Vec<Part>, String> {
+        self.save_all(vcpus)
     }
 
-    fn restore(&self, _: Vec<Part>, _: &[VcpuThread]) -> Result<(), String> {
-        Err("a Xen domain cannot be restored yet".into())
+    fn restore(&self, parts: Vec<Part>, vcpus: &[VcpuThread]) -> Result<(), String> {
+        self.restore_all(parts, vcpus)
     }
 }

@@ -8,6 +8,7 @@
 
 mod board;
 mod build;
+mod saved;
 mod service;
 mod toolstack;
 

@@ -9,15 +9,18 @@ use crate::{
     watch::Watch,
 };
 use chipset::cpus::Cpu;
-use guest_mem::PAGE;
+use guest_mem::{GuestMem, PAGE};
+use saved_state::{Error, Reader, Schema, Writer, malformed};
+use serde::{Deserialize, Serialize};
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
 };
+use xen_bus::Bus;
 use xen_console::XenConsole;
 use xen_front::Page;
 use xen_pv::{CONSOLE_PORT, STORE_PORT, XenPv};
@@ -29,7 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A domain from the outside.
 pub(crate) struct Toolstack {
     state: Mutex<State>,
-    xen: Weak<XenPv>,
+    /// Guest-physical addresses of the rings' pages.
+    pages: Mutex<(u64, u64)>,
+    xen: Arc<XenPv>,
     pub(crate) console: Arc<XenConsole>,
     service: Arc<Service>,
     /// Bytes.
@@ -42,10 +47,27 @@ pub(crate) struct Toolstack {
     wanted_memory: AtomicU64,
 }
 
-#[derive(Default)]
 struct State {
     store: Store,
     ring: Option<Ring>,
+    bus: Bus,
+}
+
+/// What it keeps beside the tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToolstackState {
+    /// Guest-physical addresses of the rings' pages.
+    store_page: u64,
+    console_page: u64,
+    cpus: u32,
+    /// Bytes.
+    memory: u64,
+}
+
+impl Schema for ToolstackState {
+    const KIND: &'static str = "xen-toolstack";
+    const VERSION: u16 = 1;
 }
 
 /// What a kernel is asked to do, in its own words.
@@ -66,9 +88,11 @@ impl Toolstack {
         memory: u64,
         (cpus, cpus_most): (u32, u32),
     ) -> Arc<Self> {
+        let (store, bus) = (Store::default(), Bus::new(xen.clone()));
         Arc::new(Self {
-            state: Mutex::default(),
-            xen: Arc::downgrade(xen),
+            state: Mutex::new(State { store, ring: None, bus }),
+            pages: Mutex::default(),
+            xen: xen.clone(),
             console,
             service,
             memory,
@@ -87,9 +111,62 @@ impl Toolstack {
     pub(crate) fn start(&self, store_page: Page, console_page: Page) {
         self.wanted_cpus.store(self.cpus, SeqCst);
         self.wanted_memory.store(self.memory, SeqCst);
-        let mut state = self.lock();
-        *state = State { store: self.tree(), ring: Some(Ring::new(store_page)) };
+        *self.lock_pages() = (store_page.gpa(), console_page.gpa());
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        (state.store, state.ring) = (self.tree(), Some(Ring::new(store_page)));
+        state.bus.restart(&mut state.store);
         self.console.attach(Some(console_page));
+    }
+
+    /// Nothing uses the domain's memory any more.
+    pub(crate) fn disconnect(&self) {
+        self.lock().bus.disconnect();
+        self.console.attach(None);
+    }
+
+    fn lock_pages(&self) -> MutexGuard<'_, (u64, u64)> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The service is paused.
+    pub(crate) fn save(&self, to: &mut Writer) {
+        let (store_page, console_page) = *self.lock_pages();
+        let (cpus, memory) = (self.wanted_cpus.load(SeqCst), self.wanted_memory.load(SeqCst));
+        to.put(0, &ToolstackState { store_page, console_page, cpus, memory });
+        let state = self.lock();
+        state.store.save(to);
+        if let Some(ring) = &state.ring {
+            ring.save(to);
+        }
+    }
+
+    /// The opposite, when memory, the domain and its devices are restored; devices go on.
+    pub(crate) fn restore(&self, from: &mut Reader, memory: &Arc<GuestMem>) -> Result<(), Error> {
+        let saved: ToolstackState = from.take(0)?;
+        let page = |at: u64| {
+            let of_ram = at < self.memory;
+            let page = Page::new(memory.clone(), at).filter(|_| of_ram);
+            page.ok_or_else(|| malformed::<ToolstackState>("a ring is not in RAM"))
+        };
+        let (store_page, console_page) = (page(saved.store_page)?, page(saved.console_page)?);
+        if !(1..=self.cpus_most).contains(&saved.cpus) || saved.memory > self.memory {
+            return Err(malformed::<ToolstackState>("it is of a domain of another size"));
+        }
+        let store = Store::restore(from)?;
+        let ring = Ring::restore(store_page, from)?;
+        *self.lock_pages() = (saved.store_page, saved.console_page);
+        self.wanted_cpus.store(saved.cpus, SeqCst);
+        self.wanted_memory.store(saved.memory, SeqCst);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let devices = state.bus.devices(&store);
+        let devices = devices.into_iter().map(|(id, backend, _)| (id.number, backend)).collect();
+        let gone_on = state.bus.restore(&store, devices);
+        gone_on.map_err(|error| malformed::<ToolstackState>(error.to_string()))?;
+        (state.store, state.ring) = (store, Some(ring));
+        self.console.attach(Some(console_page));
+        Ok(())
     }
 
     fn tree(&self) -> Store {
@@ -154,7 +231,7 @@ impl Toolstack {
     }
 
     fn is_up(&self, id: u32) -> bool {
-        self.xen.upgrade().is_some_and(|xen| xen.is_up(id))
+        self.xen.is_up(id)
     }
 
     fn has_answered(&self) -> bool {
@@ -170,16 +247,20 @@ fn availability(there: bool) -> &'static str {
 impl Served for Toolstack {
     fn serve_store(&self) -> bool {
         let mut guard = self.lock();
-        let State { store, ring: Some(ring) } = &mut *guard else { return false };
+        let State { store, ring: Some(ring), bus } = &mut *guard else { return false };
         let served = ring.serve(store);
-        while store.next_change().is_some() {}
-        drop(guard);
-        if served.moved
-            && let Some(xen) = self.xen.upgrade()
-        {
-            xen.raise(STORE_PORT);
+        let mut changes = 0;
+        while let Some(path) = store.next_change() {
+            changes += 1;
+            // What has become of a device is in its folders.
+            bus.changed(store, &path);
         }
-        served.more
+        drop(guard);
+        if served.moved {
+            self.xen.raise(STORE_PORT);
+        }
+        // What devices say in return.
+        served.more || changes > 0
     }
 
     fn serve_console(&self) {
@@ -217,7 +298,7 @@ impl Watch for Toolstack {
     }
 
     fn balloon(&self) -> Option<BalloonInfo> {
-        let held = self.xen.upgrade()?.pages() * PAGE;
+        let held = self.xen.pages() * PAGE;
         let wanted = self.wanted_memory.load(SeqCst);
         Some(BalloonInfo {
             memory: self.memory,

@@ -29,8 +29,11 @@ pub struct Around {
 impl Board for Around {
     fn wake(&self, _: u32) {}
 
-    fn set_timer(&self, _: u32, deadline_ns: Option<u64>) {
-        *self.timer.lock().unwrap() = deadline_ns;
+    /// The first vCPU's.
+    fn set_timer(&self, vcpu: u32, deadline_ns: Option<u64>) {
+        if vcpu == 0 {
+            *self.timer.lock().unwrap() = deadline_ns;
+        }
     }
 
     fn console(&self, text: &[u8]) {

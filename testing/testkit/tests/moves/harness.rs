@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 use testkit::BOOT;
-use vm_spec::{DiskBus, NetModel, VmSpec};
+use vm_spec::{DiskBus, GuestKind, NetModel, VmSpec};
 
 pub const MEMORY: u64 = 192 << 20;
 
@@ -82,6 +82,7 @@ pub struct World {
     pub model: NetModel,
     pub text: Arc<Text>,
     pub balloon: bool,
+    pub guest: GuestKind,
     /// For the kernel's command line.
     pub options: &'static str,
     /// What the guest does; then it powers off.
@@ -100,6 +101,7 @@ impl World {
             model: NetModel::Virtio,
             text: Arc::default(),
             balloon: false,
+            guest: GuestKind::Pc,
             options: "",
             work,
             before: |_, _| {},
@@ -112,8 +114,8 @@ impl World {
     }
 
     fn build(&self, by: By) -> Machine {
-        let balloon = self.balloon;
-        let spec = VmSpec { memory: MEMORY, cpus: 2, balloon, ..VmSpec::default() };
+        let (balloon, guest) = (self.balloon, self.guest);
+        let spec = VmSpec { memory: MEMORY, cpus: 2, balloon, guest, ..VmSpec::default() };
         let code_cache = if by == By::Interpreter { 0 } else { spec.code_cache };
         let spec = VmSpec { code_cache, ..spec };
         let engine = engines::open_for(Kind::Translate, &spec).unwrap();
@@ -125,11 +127,15 @@ impl World {
             mtu: 1500,
         };
         let work = encode_command(self.work);
+        let console = if guest == GuestKind::XenPv { "hvc0" } else { "ttyS0" };
         let parts = Parts {
             start: Start::Kernel {
                 kernel: File::open(&self.files.kernel).unwrap().into(),
                 initrd: Some(File::open(&self.files.initrd).unwrap().into()),
-                command_line: format!("console=ttyS0 quiet {} sarang.exec={work}", self.options),
+                command_line: format!(
+                    "console={console} quiet {} sarang.exec={work}",
+                    self.options
+                ),
             },
             console: self.text.clone(),
             disks: self.disks.iter().map(Self::disk).collect(),
@@ -143,6 +149,14 @@ impl World {
         Machine::build(&*engine, &spec, parts).unwrap()
     }
 
+    /// Bytes of memory from address 0 on, with what a hypervisor has behind the guest's.
+    fn size(&self) -> u64 {
+        match self.guest {
+            GuestKind::XenPv => xen_pv::Layout::new(MEMORY).end(),
+            _ => MEMORY,
+        }
+    }
+
     /// Boots, moves after each of these words, and somewhere inside what follows it; returns
     /// when the guest has powered off.
     pub fn run(&self, hops: &[(&str, By)]) {
@@ -152,7 +166,7 @@ impl World {
             self.text.until(word, &machine, BOOT);
             (self.before)(count, &machine);
             std::thread::sleep(Duration::from_millis(7 * count as u64));
-            let (parts, memory) = take(machine, MEMORY);
+            let (parts, memory) = take(machine, self.size());
             machine = self.build(*by);
             machine.handle().memory().write(0, &memory).unwrap();
             machine.handle().restore(parts).unwrap().unwrap();

@@ -9,3 +9,4 @@ mod disk;
 mod harness;
 mod peer;
 mod traffic;
+mod xen;

@@ -1,0 +1,377 @@
+//! The domain in saved state.
+//!
+//! Counts of frames are not saved: they are made again by looking through what is pinned and what
+//! vCPUs use, so that a state which breaks the rules of [`tables`](crate::tables) is refused. What a
+//! back end has mapped or bound it maps and binds again.
+
+use crate::{
+    Domain, Level, Vcpu, XenPv, bounce,
+    events::{Channel, Port},
+    frames::{Owner, Use},
+    layout::Layout,
+    lock,
+    vcpus::{Callback, Wait},
+};
+use guest_mem::PAGE;
+use saved_state::{Error, Reader, Schema, Writer, malformed};
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::Ordering::SeqCst;
+use vcpu_state::{SegReg, VcpuState};
+use x86_defs::cr::cr0;
+use xen_abi::{DOMID_SELF, event_channel::PORTS_2LEVEL, trap::TrapInfo, vcpu::GuestContext};
+use zerocopy::{FromBytes, IntoBytes};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum PortState {
+    Free,
+    /// Or bound, to a back end of that domain.
+    Unbound(u16),
+    Virq(u32),
+    Ipi,
+    Backend(u32),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum WaitState {
+    None,
+    Event,
+    Ports { ports: [u32; 8], until: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KnownState {
+    up: bool,
+    initialised: bool,
+    /// `struct vcpu_guest_context`.
+    start: Option<Vec<u8>>,
+    info: u64,
+    info_registered: bool,
+    wait: WaitState,
+    timer: Option<u64>,
+}
+
+/// What all vCPUs share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DomainState {
+    /// Bytes of RAM.
+    ram: u64,
+    /// Tables that are pinned, and their level.
+    pinned: Vec<(u64, u8)>,
+    /// Runs of frames that the domain has given back: the first, and how many.
+    given_back: Vec<(u64, u64)>,
+    /// By port, with the vCPU that is told.
+    ports: Vec<(PortState, u32)>,
+    grant_frames: u32,
+    vcpus: Vec<KnownState>,
+}
+
+impl Schema for DomainState {
+    const KIND: &'static str = "xen-domain";
+    const VERSION: u16 = 1;
+}
+
+type CallbackState = (u64, bool);
+
+/// What only a vCPU's own thread touches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct XenVcpuState {
+    in_kernel: bool,
+    kernel_root: u64,
+    user_root: u64,
+    kernel_sp: u64,
+    kernel_ss: u64,
+    other_gs: u64,
+    /// Vector, flags, selector and address of the handlers that there are.
+    traps: Vec<(u8, u8, u16, u64)>,
+    event: CallbackState,
+    failsafe: CallbackState,
+    syscall: CallbackState,
+    syscall32: CallbackState,
+    sysenter: CallbackState,
+    nmi: CallbackState,
+    gdt_frames: Vec<u64>,
+    ldt_frames: Vec<u64>,
+    cr4: u64,
+    debug: [u64; 8],
+}
+
+impl Schema for XenVcpuState {
+    const KIND: &'static str = "xen-vcpu";
+    const VERSION: u16 = 1;
+}
+
+fn saved(callback: Callback) -> CallbackState {
+    (callback.address, callback.masks_events)
+}
+
+fn callback((address, masks_events): CallbackState) -> Callback {
+    Callback { address, masks_events }
+}
+
+fn level(number: u8) -> Option<Level> {
+    [Level::L1, Level::L2, Level::L3, Level::L4].into_iter().find(|level| *level as u8 == number)
+}
+
+impl DomainState {
+    fn of(domain: &Domain) -> Self {
+        let frames = &domain.tables.frames;
+        let (mut pinned, mut given_back) = (Vec::new(), Vec::<(u64, u64)>::new());
+        for number in 0..frames.ram() {
+            let Some(frame) = frames.get(number) else { continue };
+            if let (true, Use::Table(level)) = (frame.pinned, frame.used_as) {
+                pinned.push((number, level as u8));
+            }
+            if matches!(frame.owner, Owner::Nobody | Owner::Leaving) {
+                match given_back.last_mut() {
+                    Some((first, count)) if *first + *count == number => *count += 1,
+                    _ => given_back.push((number, 1)),
+                }
+            }
+        }
+        let port = |channel: &Channel| match channel.port {
+            Port::Free => PortState::Free,
+            Port::Unbound(by) => PortState::Unbound(by),
+            Port::Bound => PortState::Unbound(0),
+            Port::Virq(number) => PortState::Virq(number),
+            Port::Ipi => PortState::Ipi,
+            Port::Backend(number) => PortState::Backend(number),
+        };
+        let vcpus = domain.known.iter().map(|known| KnownState {
+            up: known.up,
+            initialised: known.initialised,
+            start: known.start.as_ref().map(|context| context.as_bytes().to_vec()),
+            info: known.info,
+            info_registered: known.info_registered,
+            wait: match known.wait {
+                Wait::None => WaitState::None,
+                Wait::Event => WaitState::Event,
+                Wait::Ports(ports, until) => WaitState::Ports { ports, until },
+            },
+            timer: known.timer,
+        });
+        let channels = domain.events.channels();
+        Self {
+            ram: domain.layout.ram,
+            pinned,
+            given_back,
+            ports: channels.iter().map(|channel| (port(channel), channel.vcpu)).collect(),
+            grant_frames: domain.grant_frames,
+            vcpus: vcpus.collect(),
+        }
+    }
+
+    /// What is known of frames, ports and vCPUs, in a domain that knows nothing yet.
+    fn put_into(self, domain: &mut Domain) -> Result<(), &'static str> {
+        let vcpus = domain.known.len();
+        if self.ram != domain.layout.ram || self.vcpus.len() != vcpus {
+            return Err("it is of a domain of another size");
+        }
+        if !(1..=crate::layout::GRANT_FRAMES).contains(&u64::from(self.grant_frames)) {
+            return Err("its grant table has another size");
+        }
+        domain.grant_frames = self.grant_frames;
+        let first =
+            self.ports.first().is_some_and(|(port, _)| *port == PortState::Unbound(DOMID_SELF));
+        let vcpu_is_there = |(_, vcpu): &(PortState, u32)| (*vcpu as usize) < vcpus;
+        if !first
+            || self.ports.len() > PORTS_2LEVEL as usize
+            || !self.ports.iter().all(vcpu_is_there)
+        {
+            return Err("its ports are none");
+        }
+        let channel = |(port, vcpu): (PortState, u32)| Channel {
+            vcpu,
+            port: match port {
+                PortState::Free => Port::Free,
+                PortState::Unbound(by) => Port::Unbound(by),
+                PortState::Virq(number) => Port::Virq(number),
+                PortState::Ipi => Port::Ipi,
+                PortState::Backend(number) => Port::Backend(number),
+            },
+        };
+        domain.events.set_channels(self.ports.into_iter().map(channel).collect());
+        for (first, count) in self.given_back {
+            let end = first.checked_add(count).filter(|end| *end <= domain.tables.frames.ram());
+            for frame in first..end.ok_or("it gave back what it had not")? {
+                domain.tables.frames.give_back(frame).map_err(|_| "it gave a frame back twice")?;
+            }
+        }
+        for (id, state) in (0..).zip(self.vcpus) {
+            state.put_into(domain, id)?;
+        }
+        for (frame, number) in self.pinned {
+            let level = level(number).ok_or("a pinned table has no level")?;
+            domain.tables.pin_again(frame, level).map_err(|_| "a table breaks the rules")?;
+        }
+        Ok(())
+    }
+}
+
+impl KnownState {
+    fn put_into(self, domain: &mut Domain, id: u32) -> Result<(), &'static str> {
+        let wrong = "a vCPU's information is in no page of its own";
+        if self.info_registered {
+            let size = size_of::<xen_abi::xen::VcpuInfo>() as u64;
+            if !self.info.is_multiple_of(8) || self.info % PAGE > PAGE - size {
+                return Err(wrong);
+            }
+            domain.tables.hold_written(self.info / PAGE).map_err(|_| wrong)?;
+        } else if self.info != domain.layout.info(id) {
+            return Err(wrong);
+        }
+        let context = |bytes: Vec<u8>| {
+            GuestContext::read_from_bytes(&bytes).map(Box::new).map_err(|_| "a context has no size")
+        };
+        let known = domain.known(id).map_err(|_| "it has a vCPU too many")?;
+        (known.up, known.initialised) = (self.up, self.initialised);
+        known.start = self.start.map(context).transpose()?;
+        (known.info, known.info_registered) = (self.info, self.info_registered);
+        known.wait = match self.wait {
+            WaitState::None => Wait::None,
+            WaitState::Event => Wait::Event,
+            WaitState::Ports { ports, until } => Wait::Ports(ports, until),
+        };
+        known.timer = self.timer;
+        Ok(())
+    }
+}
+
+impl XenVcpuState {
+    fn of(vcpu: &Vcpu) -> Self {
+        let there = |trap: &&TrapInfo| trap.address != 0;
+        let traps = (0..=255).zip(&vcpu.traps).filter(|(_, trap)| there(trap));
+        Self {
+            in_kernel: vcpu.in_kernel,
+            kernel_root: vcpu.kernel_root,
+            user_root: vcpu.user_root,
+            kernel_sp: vcpu.kernel_sp,
+            kernel_ss: vcpu.kernel_ss,
+            other_gs: vcpu.other_gs,
+            traps: traps.map(|(n, trap)| (n, trap.flags, trap.cs, trap.address)).collect(),
+            event: saved(vcpu.event),
+            failsafe: saved(vcpu.failsafe),
+            syscall: saved(vcpu.syscall),
+            syscall32: saved(vcpu.syscall32),
+            sysenter: saved(vcpu.sysenter),
+            nmi: saved(vcpu.nmi),
+            gdt_frames: vcpu.gdt_frames.clone(),
+            ldt_frames: vcpu.ldt_frames.clone(),
+            cr4: vcpu.cr4,
+            debug: vcpu.debug,
+        }
+    }
+
+    fn put_into(self, domain: &mut Domain, id: u32) -> Result<Vcpu, &'static str> {
+        for root in [self.kernel_root, self.user_root].into_iter().filter(|root| *root != 0) {
+            if !root.is_multiple_of(PAGE) {
+                return Err("a root is no table");
+            }
+            let started = domain.tables.start_table(root / PAGE, Level::L4, &mut || {});
+            started.map_err(|_| "a root breaks the rules")?;
+        }
+        domain
+            .descriptors_again(id, &self.gdt_frames, &self.ldt_frames)
+            .map_err(|_| "descriptors break the rules")?;
+        let mut vcpu = Vcpu {
+            in_kernel: self.in_kernel,
+            kernel_root: self.kernel_root,
+            user_root: self.user_root,
+            kernel_sp: self.kernel_sp,
+            kernel_ss: self.kernel_ss,
+            other_gs: self.other_gs,
+            event: callback(self.event),
+            failsafe: callback(self.failsafe),
+            syscall: callback(self.syscall),
+            syscall32: callback(self.syscall32),
+            sysenter: callback(self.sysenter),
+            nmi: callback(self.nmi),
+            gdt_frames: self.gdt_frames,
+            ldt_frames: self.ldt_frames,
+            cr4: self.cr4,
+            debug: self.debug,
+            ..Vcpu::new(id)
+        };
+        for (vector, flags, cs, address) in self.traps {
+            if let Some(slot) = vcpu.traps.get_mut(usize::from(vector)) {
+                *slot = TrapInfo { vector, flags, cs, padding: 0, address };
+            }
+        }
+        Ok(vcpu)
+    }
+}
+
+impl XenPv {
+    /// vCPUs are parked, and back ends paused. Memory is saved by whoever saves, the hypervisor's
+    /// pages with it.
+    pub fn save(&self, to: &mut Writer) {
+        to.put(0, &DomainState::of(&lock(&self.domain)));
+        for (id, vcpu) in (0..).zip(&self.vcpus) {
+            to.put(id, &XenVcpuState::of(&lock(vcpu)));
+        }
+    }
+
+    /// The opposite, of a domain whose memory is there; no back end is connected. Nothing is changed
+    /// but memory if it fails.
+    pub fn restore(&self, from: &mut Reader) -> Result<(), Error> {
+        let state: DomainState = from.take(0)?;
+        let mut parts = Vec::new();
+        for id in 0..self.vcpus.len() as u32 {
+            parts.push(from.take::<XenVcpuState>(id)?);
+        }
+        let mut guard = lock(&self.domain);
+        let memory = guard.tables.memory.clone();
+        let mut domain = Domain::new(memory, guard.layout, self.vcpus.len() as u32);
+        domain.layout.build_own(&domain.tables.memory, self.vcpus.len() as u32);
+        state.put_into(&mut domain).map_err(malformed::<DomainState>)?;
+        let mut vcpus = Vec::new();
+        for (id, part) in (0..).zip(parts) {
+            vcpus.push(part.put_into(&mut domain, id).map_err(malformed::<XenVcpuState>)?);
+        }
+        *guard = domain;
+        drop(guard);
+        for ((own, new), attention) in self.vcpus.iter().zip(vcpus).zip(&self.attention) {
+            *lock(own) = new;
+            // Whatever it waits for: it looks.
+            attention.store(true, SeqCst);
+        }
+        let mut domain = lock(&self.domain);
+        (0..self.vcpus.len() as u32).for_each(|id| self.arm(&mut domain, id));
+        Ok(())
+    }
+
+    /// Whether a state is one that a vCPU of this domain can have, whatever has been done to it where
+    /// it was kept: it runs the domain's code in ring 3 by the domain's tables. The processor's own
+    /// tables are made what they have to be.
+    pub fn admit(&self, id: u32, state: &mut VcpuState) -> Result<(), &'static str> {
+        let Some(own) = self.vcpus.get(id as usize) else { return Err("there is no such vCPU") };
+        let vcpu = lock(own);
+        let root = if vcpu.in_kernel { vcpu.kernel_root } else { vcpu.user_root };
+        let not_begun = vcpu.kernel_root == 0;
+        if !not_begun && state.control.cr3 != root {
+            return Err("its tables are not those of its domain");
+        }
+        let ring_3 = [SegReg::Cs, SegReg::Ss].map(|which| state.segment(which).dpl() == 3);
+        if ring_3 != [true; 2] || state.regs.rflags & bounce::PRIVILEGED != 0 {
+            return Err("it is not in ring 3");
+        }
+        let kept = state.clone();
+        crate::set_up(state, id);
+        for which in [SegReg::Cs, SegReg::Ss, SegReg::Ds, SegReg::Es, SegReg::Fs, SegReg::Gs] {
+            *state.segment_mut(which) = *kept.segment(which);
+        }
+        let ldt = *kept.segment(SegReg::Ldtr);
+        let own_ldt = ldt.base == Layout::ldt_linear(id)
+            && u64::from(ldt.limit) < vcpu.ldt_frames.len() as u64 * PAGE;
+        if own_ldt && !vcpu.ldt_frames.is_empty() {
+            *state.segment_mut(SegReg::Ldtr) = ldt;
+        }
+        state.control.xcr0 = kept.control.xcr0;
+        state.control.cr0 |= kept.control.cr0 & cr0::TS;
+        Ok(())
+    }
+}

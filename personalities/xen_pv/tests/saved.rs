@@ -1,0 +1,141 @@
+//! A domain that is saved and restored, and states that are no domain's.
+
+#[expect(dead_code, reason = "other tests use the rest")]
+mod guest;
+
+use guest::{DATA, Guest, L4, RAM};
+use guest_mem::PAGE;
+use saved_state::{Part, Reader, Writer};
+use vcpu_state::{SegReg, VcpuState};
+use x86_defs::{
+    paging::{P, RW, US},
+    rflags,
+};
+use xen_abi::{errno::Errno, event_channel, hypercall as call, sched, vcpu};
+
+fn save(guest: &Guest) -> Vec<Part> {
+    let mut writer = Writer::default();
+    guest.xen.save(&mut writer);
+    writer.finish()
+}
+
+fn restore(guest: &Guest, parts: Vec<Part>) -> Result<(), String> {
+    let mut reader = Reader::new(parts).unwrap();
+    guest.xen.restore(&mut reader).map_err(|error| error.to_string())?;
+    reader.finish().map_err(|error| error.to_string())
+}
+
+/// A domain that has used most of what there is.
+fn busy() -> Guest {
+    let mut guest = Guest::new();
+    let at = DATA * PAGE;
+    // A table of its own that nothing maps for writing, pinned; a page given back.
+    for frame in [DATA + 2, DATA + 3] {
+        assert_eq!(guest.call(call::UPDATE_VA_MAPPING, &[frame * PAGE, 0, 0]), 0);
+    }
+    guest.put(at, &[0, DATA + 2]);
+    assert_eq!(guest.call(call::MMUEXT_OP, &[at, 1, 0, 0x7ff0]), 0);
+    guest.put(at, &[at + 64, 1, 0, 0x7ff0]);
+    guest.put(at + 64, &[DATA + 3]);
+    assert_eq!(guest.call(call::MEMORY_OP, &[1, at]), 1);
+    // A vCPU's information, a timer, ports.
+    guest.put(at, &[DATA + 4, 64]);
+    assert_eq!(guest.call(call::VCPU_OP, &[vcpu::op::REGISTER_VCPU_INFO, 0, at]), 0);
+    guest.put(at, &[u64::from(event_channel::virq::TIMER), 0]);
+    assert_eq!(guest.call(call::EVENT_CHANNEL_OP, &[event_channel::op::BIND_VIRQ, at]), 0);
+    guest.put(at, &[9000, 0]);
+    assert_eq!(guest.call(call::VCPU_OP, &[vcpu::op::SET_SINGLESHOT_TIMER, 0, at]), 0);
+    assert_eq!(guest.call(call::SCHED_OP, &[sched::op::BLOCK, 0]), 0);
+    guest
+}
+
+#[test]
+fn a_domain_goes_on_as_it_was() {
+    let mut guest = busy();
+    let parts = save(&guest);
+    *guest.around.timer.lock().unwrap() = None;
+    restore(&guest, parts.clone()).unwrap();
+    assert_eq!(save(&guest), parts);
+    assert_eq!(*guest.around.timer.lock().unwrap(), Some(9000));
+    assert!(guest.xen.is_pending(0) && guest.xen.is_up(0) && !guest.xen.is_up(1));
+    assert_eq!(guest.xen.pages(), RAM - 1);
+    // The rules hold as before: what is pinned is not written, and what is gone is not mapped.
+    let map = |guest: &mut Guest, frame: u64| {
+        let entry = (frame * PAGE) | P | RW | US;
+        guest.call(call::UPDATE_VA_MAPPING, &[60 * PAGE, entry, 0])
+    };
+    assert_eq!(map(&mut guest, DATA + 2), Errno::Busy.result());
+    assert_eq!(map(&mut guest, L4), Errno::Busy.result());
+    assert_eq!(map(&mut guest, DATA + 3), Errno::Inval.result());
+    let at = DATA * PAGE;
+    guest.put(at, &[4, DATA + 2]);
+    assert_eq!(guest.call(call::MMUEXT_OP, &[at, 1, 0, 0x7ff0]), 0, "it is unpinned once");
+    assert_eq!(map(&mut guest, DATA + 2), 0);
+    // Its information is where it was, and no table.
+    guest.put(at, &[0, DATA + 4]);
+    assert_eq!(guest.call(call::MMUEXT_OP, &[at, 1, 0, 0x7ff0]), Errno::Busy.result());
+}
+
+#[test]
+fn memory_that_breaks_the_rules_is_refused() {
+    let mut guest = busy();
+    let parts = save(&guest);
+    let entry = (L4 + 3) * PAGE + 61 * 8;
+    let good = guest.cpu.load(entry);
+    for bad in [
+        // A table, the hypervisor's page, a page that is nobody's, for writing.
+        (L4 * PAGE) | P | RW | US,
+        ((DATA + 2) * PAGE) | P | RW | US,
+        (guest.layout.m2p()) | P | RW | US,
+        ((DATA + 3) * PAGE) | P | US,
+        (1 << 40) | P | RW | US,
+    ] {
+        guest.put(entry, &[bad]);
+        let error = restore(&guest, parts.clone()).unwrap_err();
+        assert!(error.contains("break"), "{bad:#x}: {error}");
+    }
+    guest.put(entry, &[good]);
+    restore(&guest, parts).unwrap();
+}
+
+#[test]
+fn a_part_that_is_not_there_is_missed() {
+    let guest = busy();
+    let parts = save(&guest);
+    assert_eq!(parts.len(), 3);
+    for gone in 0..parts.len() {
+        let mut fewer = parts.clone();
+        fewer.remove(gone);
+        assert!(restore(&guest, fewer).unwrap_err().contains("has no xen-"), "{gone}");
+    }
+}
+
+#[test]
+fn only_a_domain_s_own_vcpu_is_admitted() {
+    let guest = busy();
+    let mut good = VcpuState::reset(0);
+    xen_pv::set_up(&mut good, 0);
+    good.control.cr3 = L4 * PAGE;
+    good.control.cr0 |= x86_defs::cr::cr0::TS;
+    good.regs.rflags = rflags::FIXED | rflags::IF;
+    let mut kept = good.clone();
+    guest.xen.admit(0, &mut kept).unwrap();
+    assert_eq!(kept, good);
+    // What is the hypervisor's is made right.
+    kept.control.cr4 = 0;
+    kept.segments.gdtr.base = 0;
+    kept.segments.idtr.limit = 0xfff;
+    guest.xen.admit(0, &mut kept).unwrap();
+    assert_eq!(kept, good);
+    let refused: [fn(&mut VcpuState); 4] = [
+        |state| state.control.cr3 = (DATA + 5) * PAGE,
+        |state| state.segment_mut(SegReg::Cs).attr &= !x86_defs::segment::ATTR_DPL,
+        |state| state.segment_mut(SegReg::Ss).attr &= !x86_defs::segment::ATTR_DPL,
+        |state| state.regs.rflags |= rflags::IOPL,
+    ];
+    for (n, change) in refused.iter().enumerate() {
+        let mut state = good.clone();
+        change(&mut state);
+        assert!(guest.xen.admit(0, &mut state).is_err(), "{n}");
+    }
+}
