@@ -137,10 +137,16 @@ impl Ring {
     /// Whether no request waits; if so, the front end notifies when it puts the next one
     /// (`RING_FINAL_CHECK_FOR_REQUESTS`).
     pub fn is_idle(&self) -> Result<bool, Overrun> {
-        if self.waiting()? > 0 {
+        self.lacks(1)
+    }
+
+    /// Whether fewer requests wait than are wanted; if so, the front end notifies when it has put
+    /// as many.
+    pub fn lacks(&self, wanted: u32) -> Result<bool, Overrun> {
+        if self.waiting()? >= wanted {
             return Ok(false);
         }
-        self.set_index(REQUEST_EVENT, self.position.taken.wrapping_add(1));
-        Ok(self.waiting()? == 0)
+        self.set_index(REQUEST_EVENT, self.position.taken.wrapping_add(wanted));
+        Ok(self.waiting()? < wanted)
     }
 }

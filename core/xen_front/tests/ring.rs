@@ -95,6 +95,24 @@ fn nobody_sleeps_while_there_is_work() {
 }
 
 #[test]
+fn who_wants_several_is_woken_by_the_last_of_them() {
+    let domain = FakeDomain::new(1);
+    let (mut front, mut back) = ring(&domain, 1, 8);
+    front.put(&[1; 8]);
+    front.publish();
+    assert_eq!((back.lacks(1), back.lacks(3)), (Ok(false), Ok(true)));
+    front.put(&[2; 8]);
+    assert!(!front.publish(), "one is missing");
+    front.put(&[3; 8]);
+    assert!(front.publish(), "that is enough");
+    assert_eq!(back.lacks(3), Ok(false));
+    (0..3).for_each(|_| back.take(&mut [0; 8]));
+    assert_eq!(back.lacks(2), Ok(true));
+    (0..4).for_each(|_| front.put(&[4; 8]));
+    assert!(front.publish(), "more than enough");
+}
+
+#[test]
 fn a_producer_beyond_the_ring_is_an_overrun() {
     let domain = FakeDomain::new(1);
     let (front, mut back) = ring(&domain, 1, 112);
