@@ -1,7 +1,7 @@
 //! The first bytes of a frame that lies in parts.
 
 /// So many of them; behind the frame's end there are zeroes.
-pub(crate) fn head<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+pub fn head<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     let mut head = [0; N];
     let mut room = &mut head[..];
     for part in parts {

@@ -16,11 +16,15 @@
 //! [`Meta`] here; a network asks [`Port::offloads`] before it gives a frame that needs any.
 
 pub mod checksum;
+mod head;
 mod mac;
 mod meta;
+mod steering;
 
+pub use head::head;
 pub use mac::{Mac, NotAMac};
 pub use meta::{Checksum, Meta, Offloads, SegmentKind, Segmentation};
+pub use steering::Steering;
 
 use std::sync::Weak;
 

@@ -1,7 +1,7 @@
 //! Which pair of queues a frame for the guest goes to: the one by which the guest sends in the same
 //! conversation (virtio 1.2, section 5.1.6.5.6, automatic receive steering).
 
-use crate::head::head;
+use crate::head;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// Conversations that are told apart.
@@ -12,7 +12,7 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 /// By conversation, the pair of its last frame of the guest's. It is a hint: not saved, and two
 /// conversations may share a place.
 #[derive(Debug)]
-pub(crate) struct Steering([AtomicU8; PLACES]);
+pub struct Steering([AtomicU8; PLACES]);
 
 impl Default for Steering {
     fn default() -> Self {
@@ -22,14 +22,14 @@ impl Default for Steering {
 
 impl Steering {
     /// The guest has sent this by a pair.
-    pub(crate) fn sent(&self, frame: &[u8], pair: u16) {
+    pub fn sent(&self, frame: &[u8], pair: u16) {
         if let Some(place) = self.0.get(place(&[frame])) {
             place.store(pair as u8, Relaxed);
         }
     }
 
     /// Where a frame for the guest goes, of so many pairs.
-    pub(crate) fn pair(&self, parts: &[&[u8]], pairs: u16) -> u16 {
+    pub fn pair(&self, parts: &[&[u8]], pairs: u16) -> u16 {
         if pairs < 2 {
             return 0;
         }

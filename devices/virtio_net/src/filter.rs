@@ -1,7 +1,6 @@
 //! Which frames the guest wants (virtio 1.2, sections 5.1.6.5.1 to 5.1.6.5.3).
 
-use crate::head::head;
-use nic::Mac;
+use nic::{Mac, head};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 

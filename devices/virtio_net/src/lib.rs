@@ -11,15 +11,13 @@
 
 mod control;
 mod filter;
-mod head;
 mod header;
 mod port;
-mod steering;
 
 pub use filter::{Filter, Table};
 
 use control::Command;
-use nic::{Mac, Network};
+use nic::{Mac, Network, Steering};
 use port::Side;
 use saved_state::{Error, Reader, Schema, Writer, malformed};
 use serde::{Deserialize, Serialize};
@@ -30,7 +28,6 @@ use std::{
         atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::*},
     },
 };
-use steering::Steering;
 use virtio::{GuestError, Handle, Queue, Served, VirtioDevice};
 
 /// Feature bits (5.1.3).
