@@ -14,6 +14,7 @@ pub mod grant_table;
 pub mod hypercall;
 pub mod memory;
 pub mod mmu;
+pub mod netif;
 pub mod ring;
 pub mod sched;
 pub mod start_info;
