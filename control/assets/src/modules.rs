@@ -9,7 +9,8 @@ use std::{
     fmt::Write,
 };
 
-/// What the default guest may come to need: its board's devices, and virtio in all its forms.
+/// What the default guest may come to need: its board's devices, virtio in all its forms, and a
+/// Xen domain's disks and networks.
 pub const WANTED: &[&str] = &[
     "ahci",
     "button",
@@ -30,6 +31,8 @@ pub const WANTED: &[&str] = &[
     "virtio_rng",
     "virtio_scsi",
     "vmw_vsock_virtio_transport",
+    "xen_blkfront",
+    "xen_netfront",
 ];
 
 /// All modules of a kernel package, by name.
