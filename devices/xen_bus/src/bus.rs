@@ -123,14 +123,13 @@ impl Bus {
         }
     }
 
-    /// Of the domain that was saved with this tree and these devices, whose states are restored.
-    /// `backends` are those that it had, with their numbers: they go on.
+    /// Of the domain that was saved with this tree. `backends` are those that it had, with their
+    /// numbers: their states are restored, with which none is connected any more, and they go on.
     pub fn restore(
         &mut self,
         store: &Store,
         backends: Vec<(u32, Arc<dyn Backend>)>,
     ) -> Result<(), Error> {
-        self.disconnect();
         self.slots.clear();
         for (number, backend) in backends {
             let id = Id { kind: backend.kind(), number };

@@ -22,6 +22,8 @@ struct Lamp {
     connected: AtomicBool,
     refuses: AtomicBool,
     connections: AtomicU32,
+    /// Its state is there, for a connection that goes on.
+    restored: AtomicBool,
     last: Mutex<Option<(Nodes, Connect)>>,
 }
 
@@ -55,12 +57,17 @@ impl Backend for Lamp {
         if self.refuses.load(SeqCst) {
             return Err("no such ring".into());
         }
+        let restored = self.restored.swap(false, SeqCst);
+        if how == Connect::Again && !restored {
+            return Err("no state".into());
+        }
         self.connected.store(true, SeqCst);
         self.connections.fetch_add(1, SeqCst);
         Ok([("lumens".to_owned(), "800".to_owned())].into())
     }
     fn disconnect(&self) {
         self.connected.store(false, SeqCst);
+        self.restored.store(false, SeqCst);
     }
 }
 
@@ -235,9 +242,14 @@ fn a_restored_domain_goes_on_where_it_was() {
         }
         let lamp = Arc::new(Lamp::default());
         world.bus = Bus::new(FakeDomain::new(1));
+        lamp.restored.store(true, SeqCst);
         let there: Vec<(u32, Arc<dyn Backend>)> = vec![(3, lamp.clone())];
-        world.bus.restore(&world.store, there).unwrap();
+        world.bus.restore(&world.store, there.clone()).unwrap();
         world.lamp = lamp;
+        // The same again, by a bus that has it.
+        world.bus.disconnect();
+        world.lamp.restored.store(true, SeqCst);
+        world.bus.restore(&world.store, there).unwrap();
         assert!(world.is_connected());
         assert_eq!(world.lamp.last.lock().unwrap().as_ref().unwrap().1, Connect::Again);
         let gone = if closing { Event::Removed(LAMP) } else { Event::Closed(LAMP) };
