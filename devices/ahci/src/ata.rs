@@ -14,12 +14,15 @@ mod op {
     pub const READ_DMA_EXT: u8 = 0x25;
     pub const READ_NATIVE_MAX_EXT: u8 = 0x27;
     pub const READ_MULTIPLE_EXT: u8 = 0x29;
+    pub const READ_LOG_EXT: u8 = 0x2f;
     pub const WRITE_SECTORS: u8 = 0x30;
     pub const WRITE_SECTORS_EXT: u8 = 0x34;
     pub const WRITE_DMA_EXT: u8 = 0x35;
     pub const WRITE_MULTIPLE_EXT: u8 = 0x39;
     pub const VERIFY: u8 = 0x40;
     pub const VERIFY_EXT: u8 = 0x42;
+    pub const READ_QUEUED: u8 = 0x60;
+    pub const WRITE_QUEUED: u8 = 0x61;
     pub const DIAGNOSE: u8 = 0x90;
     pub const READ_MULTIPLE: u8 = 0xc4;
     pub const WRITE_MULTIPLE: u8 = 0xc5;
@@ -51,6 +54,14 @@ const ADDRESS_IS_LBA: u8 = 0x40;
 /// Bytes that are moved at once.
 const CHUNK: usize = 128 << 10;
 
+/// Logs: which there are, and what became of a queued command (ACS, 9.1).
+const DIRECTORY: u64 = 0x00;
+const QUEUE_ERROR: u64 = 0x10;
+/// Bytes of a page of a log.
+const LOG_PAGE: usize = 512;
+/// In a queued command's device register: it is on the medium when it is reported.
+const FORCE_UNIT_ACCESS: u8 = 1 << 7;
+
 /// Sectors that a command is about.
 struct Range {
     first: u64,
@@ -69,6 +80,63 @@ fn range(command: &Command, extended: bool) -> Option<Range> {
         let count = if command.count & 0xff == 0 { 256 } else { command.count & 0xff };
         Range { first, count: count.into() }
     })
+}
+
+/// READ or WRITE FPDMA QUEUED (ACS, 7.26 and 7.69).
+pub(crate) fn is_queued(command: &Command) -> bool {
+    matches!(command.command, op::READ_QUEUED | op::WRITE_QUEUED)
+}
+
+/// Which of the queue a command is.
+pub(crate) fn tag(command: &Command) -> u8 {
+    (command.count >> 3 & 31) as u8
+}
+
+/// A command of the queue.
+pub(crate) fn execute_queued(
+    disk: &dyn Disk,
+    shape: &Shape,
+    command: &Command,
+    data: &mut Transfer<'_>,
+) -> Answer {
+    // As in others of 48 bits; what is the count elsewhere has the tag.
+    let range = range(&Command { count: command.features, ..*command }, true);
+    if command.command == op::READ_QUEUED {
+        return read(disk, shape, range, data, false);
+    }
+    let answer = write(disk, shape, range, data);
+    let forced = command.device & FORCE_UNIT_ACCESS != 0;
+    if forced && answer == Answer::good() && disk.flush().is_err() {
+        return Answer::failed(status::ABORTED);
+    }
+    answer
+}
+
+/// READ LOG EXT (ACS, 7.24): one page of what there is.
+fn log(command: &Command, data: &mut Transfer<'_>) -> Answer {
+    let (log, page) = (command.lba & 0xff, command.lba >> 8 & 0xff);
+    let mut bytes = [0u8; LOG_PAGE];
+    match (log, page, command.count, command.queue_error) {
+        (DIRECTORY, 0, 1, _) => {
+            // Version 1; one page of the other.
+            (bytes[0], bytes[2 * QUEUE_ERROR as usize]) = (1, 1);
+        }
+        // The last one that failed was no queued command.
+        (QUEUE_ERROR, 0, 1, None) => bytes[0] = 1 << 7,
+        (QUEUE_ERROR, 0, 1, Some(error)) => {
+            let [a, b, c, d, e, f, ..] = error.lba.to_le_bytes();
+            let [n, m] = error.count.to_le_bytes();
+            let page = [error.tag, 0, error.status, error.error, a, b, c, error.device, d, e, f];
+            bytes.iter_mut().zip(page).for_each(|(to, from)| *to = from);
+            [bytes[12], bytes[13]] = [n, m];
+        }
+        _ => return Answer::failed(status::ABORTED),
+    }
+    if log == QUEUE_ERROR {
+        let sum = bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+        bytes[LOG_PAGE - 1] = sum.wrapping_neg();
+    }
+    give(&bytes, data)
 }
 
 pub(crate) fn execute(
@@ -108,6 +176,7 @@ pub(crate) fn execute(
             let last = sectors(shape).saturating_sub(1);
             Answer { lba: last, ..Answer::good() }
         }
+        op::READ_LOG_EXT => log(command, data),
         op::DIAGNOSE => Answer { error: 1, ..Answer::good() },
         op::SET_MULTIPLE | op::STANDBY_NOW | op::IDLE_NOW | op::STANDBY | op::IDLE => {
             Answer::good()

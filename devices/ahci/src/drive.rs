@@ -1,6 +1,11 @@
 //! What is plugged into a port.
 
-use crate::{Plug, ata, atapi, regs::Signature, state::DriveState, transfer::Transfer};
+use crate::{
+    Plug, ata, atapi,
+    regs::Signature,
+    state::{DriveState, QueueError},
+    transfer::Transfer,
+};
 use disk::{Disk, Shape};
 use scsi::{Cd, Sense};
 use std::sync::Arc;
@@ -17,6 +22,8 @@ pub(crate) struct Command {
     pub(crate) packet: [u8; 12],
     /// The command's data come from the host's memory.
     pub(crate) to_drive: bool,
+    /// What the drive's log says.
+    pub(crate) queue_error: Option<QueueError>,
 }
 
 impl Command {
@@ -34,6 +41,7 @@ impl Command {
             count: u16::from_le_bytes([fis(12), fis(13)]),
             packet,
             to_drive,
+            queue_error: None,
         }
     }
 }
@@ -100,10 +108,21 @@ impl Drive {
     /// Executes a command; blocks until it is done.
     pub(crate) fn execute(&self, command: &Command, data: &mut Transfer<'_>) -> Answer {
         match self {
+            Self::Disk { disk, shape, .. } if ata::is_queued(command) => {
+                ata::execute_queued(&**disk, shape, command, data)
+            }
             Self::Disk { disk, shape, serial } => {
                 ata::execute(&**disk, shape, serial, command, data)
             }
             Self::Cd(cd) => atapi::execute(cd, command, data),
+        }
+    }
+
+    /// Which of the drive's queue the command is; none if it is not queued.
+    pub(crate) fn tag(&self, command: &Command) -> Option<u8> {
+        match self {
+            Self::Disk { .. } => ata::is_queued(command).then(|| ata::tag(command)),
+            Self::Cd(_) => None,
         }
     }
 

@@ -80,12 +80,17 @@ pub(crate) fn disk(shape: &Shape, serial: &str) -> Vec<u8> {
     words.set(6, 63);
     words.set(47, 0x8010);
     words.set(59, 0x0110);
+    // A queue of 32, native command queuing.
+    words.set(75, 31);
+    words.set(76, 0x0102);
     words.number(60, 2, sectors.min(SECTORS_28));
     // Write cache and look-ahead; flush, and 48 bits of address. Then the same, switched on.
     words.set(82, 0x0060);
     words.set(83, 0x7400);
     words.set(85, 0x0060);
     words.set(86, 0x3400);
+    // Logs.
+    (84..=87).step_by(3).for_each(|at| words.set(at, 0x4020));
     words.number(100, 4, sectors);
     if shape.discard {
         words.set(105, TRIM_BLOCKS);

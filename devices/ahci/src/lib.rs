@@ -8,8 +8,9 @@
 //! ```
 //!
 //! A vCPU only writes registers; commands are executed on the drive's own thread, which calls what
-//! stores the blocks. One command of a port is executed at a time: there is no native command
-//! queuing. Interrupts go by the pin.
+//! stores the blocks. One command of a port is executed at a time, of those that are queued as well:
+//! native command queuing spares the driver its turns, and interrupts. These go by the pin, or by one
+//! message (MSI).
 //!
 //! Sections cited are those of "Serial ATA Advanced Host Controller Interface" 1.3.1 ("AHCI"),
 //! of ATA/ATAPI Command Set 3 ("ACS") and of MMC-6 ("MMC").
@@ -25,13 +26,13 @@ mod state;
 mod transfer;
 mod worker;
 
-pub use state::{AhciState, DriveState, PortState};
+pub use state::{AhciState, DriveState, PortState, QueueError};
 
 use device::{Device, Wiring};
 use disk::Disk;
 use drive::Drive;
 use guest_mem::GuestMem;
-use pci::{Bar, BarKind, Function, FunctionConfig, PciHost, Requester};
+use pci::{Bar, BarKind, Capability, Function, FunctionConfig, PciHost, Requester};
 use regs::Hba;
 use saved_state::{Error, Reader, Writer};
 use std::{
@@ -133,6 +134,7 @@ pub fn build(plugs: Vec<Plug>, pci: &PciHost, wiring: &mut Wiring) -> io::Result
             size: BAR_SIZE,
         }],
         interrupt_pin: true,
+        capabilities: vec![Capability::msi()],
         ..FunctionConfig::default()
     };
     let memory = wiring.memory.clone();
@@ -199,6 +201,9 @@ impl Function for Ahci {
             hba.write(at as u32, value, &self.core);
         }
         self.core.drive_pin(&hba);
+        if std::mem::take(&mut hba.repeat) {
+            self.core.requester.repeat();
+        }
         self.core.changed.notify_all();
     }
 

@@ -15,8 +15,10 @@ mod global {
     pub const VS: u32 = 0x10;
 }
 
-/// Six ports, 32 commands each, AHCI only, the first generation's speed, 64-bit addresses.
-const CAPABILITIES: u32 = (PORTS as u32 - 1) | 31 << 8 | 1 << 18 | 1 << 20 | 1 << 24 | 1 << 31;
+/// Six ports, 32 commands each, AHCI only, the first generation's speed, native command queuing, 64-bit
+/// addresses.
+const CAPABILITIES: u32 =
+    (PORTS as u32 - 1) | 31 << 8 | 1 << 18 | 1 << 20 | 1 << 24 | 1 << 30 | 1 << 31;
 const VERSION: u32 = 0x0001_0301;
 
 /// Bits of GHC.
@@ -43,6 +45,7 @@ mod port {
     pub const SSTS: u32 = 0x28;
     pub const SCTL: u32 = 0x2c;
     pub const SERR: u32 = 0x30;
+    pub const SACT: u32 = 0x34;
     pub const CI: u32 = 0x38;
 }
 
@@ -50,6 +53,7 @@ mod port {
 pub(crate) mod interrupt {
     pub const REGISTER_FIS: u32 = 1;
     pub const PIO_SETUP: u32 = 1 << 1;
+    pub const SET_DEVICE_BITS: u32 = 1 << 3;
     pub const CONNECT: u32 = 1 << 6;
     pub const TASK_FILE_ERROR: u32 = 1 << 30;
     pub const ENABLES: u32 = 0xfdc0_00ff;
@@ -69,6 +73,8 @@ mod cmd {
     pub const WRITABLE: u32 = START | SPIN_UP | POWER | RECEIVE | ATAPI;
 }
 
+/// The first slot has its turn next.
+const LAST: u8 = 31;
 /// PxSERR: a device was found.
 const EXCHANGED: u32 = 1 << 26;
 /// PxSSTS: a device is there, at the first generation's speed, awake.
@@ -94,13 +100,16 @@ pub(crate) struct Port {
     drive: Option<Signature>,
     /// The command that a worker executes.
     pub(crate) executing: Option<u8>,
+    /// It is a queued one, which the drive has accepted: the port is not busy with it.
+    pub(crate) accepted: bool,
     /// Counts what makes a command under way void.
     pub(crate) generation: u64,
 }
 
 impl Port {
     fn new(drive: Option<Signature>) -> Self {
-        let mut port = Self { regs: PortState::default(), drive, executing: None, generation: 0 };
+        let regs = PortState::default();
+        let mut port = Self { regs, drive, executing: None, accepted: false, generation: 0 };
         port.reset();
         port
     }
@@ -108,7 +117,8 @@ impl Port {
     /// As after power-on: the drive has been found already.
     fn reset(&mut self) {
         self.generation += 1;
-        self.regs = PortState { cmd: cmd::SPIN_UP | cmd::POWER, ..PortState::default() };
+        let cmd = cmd::SPIN_UP | cmd::POWER;
+        self.regs = PortState { cmd, last: LAST, ..PortState::default() };
         self.answer();
     }
 
@@ -125,11 +135,27 @@ impl Port {
         if self.drive.is_some() && !resetting { PRESENT } else { 0 }
     }
 
-    /// The command to execute next.
+    /// The command to execute next: slots have their turn, so that none waits for ever.
     pub(crate) fn next(&self) -> Option<u8> {
         let started = self.regs.cmd & cmd::START != 0 && !self.regs.failed;
-        let wanted = self.regs.ci.trailing_zeros() as u8;
-        (started && self.executing.is_none() && wanted < 32).then_some(wanted)
+        let first = (self.regs.last + 1) % 32;
+        let ahead = self.regs.ci.rotate_right(first.into()).trailing_zeros() as u8;
+        let wanted = self.executing.is_none() && self.regs.ci != 0;
+        (started && wanted).then(|| (first + ahead) % 32)
+    }
+
+    /// A command that is not queued is under way, or the next.
+    fn is_busy(&self) -> bool {
+        match self.executing {
+            Some(_) => !self.accepted,
+            None => self.next().is_some_and(|slot| self.regs.sact >> slot & 1 == 0),
+        }
+    }
+
+    /// The drive has taken a queued command, and is ready for more (Serial ATA, 13.6.4).
+    pub(crate) fn accept(&mut self, slot: u8) {
+        self.accepted = true;
+        self.regs.ci &= !(1 << slot);
     }
 
     /// It may write to where received structures go.
@@ -147,12 +173,13 @@ impl Port {
             port::IS => regs.is,
             port::IE => regs.ie,
             port::CMD => self.read_cmd(),
-            port::TFD if self.executing.is_some() || self.next().is_some() => regs.tfd | BUSY,
+            port::TFD if self.is_busy() => regs.tfd | BUSY,
             port::TFD => regs.tfd,
             port::SIG => regs.sig,
             port::SSTS => self.status(),
             port::SCTL => regs.sctl,
             port::SERR => regs.serr,
+            port::SACT => regs.sact,
             port::CI => regs.ci,
             _ => 0,
         }
@@ -188,6 +215,7 @@ impl Port {
                     self.regs.is &= !interrupt::CONNECT;
                 }
             }
+            port::SACT if self.regs.cmd & cmd::START != 0 => self.regs.sact |= value,
             port::CI if self.regs.cmd & cmd::START != 0 => self.regs.ci |= value,
             _ => {}
         }
@@ -201,7 +229,8 @@ impl Port {
         }
         if before & !value & cmd::START != 0 {
             self.generation += 1;
-            (self.regs.ci, self.regs.failed) = (0, false);
+            (self.regs.ci, self.regs.sact, self.regs.failed) = (0, 0, false);
+            self.regs.last = LAST;
         }
     }
 
@@ -215,6 +244,7 @@ impl Port {
                 (self.regs.ci, self.regs.tfd) = (0, NOBODY);
             }
             (RESETTING, 0) => {
+                self.regs.queue_error = None;
                 if let Some(drive) = drive {
                     drive.reset();
                     self.regs.serr |= EXCHANGED;
@@ -235,6 +265,8 @@ pub(crate) struct Hba {
     pub(crate) ports: Vec<Port>,
     pub(crate) paused: bool,
     pub(crate) stop: bool,
+    /// Software has seen interrupts, and there are others of which it has to hear (10.6.2).
+    pub(crate) repeat: bool,
 }
 
 impl Hba {
@@ -242,7 +274,7 @@ impl Hba {
         let drive = |port| Port::new(drives.get(port).copied());
         let ports = (0..PORTS).map(drive).collect();
         // A device is built paused.
-        Self { control: ghc::AHCI, pending: 0, ports, paused: true, stop: false }
+        Self { control: ghc::AHCI, pending: 0, ports, paused: true, stop: false, repeat: false }
     }
 
     pub(crate) fn reset(&mut self) {
@@ -312,6 +344,7 @@ impl Hba {
             global::IS => {
                 self.pending &= !value;
                 self.pending = self.pending();
+                self.repeat = self.interrupt();
             }
             _ => {}
         }

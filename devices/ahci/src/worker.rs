@@ -4,6 +4,7 @@ use crate::{
     Core,
     drive::{Answer, Command, Drive, status},
     regs::interrupt,
+    state::QueueError,
     transfer::Transfer,
 };
 use std::{
@@ -20,6 +21,7 @@ const REGIONS: u64 = 0x80;
 /// Offsets of what a port receives.
 const PIO_SETUP: u64 = 0x20;
 const REGISTER: u64 = 0x40;
+const SET_DEVICE_BITS: u64 = 0x58;
 /// Bits of the header's first number.
 const WRITE: u32 = 1 << 6;
 /// The register FIS carries a command, not a reset.
@@ -40,6 +42,8 @@ struct Job {
 /// What came of it.
 enum Done {
     Answered(Answer, u32),
+    /// A queued command.
+    Queued(Answer, QueueError),
     /// A soft reset: the port shows the drive's signature again when it ends.
     Reset {
         ends: bool,
@@ -75,6 +79,7 @@ fn next(core: &Core, port: usize) -> Option<Job> {
         };
         if let (Some(slot), Some(port)) = (wanted, hba.ports.get_mut(port)) {
             port.executing = Some(slot);
+            port.regs.last = slot;
             return Some(Job {
                 slot,
                 generation: port.generation,
@@ -111,11 +116,36 @@ fn execute(core: &Core, port: usize, job: &Job) -> Done {
         }
         _ => return Done::Malformed,
     }
-    let command = Command::parse(&start, first & WRITE != 0);
+    let mut command = Command::parse(&start, first & WRITE != 0);
     let Some(regions) = table.checked_add(REGIONS) else { return Done::Malformed };
     let mut data = Transfer::new(&core.memory, regions, (first >> 16) as u16);
+    let tag = drive.tag(&command);
+    command.queue_error = begin(core, port, job, tag.is_some());
     let answer = run(core, drive, &command, &mut data);
-    Done::Answered(answer, data.done)
+    match tag {
+        Some(tag) => Done::Queued(answer, queue_error(tag, &command, &answer)),
+        None => Done::Answered(answer, data.done),
+    }
+}
+
+/// The drive takes the command, and says so of a queued one; what its log has.
+fn begin(core: &Core, port: usize, job: &Job, queued: bool) -> Option<QueueError> {
+    let mut hba = core.hba();
+    let port = hba.ports.get_mut(port).filter(|port| port.generation == job.generation)?;
+    if queued {
+        port.accept(job.slot);
+        if job.receives {
+            let at = job.received.saturating_add(REGISTER);
+            drop(core.memory.write(at, &without_interrupt(register(&Answer::good()))));
+        }
+    }
+    port.regs.queue_error
+}
+
+/// For the drive's log, if the command failed.
+fn queue_error(tag: u8, command: &Command, answer: &Answer) -> QueueError {
+    let Command { device, lba, count, .. } = *command;
+    QueueError { tag, status: answer.status, error: answer.error, device, lba, count }
 }
 
 fn run(core: &Core, drive: &Drive, command: &Command, data: &mut Transfer<'_>) -> Answer {
@@ -139,7 +169,22 @@ fn finish(core: &Core, port: usize, job: &Job, done: Done) {
                 port.regs.tfd = u32::from(answer.error) << 8 | u32::from(answer.status);
                 port.regs.failed = answer.status & status::ERROR != 0;
             }
+            Done::Queued(answer, what) => {
+                let failed = answer.status & status::ERROR != 0;
+                raised = report_queued(core, job, &answer, if failed { 0 } else { 1 << what.tag });
+                let busy = port.regs.tfd & u32::from(!STATUS_BITS);
+                port.regs.tfd = u32::from(answer.error) << 8
+                    | busy & 0xff
+                    | u32::from(answer.status & STATUS_BITS);
+                port.regs.failed = failed;
+                if failed {
+                    port.regs.queue_error = Some(what);
+                } else {
+                    port.regs.sact &= !(1 << what.tag);
+                }
+            }
             Done::Reset { ends } => {
+                port.regs.queue_error = None;
                 if ends {
                     port.answer();
                     let tfd = port.regs.tfd;
@@ -166,12 +211,12 @@ fn finish(core: &Core, port: usize, job: &Job, done: Done) {
                 port.regs.failed = true;
             }
         }
-        if !port.regs.failed {
+        if !port.regs.failed && !port.accepted {
             port.regs.ci &= !(1 << job.slot);
         }
     }
     if let Some(port) = hba.ports.get_mut(port) {
-        port.executing = None;
+        (port.executing, port.accepted) = (None, false);
     }
     hba.raise(port, raised);
     core.drive_pin(&hba);
@@ -199,6 +244,26 @@ fn report(core: &Core, job: &Job, answer: &Answer, moved: u32) -> u32 {
         drop(core.memory.write(job.received.saturating_add(REGISTER), &register(answer)));
     }
     raised
+}
+
+/// What the bits of the status that a queued command's end changes are.
+const STATUS_BITS: u8 = 0x77;
+
+/// The end of queued commands: Set Device Bits (Serial ATA, 10.5.7).
+fn report_queued(core: &Core, job: &Job, answer: &Answer, done: u32) -> u32 {
+    let mut fis = [0xa1, 0x40, answer.status & STATUS_BITS, answer.error, 0, 0, 0, 0];
+    fis.iter_mut().skip(4).zip(done.to_le_bytes()).for_each(|(to, from)| *to = from);
+    if job.receives {
+        drop(core.memory.write(job.received.saturating_add(SET_DEVICE_BITS), &fis));
+    }
+    let failed = answer.status & status::ERROR != 0;
+    interrupt::SET_DEVICE_BITS | if failed { interrupt::TASK_FILE_ERROR } else { 0 }
+}
+
+/// The same without its bit for an interrupt.
+fn without_interrupt(mut fis: [u8; 20]) -> [u8; 20] {
+    fis[1] &= !0x40;
+    fis
 }
 
 /// The register FIS from the drive (Serial ATA, 10.5.6).

@@ -3,7 +3,8 @@
 //! Everything else follows from the two: sizing a BAR is writing ones to it and reading back
 //! what stuck (PCI, 6.2.5.1).
 
-use crate::msix;
+use crate::{msi, msix};
+use device::Msi;
 use std::{ops::Range, sync::Arc};
 
 /// Bytes of the space that every function has. The extended space is empty.
@@ -169,6 +170,8 @@ pub(crate) struct ConfigSpace {
     bars: Vec<Bar>,
     /// Where the MSI-X capability is.
     msix: Option<usize>,
+    /// Where the MSI capability is.
+    msi: Option<Range<usize>>,
     /// The capability with a window, and the window, which is its end.
     window: Option<Range<usize>>,
     /// Where registers of the function's own are.
@@ -186,6 +189,7 @@ impl ConfigSpace {
             writable: [0; SIZE],
             bars: config.bars.clone(),
             msix: None,
+            msi: None,
             window: None,
             own: Vec::new(),
             express: None,
@@ -208,6 +212,9 @@ impl ConfigSpace {
             space.capability(capability, &mut link, &mut at);
             if capability.id == EXPRESS {
                 space.express = Some(start);
+            }
+            if capability.id == msi::ID {
+                space.msi = Some(start..at);
             }
             if capability.window {
                 space.window = Some(start..start + 2 + capability.body.len());
@@ -326,6 +333,12 @@ impl ConfigSpace {
         Some(self.word(self.msix? + 2))
     }
 
+    /// The message that software has chosen instead of the pin, if the function has one.
+    pub(crate) fn message(&self) -> Option<Msi> {
+        let capability = self.msi.clone()?;
+        msi::message(self.bytes.get(capability)?)
+    }
+
     /// The capability with a window, if the access touches the window.
     pub(crate) fn window(&self, at: usize, len: usize) -> Option<&[u8]> {
         let range = self.window.clone()?;
@@ -353,7 +366,8 @@ impl ConfigSpace {
                     || (reg::ROM..reg::ROM + 4).contains(&at);
                 // Of a bridge these are among the BARs' places.
                 changed.map |= self.is_bridge() && (reg::BUSES..reg::ROM).contains(&at);
-                changed.requester |= command || control;
+                let message = self.msi.as_ref().is_some_and(|msi| msi.contains(&at));
+                changed.requester |= command || control || message;
                 changed.own |= self.own.iter().any(|range| range.contains(&at));
             }
         }

@@ -1,4 +1,4 @@
-//! PCI: the host bridge, configuration space, BARs, MSI-X.
+//! PCI: the host bridge, configuration space, BARs, MSI and MSI-X.
 //!
 //! ```text
 //!   ports 0xcf8, 0xcfc ----+--> PciHost --> Slot --> ConfigSpace    (bytes and masks)
@@ -33,6 +33,7 @@ mod function;
 mod host;
 mod hotplug;
 mod mapped;
+mod msi;
 mod msix;
 mod port;
 mod requester;

@@ -6,7 +6,7 @@ use crate::{
     msix::Table,
     state::{FunctionState, VectorState},
 };
-use device::{LineRef, MsiSink};
+use device::{LineRef, Msi, MsiSink};
 use std::{
     fmt,
     sync::{
@@ -20,12 +20,14 @@ struct Lines {
     /// The function asserts its pin.
     pin: bool,
     pin_disabled: bool,
+    /// What is sent instead of the pin.
+    message: Option<Msi>,
 }
 
 impl Lines {
     /// A function that uses messages does not drive its pin (PCI, 6.8.3.3).
     fn level(&self) -> bool {
-        self.pin && !self.pin_disabled && !self.table.enabled()
+        self.pin && !self.pin_disabled && !self.table.enabled() && self.message.is_none()
     }
 }
 
@@ -47,7 +49,8 @@ impl fmt::Debug for Requester {
 
 impl Requester {
     pub(crate) fn new(slot: u8, vectors: u16, line: LineRef, msi: Arc<dyn MsiSink>) -> Arc<Self> {
-        let lines = Lines { table: Table::new(vectors), pin: false, pin_disabled: false };
+        let lines =
+            Lines { table: Table::new(vectors), pin: false, pin_disabled: false, message: None };
         Arc::new(Self { lines: Mutex::new(lines), master: AtomicBool::new(false), line, msi, slot })
     }
 
@@ -72,11 +75,31 @@ impl Requester {
         lock(&self.lines).table.notify(vector, &*self.msi);
     }
 
-    /// Asserts or releases the pin.
+    /// Asserts or releases the pin; where it rises and the guest chose a message, that is sent.
     pub fn set_pin(&self, level: bool) {
         let mut lines = lock(&self.lines);
+        let rises = level && !lines.pin;
         lines.pin = level;
         self.line.set(lines.level());
+        if rises {
+            self.send(&lines);
+        }
+    }
+
+    /// Sends the message again if the pin is still asserted: for a function whose software has dealt
+    /// with some of what it is asserted for.
+    pub fn repeat(&self) {
+        let lines = lock(&self.lines);
+        if lines.pin {
+            self.send(&lines);
+        }
+    }
+
+    /// A message is a write to memory.
+    fn send(&self, lines: &Lines) {
+        if let Some(message) = lines.message.filter(|_| self.is_master()) {
+            self.msi.send(message);
+        }
     }
 
     pub(crate) fn pin(&self) -> bool {
@@ -86,9 +109,13 @@ impl Requester {
     /// The guest changed the command register or message control.
     pub(crate) fn configure(&self, space: &ConfigSpace) {
         let master = space.command() & command::MASTER != 0;
-        self.master.store(master, SeqCst);
         let mut lines = lock(&self.lines);
+        let sent = self.master.swap(master, SeqCst) && lines.message.is_some();
         lines.pin_disabled = space.command() & command::INTX_DISABLE != 0;
+        lines.message = space.message();
+        if lines.pin && !sent {
+            self.send(&lines);
+        }
         lines.table.set_control(space.msix_control().unwrap_or(0), master, &*self.msi);
         self.line.set(lines.level());
     }
@@ -109,7 +136,8 @@ impl Requester {
         let mut lines = lock(&self.lines);
         self.master.store(false, SeqCst);
         let vectors = lines.table.save().len() as u16;
-        *lines = Lines { table: Table::new(vectors), pin: false, pin_disabled: false };
+        *lines =
+            Lines { table: Table::new(vectors), pin: false, pin_disabled: false, message: None };
         self.line.set(false);
     }
 
@@ -125,6 +153,7 @@ impl Requester {
         let mut lines = lock(&self.lines);
         lines.pin = state.pin;
         lines.pin_disabled = space.command() & command::INTX_DISABLE != 0;
+        lines.message = space.message();
         let control = space.msix_control().unwrap_or(0);
         lines.table.restore(&state.vectors, control, master);
         self.line.restore(lines.level());

@@ -163,6 +163,9 @@ fn a_cd_boots_and_linux_reads_it_and_a_sata_disk() -> Result<(), Error> {
     guest.says("until [ -b /dev/sda ] && [ -b /dev/sr0 ]; do sleep 1; done")?;
     let found = "dmesg | grep -c -e 'ATA-8.*SARANG HARDDISK' -e 'ATAPI: SARANG CD-ROM'";
     assert_eq!(guest.says(found)?, "2");
+    assert_eq!(guest.says("dmesg | grep -c 'ata1.00:.* NCQ (depth 32)'")?, "1");
+    assert_eq!(guest.says("cat /sys/block/sda/device/queue_depth")?, "32");
+    assert_eq!(guest.says("grep -c 'MSI.*ahci' /proc/interrupts")?, "1");
     let cd = fs::metadata(&image.0).unwrap().len();
     let sum = guest.says(&format!("head -c {cd} /dev/sr0 | sha256sum"))?;
     let out = Command::new("sha256sum").arg(&image.0).output().unwrap();
@@ -171,6 +174,15 @@ fn a_cd_boots_and_linux_reads_it_and_a_sata_disk() -> Result<(), Error> {
     guest.says("dd if=/tmp/noise of=/dev/sda bs=48k seek=1 conv=fsync 2> /dev/null")?;
     guest.says("echo 3 > /proc/sys/vm/drop_caches")?;
     guest.says("tail -c +49153 /dev/sda | head -c 4194304 | cmp - /tmp/noise")?;
+    // Many commands at once: eight write their parts, and read them again past the cache.
+    let parts = |what: &str| format!("for i in $(seq 8 15); do {what} & done; wait; echo all");
+    let write = "dd if=/tmp/noise of=/dev/sda bs=256k skip=$i seek=$((i + 12)) count=1 conv=fsync";
+    guest.says(&parts(&format!("{write} 2> /dev/null")))?;
+    guest.says("echo 3 > /proc/sys/vm/drop_caches")?;
+    let read = "dd if=/dev/sda bs=256k skip=$((i + 12)) count=1 2> /dev/null > /tmp/part$i";
+    guest.says(&parts(read))?;
+    guest.says("cat /tmp/part8 /tmp/part9 /tmp/part1[0-5] > /tmp/parts")?;
+    guest.says("tail -c +2097153 /tmp/noise | cmp - /tmp/parts")?;
     let noise = guest.says("sha256sum < /tmp/noise")?;
     let trouble = "dmesg | grep -i -e 'ata[0-9].*\\(exception\\|failed\\|error\\)' -e 'I/O error'";
     assert_eq!(guest.command(trouble, COMMAND)?.0.trim(), "");
