@@ -5,10 +5,12 @@ mod e1000;
 mod files;
 mod pc;
 mod pci_bus;
+mod processors;
 mod sata;
 mod user_net;
 mod virtio_block;
 mod virtio_misc;
+mod virtio_mmio;
 mod virtio_net;
 mod vnc;
 mod vsock;
@@ -50,6 +52,17 @@ pub const TARGETS: &[Target] = &[
         name: "chipset",
         about: "PICs, PIT, IOAPIC, RTC, HPET, ACPI, reset",
         run: pc::chipset,
+    },
+    Target { name: "cpu_hotplug", about: "CPUs that come and go", run: processors::hot_plug },
+    Target {
+        name: "local_apic",
+        about: "local APICs, their timers and messages",
+        run: processors::local_apic,
+    },
+    Target {
+        name: "virtio_mmio",
+        about: "registers of virtio devices in memory",
+        run: virtio_mmio::run,
     },
     Target { name: "desk", about: "serial port, keyboard controller, VGA", run: pc::desk },
     Target { name: "firmware", about: "fw_cfg with its DMA, and flash", run: pc::firmware },

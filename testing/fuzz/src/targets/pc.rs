@@ -130,8 +130,29 @@ impl Board for Desk {
                 wheel: input.number() as i32,
                 ..PointerEvent::default()
             }),
-            // A mode of the display interface.
-            4 | 5 => {
+            // A mode that can be seen, dots in it, and a look.
+            4 => {
+                let (width, height) = (8 * (1 + input.below(40)), 1 + input.below(100));
+                let depth = input.pick(&[8, 15, 15, 16, 24, 32]);
+                let enable = input.pick(&[0x41, 0x41, 0xc1, 1]);
+                for (index, value) in [
+                    (4u16, 0),
+                    (1, width as u16),
+                    (2, height as u16),
+                    (3, depth),
+                    (4, enable),
+                    (8, input.below(3) as u16),
+                    (9, input.below(3) as u16),
+                ] {
+                    self.ground.wiring.pio.write(0x1ce, &index.to_le_bytes());
+                    self.ground.wiring.pio.write(0x1cf, &value.to_le_bytes());
+                }
+                let at = self.ground.bar(1, 0) + 2 * input.below(width * height);
+                let _ = self.ground.wiring.memory.write(at, &input.u64().to_le_bytes());
+                self.vga.render(&mut Frame::default());
+            }
+            // Any mode of the display interface.
+            5 => {
                 for index in [4u16, 1, 2, 3, 5, 6, 7, 8, 9, 4] {
                     let value = match index {
                         1 | 2 => (input.number() as u16) & 0x1ff,

@@ -46,6 +46,40 @@ impl Adapter {
         self.set(base + 0x18, 0x17);
     }
 
+    /// The CD drive is asked for blocks, in pieces of memory that they fit into.
+    fn read_blocks(&self, input: &mut Input<'_>) {
+        self.start(1);
+        let (first, count) = (input.below(66) as u32, 1 + input.below(20) as u16);
+        let [a, b, c, d] = first.to_be_bytes();
+        let [m, n] = count.to_be_bytes();
+        let packet = match input.u8() & 1 {
+            0 => [0x28, 0, a, b, c, d, 0, m, n, 0, 0, 0],
+            _ => [0xa8, 0, a, b, c, d, 0, 0, m, n, 0, 0],
+        };
+        let mut table = vec![0x27, 0x80, 0xa0, input.u8() & 1];
+        table.resize(0x40, 0);
+        table.extend(packet);
+        table.resize(0x80, 0);
+        let (mut at, mut left, mut regions) = (DATA, u32::from(count) * 2048, 0u32);
+        while left > 0 && regions < 8 {
+            let len = match input.pick(&[0, 2048, 512, 2]) {
+                0 => left,
+                len => left.min(len),
+            };
+            let len = if regions == 7 { left } else { len };
+            table.extend(at.to_le_bytes());
+            table.extend(0u32.to_le_bytes());
+            table.extend((len - 1).to_le_bytes());
+            (at, left, regions) = (at + u64::from(len), left - len, regions + 1);
+        }
+        self.write(TABLE, &table);
+        let mut header = (5 | 1 << 5 | regions << 16).to_le_bytes().to_vec();
+        header.extend(0u32.to_le_bytes());
+        header.extend(TABLE.to_le_bytes());
+        self.write(LIST + 0x400, &header);
+        self.set(0x180 + 0x38, 1);
+    }
+
     /// A command that is right, or nearly.
     fn command(&self, input: &mut Input<'_>) {
         let (port, slot) = (input.below(3), u64::from(input.u8() & 3));
@@ -82,6 +116,9 @@ impl Adapter {
         header.extend(0u32.to_le_bytes());
         header.extend(if input.u8() < 0xf0 { at } else { input.address(RAM) }.to_le_bytes());
         self.write(LIST + 0x400 * port + 32 * slot, &header);
+        if input.flag() {
+            self.set(0x100 + 0x80 * port + 0x34, 1 << slot);
+        }
         self.set(0x100 + 0x80 * port + 0x38, 1 << slot);
     }
 }
@@ -97,7 +134,10 @@ impl Board for Adapter {
     }
 
     fn act(&self, input: &mut Input<'_>) {
-        self.command(input);
+        match input.u8() {
+            0..=0x2f => self.read_blocks(input),
+            _ => self.command(input),
+        }
     }
 
     fn settle(&self) {

@@ -17,6 +17,8 @@ use virtio_vsock::{Config, EVENT, RECEIVE, TRANSMIT, VirtioVsock};
 
 const CID: u32 = 42;
 const PORT: u32 = 1024;
+/// Of the host's end of a connection that the host begins.
+const FIRST: u32 = 1 << 30;
 
 /// The host: a program that listens, and those that are connected.
 struct Host {
@@ -32,6 +34,28 @@ impl Drop for Host {
     }
 }
 
+/// What the host says: no two pieces of it are the same.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at >> 8 ^ at) as u8).collect()
+}
+
+/// A packet without a fault, and a few bytes where they can be.
+fn packet(from: u8, to: u32, op: u16) -> Vec<u8> {
+    let data: &[u8] = if op == 5 { b"some bytes" } else { &[] };
+    let mut bytes = u64::from(CID).to_le_bytes().to_vec();
+    bytes.extend(2u64.to_le_bytes());
+    bytes.extend(u32::from(from).to_le_bytes());
+    bytes.extend(to.to_le_bytes());
+    bytes.extend((data.len() as u32).to_le_bytes());
+    bytes.extend(1u16.to_le_bytes());
+    bytes.extend(op.to_le_bytes());
+    bytes.extend(if op == 4 { 3u32 } else { 0 }.to_le_bytes());
+    bytes.extend(0x4_0000u32.to_le_bytes());
+    bytes.extend(0u32.to_le_bytes());
+    bytes.extend(data);
+    bytes
+}
+
 impl Model for Host {
     /// virtio 1.2, 5.10.6: a header of 44 bytes, and data.
     fn request(&self, input: &mut Input<'_>) -> Request {
@@ -41,6 +65,17 @@ impl Model for Host {
                 return Request { queue: RECEIVE, given: Vec::new(), wanted };
             }
             0x40..=0x47 => return Request { queue: EVENT, given: Vec::new(), wanted: 4 },
+            // Packets of a connection that is in order: to the program that listens, or of one that
+            // came from the host.
+            0x48..=0x7f => {
+                let (from, op) = (input.u8() & 3, input.pick(&[1u16, 1, 1, 5, 6, 3, 4]));
+                return Request { queue: TRANSMIT, given: packet(from, PORT, op), wanted: 0 };
+            }
+            0x80..=0x9f => {
+                let (from, to) = (input.u8() & 3, FIRST + u32::from(input.u8() & 3));
+                let op = input.pick(&[2u16, 2, 2, 6, 3]);
+                return Request { queue: TRANSMIT, given: packet(from, to, op), wanted: 0 };
+            }
             _ => {}
         }
         let rare = |input: &mut Input<'_>, usual: u64| match input.u8() {
@@ -72,7 +107,7 @@ impl Model for Host {
         let (what, count) = (input.u8() & 7, streams.len());
         match streams.get_mut(index) {
             Some(stream) if what < 3 => {
-                drop(stream.write(&vec![1; input.number() as usize % 0x4000]))
+                drop(stream.write(&pattern(input.number() as usize % 0x4000)))
             }
             Some(stream) if what == 3 => drop(stream.read(&mut vec![0; 0x1000])),
             Some(_) if what == 4 => drop(streams.swap_remove(index)),
@@ -80,7 +115,7 @@ impl Model for Host {
                 if let Ok(mut stream) = UnixStream::connect(&self.base) {
                     let _ = stream.set_nonblocking(true);
                     let says = if input.u8() < 0xe0 {
-                        format!("CONNECT {}\n", input.number()).into_bytes()
+                        format!("CONNECT {}\n", input.u8() & 3).into_bytes()
                     } else {
                         input.some(40).to_vec()
                     };
