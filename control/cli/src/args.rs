@@ -4,8 +4,8 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use vm_spec::{
-    Boot, Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, Kernel, Smbios, SpecError, Trace,
-    VmSpec, parse_code_cache, parse_console, parse_cpus_max, parse_memory_max, parse_ports,
+    Boot, Disk, DiskBus, DiskFormat, Firmware, FirmwareKind, GuestKind, Kernel, Smbios, SpecError,
+    Trace, VmSpec, parse_code_cache, parse_console, parse_cpus_max, parse_memory_max, parse_ports,
     parse_timeout,
 };
 
@@ -266,6 +266,7 @@ pub struct RunOptions {
 impl RunOptions {
     /// The VM that is described.
     pub fn to_spec(&self) -> Result<VmSpec, SpecError> {
+        let guest: GuestKind = self.guest.parse()?;
         let image = self.image.as_ref().filter(|_| !self.image_is_disk());
         let kernel = match (&self.kernel, image) {
             (Some(file), _) | (None, Some(file)) => Kernel::File(file.clone()),
@@ -275,6 +276,9 @@ impl RunOptions {
         let from_disk = self.kernel.is_none() && self.image_is_disk();
         let named = kernel != Kernel::Default || self.package.is_some() || self.initrd.is_some();
         let disks = self.disks()?;
+        if guest == GuestKind::XenPv && self.firmware.is_none() && !disks.is_empty() && !named {
+            return self.spec_of(guest, Kernel::Disk, Firmware::default(), disks);
+        }
         let firmware = match self.firmware.as_deref() {
             Some(text) => text.parse()?,
             None if from_disk || !named && (!disks.is_empty() || self.boots_otherwise()) => {
@@ -314,11 +318,21 @@ impl RunOptions {
                 "give --kernel FILE with it",
             ));
         }
+        self.spec_of(guest, kernel, firmware, disks)
+    }
+
+    fn spec_of(
+        &self,
+        guest: GuestKind,
+        kernel: Kernel,
+        firmware: Firmware,
+        disks: Vec<Disk>,
+    ) -> Result<VmSpec, SpecError> {
         let (console_device, console) = parse_console(&self.console)?;
         let (cpus, cpus_max) = parse_cpus_max(&self.cpus)?;
         let (memory, memory_max) = parse_memory_max(&self.memory)?;
         let spec = VmSpec {
-            guest: self.guest.parse()?,
+            guest,
             engine: self.engine.parse()?,
             cpus,
             cpus_max,

@@ -49,6 +49,19 @@ pub fn load(options: &RunOptions, spec: &VmSpec) -> Result<Files, Failure> {
             from_files(option, path, spec)
         }
         Kernel::Default => default_guest(options, spec),
+        Kernel::Disk => Ok(from_disk(spec)),
+    }
+}
+
+/// What the first disk boots is found when that is opened.
+fn from_disk(spec: &VmSpec) -> Files {
+    let disk = spec.disks.first().map(|disk| disk.path.display().to_string());
+    let disk = disk.unwrap_or_default();
+    Files {
+        start: Start::Disk { words: command_line(spec, "") },
+        kernel_name: disk.clone(),
+        initrd_name: disk.clone(),
+        title: disk,
     }
 }
 

@@ -279,7 +279,7 @@ fn chipset_config(spec: &VmSpec, start: &Start) -> chipset::Config {
     let memory_high = memory - memory_low;
     let firmware_log = match start {
         Start::Firmware(part) => part.log.clone(),
-        Start::Kernel { .. } => None,
+        Start::Kernel { .. } | Start::Disk { .. } => None,
     };
     let cpus = spec.cpus_max.map(|most| (spec.cpus, most));
     chipset::Config { cpus, memory_low, memory_high, firmware_log, ..chipset::Config::default() }

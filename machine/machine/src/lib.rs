@@ -114,6 +114,12 @@ pub enum Error {
     DomainEngine(&'static str),
     #[error("a Xen PV guest starts with a kernel, not with firmware; give --kernel FILE")]
     DomainFirmware,
+    #[error("only a Xen PV guest starts from a disk without firmware; give --guest xen-pv")]
+    NoFirmware,
+    #[error("a Xen PV guest starts from a kernel or a disk; give --kernel FILE or --disk FILE")]
+    DomainDisk,
+    #[error(transparent)]
+    DiskBoot(#[from] disk_boot::Error),
     #[error("the kernel's first page tables break Xen's rules")]
     Domain,
     #[error("no thread for the machine")]

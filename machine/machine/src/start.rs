@@ -22,6 +22,11 @@ pub enum Start {
         command_line: String,
     },
     Firmware(FirmwarePart),
+    /// What the first disk has in its own file system, looked for at each start: of a Xen domain.
+    Disk {
+        /// For the end of the kernel's command line.
+        words: String,
+    },
 }
 
 /// Firmware, in a ROM that ends at 4 GiB.
@@ -63,6 +68,7 @@ impl fmt::Debug for Start {
         match self {
             Self::Kernel { command_line, .. } => write!(f, "Kernel({command_line})"),
             Self::Firmware(part) => part.fmt(f),
+            Self::Disk { words } => write!(f, "Disk({words})"),
         }
     }
 }
@@ -145,6 +151,7 @@ impl Starter {
                 }
                 Ok(Self::Firmware(part.name))
             }
+            Start::Disk { .. } => Err(Error::NoFirmware),
         }
     }
 

@@ -4,7 +4,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ConsoleDevice, Display, EngineChoice, SpecError, Trace, VirtioTransport, VmSpec};
+use crate::{
+    ConsoleDevice, Display, EngineChoice, Kernel, SpecError, Trace, VirtioTransport, VmSpec,
+};
 
 const OPTION: &str = "--guest";
 
@@ -34,6 +36,12 @@ impl GuestKind {
     pub(crate) fn validate(self, spec: &VmSpec) -> Result<(), SpecError> {
         let refuse =
             |reason: &str, advice: &str| Err(SpecError::new(OPTION, self.name(), reason, advice));
+        if spec.kernel == Kernel::Disk && (self != Self::XenPv || spec.disks.is_empty()) {
+            return refuse(
+                "only a Xen PV guest with a disk starts from what that has in its file system",
+                "give --kernel FILE, or --guest xen-pv with --disk FILE",
+            );
+        }
         if self == Self::Pc {
             return Ok(());
         }

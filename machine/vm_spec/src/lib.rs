@@ -107,6 +107,8 @@ pub enum Kernel {
     BuiltIn(String),
     /// A kernel image (bzImage or ELF) from a file.
     File(PathBuf),
+    /// What the first disk has in its own file system; of a Xen PV guest.
+    Disk,
 }
 
 /// A virtual machine, as its operator describes it.

@@ -1,38 +1,26 @@
 //! What the owner does with a Xen domain.
 
 use super::{
+    builder::Builder,
     service::{Service, ServiceThread},
     toolstack::{Shutdown, Toolstack},
 };
 use crate::{
-    Error, Image, ScsiAddress,
+    Error, ScsiAddress,
     parts::DiskPart,
     place::Place,
     platform::{Common, Platform},
     plug::{Plug, PlugError},
     vcpu::{VcpuThread, Waker},
 };
-use boot::XenPvRequest;
 use device::{Device, PowerEvent, PowerSink, Timer};
 use guest_mem::PAGE;
 use saved_state::Part;
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::sync::{Arc, OnceLock};
 use xen_abi::sched::reason;
 use xen_console::XenConsole;
 use xen_front::Page;
-use xen_pv::{Built, CONSOLE_PORT, Layout, STORE_PORT, XenPv, backend};
-
-/// What a domain is made of, at power-on and at each reset.
-pub(crate) struct Builder {
-    pub(crate) kernel: Image,
-    pub(crate) initrd: Option<Image>,
-    pub(crate) command_line: String,
-    pub(crate) description: Mutex<String>,
-    pub(crate) loaded: AtomicBool,
-}
+use xen_pv::{Built, Layout, XenPv, backend};
 
 /// A domain and what is around it.
 pub(crate) struct Domain {
@@ -91,20 +79,6 @@ impl xen_pv::Board for Around {
 }
 
 impl Domain {
-    fn request(&self) -> Result<XenPvRequest, Error> {
-        let builder = &self.builder;
-        let initrd = builder.initrd.as_ref().map(Image::bytes);
-        Ok(XenPvRequest {
-            kernel: builder.kernel.bytes().map_err(Error::Image)?,
-            initrd: initrd.transpose().map_err(Error::Image)?,
-            command_line: builder.command_line.clone(),
-            memory: self.layout.ram,
-            shared_info: self.layout.shared_info(),
-            store_port: STORE_PORT,
-            console_port: CONSOLE_PORT,
-        })
-    }
-
     fn page(&self, address: u64) -> Result<Page, Error> {
         let memory = self.common.vm.memory().clone();
         Page::new(memory, address).ok_or(Error::GuestMemory(guest_mem::Error::NotMemory(address)))
@@ -117,14 +91,14 @@ impl Platform for Domain {
     }
 
     fn kernel(&self) -> String {
-        self.builder.description.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.builder.description()
     }
 
     /// Does what a domain builder would.
     fn load(&self, vcpus: &[VcpuThread]) -> Result<(), Error> {
-        let plan = boot::load_xen_pv(&self.request()?)?;
+        let plan = self.builder.plan(&self.layout)?;
         let memory = self.common.vm.memory();
-        if self.builder.loaded.swap(true, Relaxed) {
+        if self.builder.is_again() {
             // Fresh memory is zero, and what a domain leaves behind is not.
             memory.discard(0, self.layout.ram);
         }
@@ -147,7 +121,6 @@ impl Platform for Domain {
             set.unwrap_or(Err(engine::Error::Unsupported("a vCPU without its thread")))
                 .map_err(failed)?;
         }
-        *self.builder.description.lock().unwrap_or_else(PoisonError::into_inner) = plan.description;
         Ok(())
     }
 

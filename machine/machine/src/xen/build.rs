@@ -1,12 +1,13 @@
 //! A domain, its vCPUs, and what serves it.
 
 use super::{
-    board::{Around, Builder, Domain},
+    board::{Around, Domain},
+    builder::Builder,
     service::{Service, ServiceThread},
     toolstack::Toolstack,
 };
 use crate::{
-    Error, Start,
+    Error,
     build::Built,
     clock::GuestClock,
     cpuid::{self, GuestCpu},
@@ -23,7 +24,7 @@ use device::Timer;
 use display::Seat;
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
-use std::sync::{Arc, OnceLock, atomic::AtomicBool, mpsc::Sender};
+use std::sync::{Arc, OnceLock, mpsc::Sender};
 use vm_spec::VmSpec;
 use xen_console::XenConsole;
 use xen_pv::{CONSOLE_PORT, Config, Layout, XenPv};
@@ -36,6 +37,7 @@ pub(crate) fn build(
     owner: &Sender<Request>,
 ) -> Result<Built, Error> {
     let layout = Layout::new(spec.memory);
+    let builder = Builder::new(parts.start, parts.disks.first().map(|part| part.disk.clone()))?;
     let cpu = cpuid::resolve_xen(engine, spec, tsc_khz, layout.end())?;
     let vm = create_vm(engine, spec, &layout, &cpu, tsc_khz)?;
     let clock = Arc::new(GuestClock::new(tsc_khz));
@@ -84,7 +86,7 @@ pub(crate) fn build(
         common,
         xen,
         layout,
-        builder: builder(parts.start)?,
+        builder,
         toolstack: toolstack.clone(),
         service,
         _thread: thread.map_err(Error::Thread)?,
@@ -98,19 +100,6 @@ pub(crate) fn build(
         channels: Vec::new(),
         seat: Seat::default(),
     })
-}
-
-fn builder(start: Start) -> Result<Builder, Error> {
-    match start {
-        Start::Kernel { kernel, initrd, command_line } => Ok(Builder {
-            kernel,
-            initrd,
-            command_line,
-            description: Default::default(),
-            loaded: AtomicBool::new(false),
-        }),
-        Start::Firmware(_) => Err(Error::DomainFirmware),
-    }
 }
 
 fn create_vm(

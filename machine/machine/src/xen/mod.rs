@@ -8,6 +8,7 @@
 
 mod board;
 mod build;
+mod builder;
 mod saved;
 mod service;
 mod toolstack;
