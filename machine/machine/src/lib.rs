@@ -119,6 +119,8 @@ pub enum Error {
     #[error("a Xen PV guest starts from a kernel or a disk; give --kernel FILE or --disk FILE")]
     DomainDisk,
     #[error(transparent)]
+    DomainDevice(#[from] xen_bus::Error),
+    #[error(transparent)]
     DiskBoot(#[from] disk_boot::Error),
     #[error("the kernel's first page tables break Xen's rules")]
     Domain,

@@ -5,7 +5,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConsoleDevice, Display, EngineChoice, Kernel, SpecError, Trace, VirtioTransport, VmSpec,
+    ConsoleDevice, DiskBus, Display, EngineChoice, Kernel, Net, NetModel, SpecError, Trace,
+    VirtioTransport, VmSpec,
 };
 
 const OPTION: &str = "--guest";
@@ -82,12 +83,19 @@ impl GuestKind {
             (spec.floppy.is_some(), "a floppy (--floppy)"),
             (spec.boot != default.boot, "firmware's boot order (--boot)"),
             (spec.smbios != default.smbios, "SMBIOS (--smbios)"),
+            (spec.disks.iter().any(|disk| board_bus(disk.bus)), "a SATA or SCSI adapter (bus=)"),
+            (matches!(&spec.net, Net::User(net) if net.model == NetModel::E1000), "an e1000"),
             (spec.gdb.is_some(), "a debugger (--gdb)"),
             (spec.trace != Trace::default(), "a trace (--trace)"),
         ]
         .into_iter()
         .find_map(|(given, what)| given.then_some(what))
     }
+}
+
+/// Whether a disk asks for an adapter; CDs have none of their own.
+fn board_bus(bus: DiskBus) -> bool {
+    matches!(bus, DiskBus::Sata | DiskBus::Scsi)
 }
 
 impl FromStr for GuestKind {
@@ -129,6 +137,8 @@ mod tests {
         for (spec, what) in [
             (VmSpec { rng: true, ..domain() }, "--rng"),
             (VmSpec { ports: 1, ..domain() }, "--ports"),
+            (VmSpec { disks: vec!["d,bus=sata".parse().unwrap()], ..domain() }, "bus="),
+            (VmSpec { net: "user,model=e1000".parse().unwrap(), ..domain() }, "e1000"),
             (VmSpec { engine: EngineChoice::Kvm, ..domain() }, "--engine translate"),
             (VmSpec { firmware: "bios".parse().unwrap(), ..domain() }, "--kernel"),
             (VmSpec { display: "vnc=127.0.0.1:0".parse().unwrap(), ..domain() }, "--display"),

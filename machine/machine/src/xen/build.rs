@@ -3,6 +3,7 @@
 use super::{
     board::{Around, Domain},
     builder::Builder,
+    devices,
     service::{Service, ServiceThread},
     toolstack::Toolstack,
 };
@@ -20,7 +21,7 @@ use crate::{
     timers::TimerThread,
     vcpu::{VcpuThread, Waker},
 };
-use device::Timer;
+use device::{Device, Timer};
 use display::Seat;
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
@@ -71,12 +72,17 @@ pub(crate) fn build(
     let thread = ServiceThread::start(service.clone(), toolstack.clone(), obituary);
     let vcpus = vcpus(&vm, engine, &xen, &parts.tracer, (&clock, &power), (count, owner))?;
     let _ = around.wakers.set(vcpus.iter().map(|vcpu| vcpu.waker.clone()).collect());
+    let mut devices: Vec<Arc<dyn Device>> = vec![service.clone()];
+    for unit in devices::all(parts.disks, parts.networks, count) {
+        toolstack.add(&unit)?;
+        devices.extend(unit.devices);
+    }
     let common = Common {
         vm,
         clock,
         power,
         timers,
-        devices: vec![service.clone()],
+        devices,
         tracer: parts.tracer,
         engine: engine.name(),
         cpu_model: cpu.model,

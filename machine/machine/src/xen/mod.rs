@@ -9,6 +9,7 @@
 mod board;
 mod build;
 mod builder;
+mod devices;
 mod saved;
 mod service;
 mod toolstack;

@@ -1,7 +1,10 @@
 //! What a toolstack does for a domain: its tree in xenstore, and what an operator asks of its kernel
 //! there (Xen's `docs/misc/xenstore-paths.pandoc`).
 
-use super::service::{Served, Service};
+use super::{
+    devices::Unit,
+    service::{Served, Service},
+};
 use crate::{
     cpus::CpusInfo,
     extras::{BalloonInfo, MemoryInfo},
@@ -20,7 +23,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use xen_bus::Bus;
+use xen_bus::{Bus, Id};
 use xen_console::XenConsole;
 use xen_front::Page;
 use xen_pv::{CONSOLE_PORT, STORE_PORT, XenPv};
@@ -117,6 +120,16 @@ impl Toolstack {
         (state.store, state.ring) = (self.tree(), Some(Ring::new(store_page)));
         state.bus.restart(&mut state.store);
         self.console.attach(Some(console_page));
+    }
+
+    /// The domain has a device more; what its folders are.
+    pub(crate) fn add(&self, unit: &Unit) -> Result<Id, xen_bus::Error> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let id = state.bus.add(&mut state.store, unit.number, unit.backend.clone())?;
+        drop(guard);
+        self.service.ring_store();
+        Ok(id)
     }
 
     /// Nothing uses the domain's memory any more.
