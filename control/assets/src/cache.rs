@@ -11,7 +11,7 @@ use std::{
 use crate::{Error, Progress};
 
 /// Raised when what is put into a guest's root changes, so that an older one is not used.
-const RECIPE: u32 = 8;
+const RECIPE: u32 = 9;
 
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd";
