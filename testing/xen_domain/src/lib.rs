@@ -21,6 +21,8 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+use xen_bus::Bus;
+use xen_front::Backend;
 use xen_pv::{Board, CONSOLE_PORT, Layout, STORE_PORT, XenPv, backend};
 use xen_store::{Permissions, Store};
 
@@ -178,6 +180,11 @@ impl std::fmt::Debug for Domain {
 
 impl Domain {
     pub fn boot(start: &Start) -> Result<Self, Box<dyn Error>> {
+        Self::boot_with(start, &[])
+    }
+
+    /// With these devices.
+    pub fn boot_with(start: &Start, backends: &[Arc<dyn Backend>]) -> Result<Self, Box<dyn Error>> {
         let layout = Layout::new(start.memory);
         let vm = create_vm(start, &layout)?;
         let memory = vm.memory().clone();
@@ -227,12 +234,17 @@ impl Domain {
         let waker = |kick| Waker { kick, woken: Mutex::default(), changed: Condvar::new() };
         // Set once, here.
         let _ = around.wakers.set(vcpus.iter().map(|vcpu| waker(vcpu.kicker())).collect());
-        let store = store(start);
+        let mut store = store(start);
+        let mut bus = Bus::new(xen.clone());
+        for (number, backend) in (0..).zip(backends) {
+            bus.add(&mut store, number, backend.clone())?;
+            backend.resume();
+        }
         let ring = xen_store::Ring::new(xen_front::Page::new(memory, plan.store).ok_or("no page")?);
         let mut threads = Vec::new();
         {
             let (around, xen) = (around.clone(), xen.clone());
-            threads.push(thread::spawn(move || service::serve(&around, &xen, ring, store)));
+            threads.push(thread::spawn(move || service::serve(&around, &xen, ring, store, bus)));
         }
         for (id, mut vcpu) in (0..).zip(vcpus) {
             let (around, xen) = (around.clone(), xen.clone());

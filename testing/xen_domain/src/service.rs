@@ -5,6 +5,7 @@ use std::{
     sync::{Condvar, Mutex, PoisonError},
     time::Duration,
 };
+use xen_bus::{Bus, Event};
 use xen_pv::{CONSOLE_PORT, STORE_PORT, XenPv};
 use xen_store::{Ring, Store};
 
@@ -55,13 +56,14 @@ impl Service {
 }
 
 /// Until the domain is over.
-pub fn serve(around: &Around, xen: &XenPv, mut ring: Ring, mut store: Store) {
+pub fn serve(around: &Around, xen: &XenPv, mut ring: Ring, mut store: Store, mut bus: Bus) {
     let service = &around.service;
     loop {
         let mut work = lock(&service.work);
         let mut due = Vec::new();
         loop {
             if work.over {
+                bus.disconnect();
                 return;
             }
             let now = around.now();
@@ -93,7 +95,15 @@ pub fn serve(around: &Around, xen: &XenPv, mut ring: Ring, mut store: Store) {
             if served.more {
                 service.ring_store();
             }
-            while store.next_change().is_some() {}
+            while let Some(path) = store.next_change() {
+                for event in bus.changed(&mut store, &path) {
+                    if let Event::Failed(..) = event {
+                        around.console.say(format!("{event}\n").as_bytes());
+                    }
+                }
+                // Watches of the guest's may be due.
+                service.ring_store();
+            }
         }
         if for_console && around.console.serve() {
             xen.raise(CONSOLE_PORT);
