@@ -76,6 +76,10 @@ device add net user[,mac=..][,forward=..]       a network card
 device add rng                                  an entropy device
 device add scsi                                 a SCSI adapter, if there is none
 device add vsock PATH[,cid=N]                   sockets, if there are none
+device add balloon                              a balloon, if there is none
+device add keyboard                             a keyboard, which gets the keys from then on
+device add tablet                               a pointer that takes places
+device add channel NAME=unix:PATH|pty|file:PATH a port with a name, as --channel makes one
 device remove N    ask the guest to let go of what is behind port N
 device remove T:L  take unit L of target T from the SCSI adapter
 device change T:L FILE  put a disc into a CD drive of the SCSI adapter

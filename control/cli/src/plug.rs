@@ -1,13 +1,25 @@
 //! Devices that the operator adds while the machine runs.
 
 use machine::{Handle, Place, Plug, PlugError};
+use vm_spec::Channel;
 
-use crate::{Failure, disks, monitor::Gone, nets, vsock};
+use crate::{Failure, channels, disks, monitor::Gone, nets, vsock};
 
 const NO_PORTS: &str = "the machine has no ports; start it with --ports N\n";
+const KINDS: &str =
+    "give disk, net, rng, scsi, vsock, balloon, keyboard, tablet or channel; `help` tells more";
+/// Of a machine that has a device for memory: its place is told at the start, and so is the device.
+const HAS_MEMORY: &str =
+    "the machine has its device for memory from the start; `memory N` gives the guest more\n";
+const NO_ROOM: &str = "the guest is told at the start how much memory may come; start the machine \
+                       with --memory SIZE,max=SIZE, and `memory N` gives it\n";
 
 /// Opens what the words name, and adds it; what came of it, as a line.
 pub fn add(machine: &Handle, kind: &str, option: &str) -> Result<String, Gone> {
+    if let "memory" | "mem" = kind {
+        let memory = machine.memory_info().map_err(|machine::Gone| Gone)?;
+        return Ok(if memory.is_some() { HAS_MEMORY } else { NO_ROOM }.into());
+    }
     let plug = match open(kind, option) {
         Ok(plug) => plug,
         Err(failure) => return Ok(format!("{}\n", failure.line)),
@@ -53,25 +65,20 @@ fn open(kind: &str, option: &str) -> Result<Plug, Failure> {
             let plug = opened.map(|(socket, part)| Plug::Sockets(part, Box::new(socket)));
             plug.ok_or_else(|| wrong("give a path"))
         }
-        _ => Err(wrong(fixed(kind).unwrap_or("give disk, net, rng, scsi or vsock"))),
-    }
-}
-
-/// Why a device is there from the start or not at all, and what makes it be there.
-fn fixed(kind: &str) -> Option<&'static str> {
-    Some(match kind {
-        "balloon" => "a balloon is there from the start; start the machine with --balloon",
-        "memory" | "mem" => {
-            "the guest is told at the start how much memory may come; start the machine with \
-             --memory SIZE,max=SIZE, and `memory` gives it"
-        }
-        "input" => "keyboards are seated at the start; start the machine with --input",
         "channel" | "console" => {
-            "what carries bytes is opened at the start; start the machine with --channel"
+            let option: Channel = option.parse().map_err(refused)?;
+            channels::open_late(&option).map(|(part, carry)| Plug::Channel(part, carry))
         }
-        "cd" | "cdrom" => "give disk FILE,bus=scsi-cd",
-        _ => return None,
-    })
+        "balloon" | "keyboard" | "tablet" if !option.is_empty() => {
+            Err(wrong("it takes nothing more"))
+        }
+        "balloon" => Ok(Plug::Balloon),
+        "keyboard" => Ok(Plug::Keyboard),
+        "tablet" => Ok(Plug::Tablet),
+        "input" => Err(wrong("give keyboard or tablet")),
+        "cd" | "cdrom" => Err(wrong("give disk FILE,bus=scsi-cd")),
+        _ => Err(wrong(KINDS)),
+    }
 }
 
 /// Puts a disc into a CD drive of the SCSI adapter, or, without a file, takes out what there is; what

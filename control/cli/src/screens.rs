@@ -11,6 +11,8 @@ use display::{Frame, Key, Seat, parse_chord};
 use crate::report;
 
 const NO_SCREEN: &str = "the machine has no screen; start it with --display\n";
+const NO_KEYBOARD: &str =
+    "the machine has no keyboard; start it with --display or --input, or `device add keyboard`\n";
 /// So many keys may be pressed together.
 const CHORD_MAX: usize = 16;
 
@@ -49,8 +51,8 @@ fn write_png(frame: &Frame, path: &Path) -> io::Result<()> {
 
 /// Presses keys together and lets them go in the other order; what came of it.
 pub fn send_keys(seat: &Seat, chord: &str) -> String {
-    if seat.keyboards.is_empty() {
-        return "the machine has no keyboard; start it with --display\n".into();
+    if !seat.has_keyboard() {
+        return NO_KEYBOARD.into();
     }
     let keys: Vec<Key> = match parse_chord(chord) {
         Ok(keys) if keys.len() <= CHORD_MAX => keys,
@@ -91,11 +93,7 @@ mod tests {
 
     fn seat() -> (Seat, Arc<Guest>) {
         let guest = Arc::new(Guest::default());
-        let seat = Seat {
-            screen: Some(guest.clone()),
-            keyboards: vec![guest.clone()],
-            pointers: Vec::new(),
-        };
+        let seat = Seat::new(Some(guest.clone()), vec![guest.clone()], Vec::new());
         (seat, guest)
     }
 

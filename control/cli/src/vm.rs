@@ -125,7 +125,8 @@ const FIXED_CPUS: &str = "the machine's CPUs are what they are; start it with --
 const SILENT: &str =
     "the guest has not answered yet: it does once its ACPI runs; `info cpus` shows it\n";
 const FIXED: &str = "the machine's memory is what it is; start it with --memory SIZE,max=SIZE\n";
-const NO_BALLOON: &str = "the machine has no balloon; start it with --balloon\n";
+const NO_BALLOON: &str =
+    "the machine has no balloon; start it with --balloon, or `device add balloon`\n";
 
 impl Control for Handle {
     fn info(&self) -> Result<String, Gone> {

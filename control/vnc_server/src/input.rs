@@ -149,7 +149,7 @@ mod tests {
 
     fn hands() -> (Hands, Arc<Log>) {
         let log = Arc::new(Log::default());
-        let seat = Seat { screen: None, keyboards: vec![log.clone()], pointers: vec![log.clone()] };
+        let seat = Seat::new(None, vec![log.clone()], vec![log.clone()]);
         (Hands::new(seat), log)
     }
 

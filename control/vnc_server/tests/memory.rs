@@ -46,7 +46,7 @@ fn stalled(address: std::net::SocketAddr, encoding: i32) -> TcpStream {
 #[test]
 fn clients_that_read_nothing_have_no_pictures_of_their_own() {
     let listen = "127.0.0.1:0".parse().unwrap();
-    let seat = Seat { screen: Some(Arc::new(Noise)), ..Seat::default() };
+    let seat = Seat::new(Some(Arc::new(Noise)), Vec::new(), Vec::new());
     let server = serve(Config { listen, password: None, name: "test".into() }, seat).unwrap();
     // With one of them all that the server itself needs is there.
     let mut clients = vec![stalled(server.address(), 0)];

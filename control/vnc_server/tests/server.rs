@@ -39,8 +39,7 @@ impl Keyboard for Guest {
 fn start(password: Option<&str>) -> (Server, Arc<Guest>) {
     let guest = Arc::new(Guest::default());
     *guest.shown.lock().unwrap() = (100, 80, 0x11_2233);
-    let seat =
-        Seat { screen: Some(guest.clone()), keyboards: vec![guest.clone()], pointers: Vec::new() };
+    let seat = Seat::new(Some(guest.clone()), vec![guest.clone()], Vec::new());
     let password = password.map(|text| Password::new(text.as_bytes()).unwrap());
     let listen = "127.0.0.1:0".parse().unwrap();
     (serve(Config { listen, password, name: "test".into() }, seat).unwrap(), guest)

@@ -101,12 +101,17 @@ pub(crate) fn build(
     }
     let screen = screen::build(spec, parts.vga_rom, &pci, &mut wiring)?;
     let uart = uart::build(&uart::Config::COM1, parts.console.clone(), &mut wiring);
-    let streams =
-        extras::Streams { console: parts.console, channels: parts.channels, vsock: parts.vsock };
+    let streams = extras::Streams {
+        console: parts.console,
+        channels: parts.channels,
+        vsock: parts.vsock,
+        seat: screen.seat,
+    };
     let (extras, channels) = extras::build(spec, streams, &mut virtio, &mut wiring)?;
     let console = extras.console_input().unwrap_or(uart);
 
-    let ports = ports(&pci, spec, units, owner, &wiring);
+    let there = There { units, sockets: spec.vsock.is_some(), extras: extras.clone() };
+    let ports = ports(&pci, spec, there, owner, &wiring);
 
     let pv = PvKvm::new(vm.memory().clone(), sampler(&clock), cpu.pv, count);
     let starter = Starter::new(spec, parts.start, &bootable, virtio.places(), &mut wiring)?;
@@ -147,7 +152,7 @@ pub(crate) fn build(
     };
     let board = Board { common, chipset, pci, extras, ports, apics, starter, vga: screen.vga };
     board.load(&vcpus)?;
-    let seat = board.extras.seated(screen.seat);
+    let seat = board.extras.seat().clone();
     let watch = PcWatch { extras: board.extras.clone(), cpus: board.chipset.cpus.clone() };
     Ok(Built { board: Box::new(board), watch: Arc::new(watch), vcpus, console, channels, seat })
 }
@@ -295,7 +300,7 @@ fn bridges(ports: u32, ram: Arc<Memfd>, rom: Option<q35::Rom>) -> q35::Config {
 fn ports(
     pci: &Arc<PciHost>,
     spec: &VmSpec,
-    units: Option<Units>,
+    there: There,
     owner: &Sender<Request>,
     wiring: &Wiring,
 ) -> Ports {
@@ -303,7 +308,6 @@ fn ports(
     let owner = owner.clone();
     // A machine that has ended needs no telling.
     pci.on_eject(move |_| drop(owner.send(Request::Ejected)));
-    let there = There { units, sockets: spec.vsock.is_some() };
     Ports::new(pci.clone(), wiring.memory.clone(), spec.cpus_most(), there)
 }
 

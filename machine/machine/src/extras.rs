@@ -1,15 +1,22 @@
-//! Devices that are there when the spec asks for them, and that an operator deals with while the
-//! machine runs: the virtio console, channels, the balloon, sockets.
+//! Devices that are there when the spec asks for them, or come later, and that an operator deals with
+//! while the machine runs: the virtio console, channels, the balloon, keyboards, sockets.
 
 use crate::{
     Error, map,
     parts::{ChannelPart, VsockPart},
+    plug::Keep,
     virtio_bus::VirtioBus,
 };
 use byte_stream::{Input, Output};
 use device::Wiring;
-use display::Seat;
-use std::{fmt, sync::Arc, time::Duration};
+use display::{Keyboard, Pointer, Seat};
+use guest_mem::GuestMem;
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use virtio_balloon::{Statistics, VirtioBalloon};
 use virtio_console::{PortConfig, VirtioConsole};
 use virtio_input::{Kind, VirtioInput};
@@ -25,11 +32,29 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Extras {
     /// Bytes of memory from the start.
     start: u64,
+    /// Bytes at most.
+    most: u64,
     terminal: Option<Arc<VirtioConsole>>,
-    keyboard: Option<Arc<VirtioInput>>,
-    tablet: Option<Arc<VirtioInput>>,
-    pub(crate) balloon: Option<Arc<VirtioBalloon>>,
     memory: Option<Arc<VirtioMem>>,
+    seat: Seat,
+    /// Those that come and go.
+    now: Mutex<Now>,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    balloon: Option<Arc<VirtioBalloon>>,
+    /// Names of the channels.
+    channels: BTreeSet<String>,
+}
+
+/// Undoes with a device's end what was done when it came.
+struct Undo<F: FnMut() + Send>(F);
+
+impl<F: FnMut() + Send> Drop for Undo<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
 
 /// What is known of the balloon.
@@ -83,6 +108,8 @@ pub(crate) struct Streams {
     pub(crate) console: Arc<dyn Output>,
     pub(crate) channels: Vec<ChannelPart>,
     pub(crate) vsock: Option<VsockPart>,
+    /// Keyboards and pointers are added to it.
+    pub(crate) seat: Seat,
 }
 
 /// Puts them on the bus; also where the channels' input goes.
@@ -92,8 +119,10 @@ pub(crate) fn build(
     bus: &mut VirtioBus,
     wiring: &mut Wiring,
 ) -> Result<(Arc<Extras>, Inputs), Error> {
-    let Streams { console, channels, vsock } = streams;
-    let mut extras = Extras { start: spec.memory, ..Extras::default() };
+    let Streams { console, channels, vsock, seat } = streams;
+    let most = spec.memory + spec.memory_room();
+    let mut extras = Extras { start: spec.memory, most, seat, ..Extras::default() };
+    let mut now = Now::default();
     if spec.console_device == ConsoleDevice::Virtio {
         let port = PortConfig { name: None, output: console, peer: true };
         let terminal = VirtioConsole::terminal(port);
@@ -102,30 +131,23 @@ pub(crate) fn build(
     }
     let mut inputs = Inputs::new();
     if !channels.is_empty() {
-        let port = |part: ChannelPart| PortConfig {
-            name: Some(part.name),
-            output: part.output,
-            peer: part.peer,
-        };
         let count = channels.len();
+        now.channels.extend(channels.iter().map(|part| part.name.clone()));
         let ports = VirtioConsole::multiport(channels.into_iter().map(port).collect());
         bus.add(ports.clone(), wiring)?;
         inputs.extend((0..count).map(|index| ports.input(index) as Arc<dyn Input>));
     }
     if spec.input {
-        let mut add = |kind| {
-            let input = VirtioInput::new(kind);
-            bus.add(input.clone(), wiring)?;
-            Ok::<_, Error>(Some(input))
-        };
-        extras.keyboard = add(Kind::Keyboard)?;
-        extras.tablet = add(Kind::Tablet)?;
+        let (keyboard, tablet) = (VirtioInput::new(Kind::Keyboard), VirtioInput::new(Kind::Tablet));
+        bus.add(keyboard.clone(), wiring)?;
+        bus.add(tablet.clone(), wiring)?;
+        extras.seat.add_keyboard(keyboard);
+        extras.seat.add_pointer(tablet);
     }
     if spec.balloon {
-        let most = spec.memory + spec.memory_room();
         let balloon = VirtioBalloon::new(wiring.memory.clone(), most);
         bus.add(balloon.clone(), wiring)?;
-        extras.balloon = Some(balloon);
+        now.balloon = Some(balloon);
     }
     let room = spec.memory_room();
     if room > 0 {
@@ -144,7 +166,12 @@ pub(crate) fn build(
         let device = VirtioVsock::new(config).map_err(Error::Thread)?;
         bus.add(device, wiring)?;
     }
+    extras.now = Mutex::new(now);
     Ok((Arc::new(extras), inputs))
+}
+
+fn port(part: ChannelPart) -> PortConfig {
+    PortConfig { name: Some(part.name), output: part.output, peer: part.peer }
 }
 
 impl Extras {
@@ -153,15 +180,67 @@ impl Extras {
         self.terminal.as_ref().map(|terminal| terminal.input(0) as Arc<dyn Input>)
     }
 
-    /// A seat with the virtio keyboard and the virtio tablet before the others.
-    pub(crate) fn seated(&self, mut seat: Seat) -> Seat {
-        if let Some(keyboard) = &self.keyboard {
-            seat.keyboards.insert(0, keyboard.clone());
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+
+    fn balloon(&self) -> Option<Arc<VirtioBalloon>> {
+        self.now().balloon.clone()
+    }
+
+    /// A balloon that the operator's commands are for until what belongs to it is dropped; `None` if
+    /// there is one.
+    pub(crate) fn new_balloon(
+        self: &Arc<Self>,
+        memory: &Arc<GuestMem>,
+    ) -> Option<(Arc<VirtioBalloon>, Keep)> {
+        let mut now = self.now();
+        if now.balloon.is_some() {
+            return None;
         }
-        if let Some(tablet) = &self.tablet {
-            seat.pointers.insert(0, tablet.clone());
+        let balloon = VirtioBalloon::new(memory.clone(), self.most);
+        now.balloon = Some(balloon.clone());
+        let extras = self.clone();
+        Some((balloon, Box::new(Undo(move || extras.now().balloon = None))))
+    }
+
+    /// A keyboard or a tablet that belongs to the seat until what belongs to it is dropped.
+    pub(crate) fn new_input(&self, kind: Kind) -> (Arc<VirtioInput>, Keep) {
+        let (input, seat) = (VirtioInput::new(kind), self.seat.clone());
+        let keep: Keep = match kind {
+            Kind::Keyboard => {
+                let keyboard: Arc<dyn Keyboard> = input.clone();
+                seat.add_keyboard(keyboard.clone());
+                Box::new(Undo(move || seat.remove_keyboard(&keyboard)))
+            }
+            Kind::Tablet => {
+                let pointer: Arc<dyn Pointer> = input.clone();
+                seat.add_pointer(pointer.clone());
+                Box::new(Undo(move || seat.remove_pointer(&pointer)))
+            }
+        };
+        (input, keep)
+    }
+
+    /// A device of one channel, whose name is its own until what belongs to it is dropped; `None` if
+    /// another has it.
+    pub(crate) fn new_channel(
+        self: &Arc<Self>,
+        part: ChannelPart,
+    ) -> Option<(Arc<VirtioConsole>, Keep)> {
+        let name = part.name.clone();
+        if !self.now().channels.insert(name.clone()) {
+            return None;
         }
-        seat
+        let extras = self.clone();
+        let keep = Undo(move || {
+            extras.now().channels.remove(&name);
+        });
+        Some((VirtioConsole::multiport(vec![port(part)]), Box::new(keep)))
     }
 
     pub(crate) fn resize(&self, columns: u16, rows: u16) {
@@ -197,7 +276,7 @@ impl Extras {
     /// Leaves the guest with so many bytes of the memory that it has by now. False if there is no
     /// balloon.
     pub(crate) fn leave(&self, bytes: u64) -> bool {
-        let Some(balloon) = &self.balloon else { return false };
+        let Some(balloon) = self.balloon() else { return false };
         balloon.set_target((self.start + self.plugged()).saturating_sub(bytes));
         true
     }
@@ -205,7 +284,7 @@ impl Extras {
     /// What a reset is about to take from the guest its balloon need not: a guest that starts with
     /// less would have nothing left to start with.
     pub(crate) fn before_reset(&self) {
-        if let Some(balloon) = &self.balloon {
+        if let Some(balloon) = self.balloon() {
             let (target, _) = balloon.size();
             balloon.set_target(target.saturating_sub(self.plugged()));
         }
@@ -213,7 +292,7 @@ impl Extras {
 
     /// Asks the guest, and waits a moment for its answer.
     pub(crate) fn balloon_info(&self) -> Option<BalloonInfo> {
-        let balloon = self.balloon.as_ref()?;
+        let balloon = self.balloon()?;
         let statistics = balloon.ask_statistics(PATIENCE);
         let (target, actual) = balloon.size();
         Some(BalloonInfo { memory: self.start + self.plugged(), target, actual, statistics })

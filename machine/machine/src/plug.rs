@@ -3,16 +3,19 @@
 
 use crate::{
     disks,
-    parts::{DiskPart, NetworkPart, VsockPart},
+    extras::Extras,
+    parts::{ChannelPart, DiskPart, NetworkPart, VsockPart},
     place::Place,
     units::Units,
 };
+use byte_stream::Input;
 use device::Device;
 use guest_mem::GuestMem;
 use pci::PciHost;
 use std::{any::Any, fmt, io::Read, sync::Arc};
 use virtio::VirtioDevice;
 use virtio_blk::VirtioBlk;
+use virtio_input::Kind;
 use virtio_net::VirtioNet;
 use virtio_rng::VirtioRng;
 use virtio_scsi::{Address, InsertError};
@@ -21,6 +24,9 @@ use vm_spec::{DiskBus, NetModel};
 
 /// What belongs to a device, and is dropped when that has gone.
 pub type Keep = Box<dyn Any + Send>;
+
+/// Begins to carry bytes to a device, and ends that when what it returns is dropped. Why not, in a line.
+pub type Carry = Box<dyn FnOnce(Arc<dyn Input>) -> Result<Keep, String> + Send>;
 
 /// What can be added.
 pub enum Plug {
@@ -33,6 +39,13 @@ pub enum Plug {
     Scsi,
     /// Sockets, which a machine has once.
     Sockets(VsockPart, Keep),
+    /// A balloon, which a machine has once.
+    Balloon,
+    /// Their events are the seat's.
+    Keyboard,
+    Tablet,
+    /// A port with a name, which no other has.
+    Channel(ChannelPart, Carry),
 }
 
 impl fmt::Debug for Plug {
@@ -43,6 +56,10 @@ impl fmt::Debug for Plug {
             Self::Entropy(_) => f.write_str("Entropy"),
             Self::Scsi => f.write_str("Scsi"),
             Self::Sockets(part, _) => part.fmt(f),
+            Self::Balloon => f.write_str("Balloon"),
+            Self::Keyboard => f.write_str("Keyboard"),
+            Self::Tablet => f.write_str("Tablet"),
+            Self::Channel(part, _) => part.fmt(f),
         }
     }
 }
@@ -66,17 +83,24 @@ pub enum PlugError {
     Locked,
     #[error("the machine has a device for sockets, and guests know no second one")]
     Sockets,
+    #[error("the machine has a balloon; `balloon N` leaves the guest with N MiB")]
+    Balloon,
+    #[error("the machine has a channel of this name; give another name")]
+    Channel,
+    #[error("{0}")]
+    Carrier(String),
     #[error("the machine has no port that is free")]
     NoPort,
     #[error("this host has no thread for the device")]
     Thread(#[source] std::io::Error),
 }
 
-/// What the machine has from the start, of which there is one only.
+/// What the machine has from the start, of which some things are there once only.
 pub(crate) struct There {
     /// The SCSI adapter's.
     pub(crate) units: Option<Units>,
     pub(crate) sockets: bool,
+    pub(crate) extras: Arc<Extras>,
 }
 
 /// What is behind one port.
@@ -87,7 +111,8 @@ struct Plugged {
     /// If it is the machine's SCSI adapter.
     units: Option<Units>,
     sockets: bool,
-    _keep: Option<Keep>,
+    /// Goes after the devices.
+    keep: Vec<Keep>,
 }
 
 /// The ports, by their number.
@@ -142,7 +167,7 @@ impl Ports {
         let free = self.plugged.iter().position(Option::is_none);
         let port = free.ok_or(PlugError::NoPort)?;
         let mut plugged =
-            Plugged { label, devices: Vec::new(), units: None, sockets: false, _keep: None };
+            Plugged { label, devices: Vec::new(), units: None, sockets: false, keep: Vec::new() };
         let device = self.device(plug, &mut plugged)?;
         let on_bus = virtio::plug(device, &self.pci, port, &self.memory);
         plugged.devices.push(on_bus.map_err(|error| match error {
@@ -189,11 +214,33 @@ impl Ports {
             Plug::Sockets(..) if self.has_sockets() => return Err(PlugError::Sockets),
             Plug::Sockets(VsockPart { cid, listener, base }, keep) => {
                 plugged.sockets = true;
-                plugged._keep = Some(keep);
+                plugged.keep.push(keep);
                 let config = virtio_vsock::Config { cid, listener, base };
                 VirtioVsock::new(config).map_err(PlugError::Thread)?
             }
+            Plug::Balloon => {
+                let made = self.there.extras.new_balloon(&self.memory);
+                let (balloon, keep) = made.ok_or(PlugError::Balloon)?;
+                plugged.keep.push(keep);
+                balloon
+            }
+            Plug::Keyboard => self.input(Kind::Keyboard, plugged),
+            Plug::Tablet => self.input(Kind::Tablet, plugged),
+            Plug::Channel(part, carry) => {
+                let made = self.there.extras.new_channel(part);
+                let (console, name) = made.ok_or(PlugError::Channel)?;
+                // The name is free when the carrier has ended.
+                plugged.keep.push(carry(console.input(0)).map_err(PlugError::Carrier)?);
+                plugged.keep.push(name);
+                console
+            }
         })
+    }
+
+    fn input(&self, kind: Kind, plugged: &mut Plugged) -> Arc<dyn VirtioDevice> {
+        let (input, keep) = self.there.extras.new_input(kind);
+        plugged.keep.push(keep);
+        input
     }
 
     /// Puts a disc into a CD drive of the SCSI adapter, or takes out what there is.

@@ -33,7 +33,6 @@ pub(crate) fn build(
     }
     let no_memory = |source| Error::Memory { size: u64::from(vga::FRAMEBUFFER) >> 20, source };
     let vga = vga::build(rom, pci, wiring).map_err(no_memory)?;
-    let seat =
-        Seat { screen: Some(vga.clone()), keyboards: vec![i8042.clone()], pointers: vec![i8042] };
+    let seat = Seat::new(Some(vga.clone()), vec![i8042.clone()], vec![i8042]);
     Ok(Screen { vga: Some(vga), seat })
 }

@@ -258,6 +258,14 @@ impl Screen {
         Ok(())
     }
 
+    /// Moves the pointer to a place of the picture, with these of its buttons down: bit 0 is the left one.
+    ///
+    /// # Errors
+    /// When the server is gone.
+    pub fn point(&mut self, buttons: u8, x: u16, y: u16) -> io::Result<()> {
+        self.stream.write_all(&[&[5, buttons], &x.to_be_bytes()[..], &y.to_be_bytes()].concat())
+    }
+
     /// Types a line.
     ///
     /// # Errors

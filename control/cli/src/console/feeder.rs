@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -22,6 +25,8 @@ pub struct Feeder(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     waiting: Mutex<VecDeque<u8>>,
+    /// Changed under the lock. Nobody is fed any more.
+    ended: AtomicBool,
     changed: Condvar,
 }
 
@@ -49,14 +54,24 @@ impl Feeder {
     pub fn send(&self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let mut waiting = self.0.lock();
-            while waiting.len() >= LIMIT {
+            while waiting.len() >= LIMIT && !self.0.has_ended() {
                 waiting = self.0.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            if self.0.has_ended() {
+                return;
             }
             let room = (LIMIT - waiting.len()).min(bytes.len());
             waiting.extend(&bytes[..room]);
             bytes = &bytes[room..];
             self.0.changed.notify_all();
         }
+    }
+
+    /// Ends the thread, and whoever waits for room.
+    pub fn end(&self) {
+        let _waiting = self.0.lock();
+        self.0.ended.store(true, SeqCst);
+        self.0.changed.notify_all();
     }
 }
 
@@ -65,11 +80,18 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn has_ended(&self) -> bool {
+        self.ended.load(SeqCst)
+    }
+
     fn feed(&self, input: &dyn Input) {
         let mut waiting = self.lock();
         loop {
-            while waiting.is_empty() {
+            while waiting.is_empty() && !self.has_ended() {
                 waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            if self.has_ended() {
+                return;
             }
             let batch: Vec<u8> = waiting.iter().copied().take(4096).collect();
             // The device calls back when it has room, perhaps with a lock of its own held:
@@ -132,5 +154,12 @@ mod tests {
         let feeder = Feeder::start(Arc::new(Deaf)).unwrap();
         feeder.offer(&vec![b'x'; 2 * LIMIT]);
         assert_eq!(feeder.0.lock().len(), LIMIT);
+        // At the end nobody waits for room, and the device is let go.
+        let sender = feeder.clone();
+        let thread = std::thread::spawn(move || sender.send(b"x"));
+        std::thread::sleep(RETRY);
+        feeder.end();
+        thread.join().unwrap();
+        super::super::until("the thread ends", || Arc::strong_count(&feeder.0) == 1);
     }
 }

@@ -11,9 +11,19 @@ mod queue;
 mod stdio;
 mod unix;
 
-use std::{io::Write, sync::Arc, thread, time::Duration};
+use std::{
+    io::Write,
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use byte_stream::{Input, Null, Output};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 use vm_spec::Console as Spec;
 
 use crate::{Failure, monitor::Control};
@@ -23,7 +33,7 @@ use queue::Queue;
 /// How long the last output may take to be written when the machine has ended.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// An opened console.
+/// An opened console. Its threads end when it is dropped, but for one that reads a terminal.
 pub struct Console {
     /// `None` for no console at all.
     queue: Option<Arc<Queue>>,
@@ -107,12 +117,49 @@ impl Console {
     }
 }
 
-/// Starts a thread that ends with the process.
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.end();
+        }
+    }
+}
+
+/// A stream that ends when the first is dropped.
+fn ends() -> Result<(UnixStream, UnixStream), Failure> {
+    UnixStream::pair().map_err(|error| {
+        let why = crate::report::os_reason(&error);
+        Failure::host(format!("console: {why}; raise `ulimit -n`"))
+    })
+}
+
+/// Waits until something can be read; false if the stream has ended.
+fn wait(from: &impl AsFd, ended: &UnixStream) -> bool {
+    loop {
+        let mut fds = [PollFd::new(from, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) => return fds[1].revents().is_empty(),
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Starts a thread, which may go on until the process ends.
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     match thread::Builder::new().name(name.into()).spawn(work) {
         Ok(_) => Ok(()),
         Err(e) => Err(Failure::host(format!(
             "console: no thread can be started ({e}); lower the load of this host"
         ))),
+    }
+}
+
+#[cfg(test)]
+fn until(what: &str, done: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(std::time::Instant::now() < end, "{what}");
+        thread::sleep(Duration::from_millis(1));
     }
 }

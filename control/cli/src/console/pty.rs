@@ -3,13 +3,12 @@
 use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::Arc,
 };
 
 use byte_stream::Input;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
     fs::{self as rfs, Mode, OFlags},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{OptionalActions, tcgetattr, tcsetattr},
@@ -18,11 +17,21 @@ use rustix::{
 use super::feeder::Feeder;
 use crate::{Failure, report};
 
-/// Both ends of a pseudo-terminal.
+/// Both ends of a pseudo-terminal. Reading ends when it is dropped.
 pub struct Pty {
     main: File,
     /// Held open, so that the guest's output is not an error while nobody is connected.
     _other: OwnedFd,
+    /// What is read goes there, until the stream is closed.
+    feeds: Option<(Feeder, UnixStream)>,
+}
+
+impl Drop for Pty {
+    fn drop(&mut self) {
+        if let Some((feeder, _)) = &self.feeds {
+            feeder.end();
+        }
+    }
 }
 
 impl Pty {
@@ -49,7 +58,7 @@ impl Pty {
         tcsetattr(&other, OptionalActions::Now, &settings)?;
         rfs::fcntl_setfl(&main, OFlags::NONBLOCK)?;
         let path = path.to_string_lossy().into_owned();
-        Ok((Self { main: main.into(), _other: other }, path))
+        Ok((Self { main: main.into(), _other: other, feeds: None }, path))
     }
 
     /// For output. What nobody reads is lost when the pseudo-terminal is full.
@@ -61,9 +70,11 @@ impl Pty {
     }
 
     /// Begins to read.
-    pub fn start(&self, input: Arc<dyn Input>) -> Result<(), Failure> {
-        let feeder = Feeder::start(input)?;
+    pub fn start(&mut self, input: Arc<dyn Input>) -> Result<(), Failure> {
         let mut main = self.writer()?.0;
+        let (end, ended) = super::ends()?;
+        let feeder = Feeder::start(input)?;
+        self.feeds = Some((feeder.clone(), end));
         super::spawn("console pty", move || {
             let mut buffer = [0; 4096];
             loop {
@@ -71,9 +82,9 @@ impl Pty {
                     Ok(0) => return,
                     Ok(n) => feeder.send(&buffer[..n]),
                     Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                        let mut wait = [PollFd::new(&main, PollFlags::IN)];
-                        // Whatever it says, reading tells.
-                        let _ = poll(&mut wait, None);
+                        if !super::wait(&main, &ended) {
+                            return;
+                        }
                     }
                     Err(e) if e.kind() == ErrorKind::Interrupted => {}
                     Err(_) => return,
@@ -107,7 +118,7 @@ mod tests {
 
     #[test]
     fn carries_both_ways() {
-        let (pty, path) = Pty::new().unwrap();
+        let (mut pty, path) = Pty::new().unwrap();
         let mut client = OpenOptions::new().read(true).write(true).open(path).unwrap();
         pty.writer().unwrap().write_all(b"from the guest\n").unwrap();
         let mut buffer = [0; 15];
@@ -130,6 +141,8 @@ mod tests {
             got.extend(receiver.recv().unwrap());
         }
         assert_eq!(got, b"to\x03", "raw: Ctrl-C is a byte");
+        drop(pty);
+        assert!(receiver.recv().is_err(), "nobody reads any more");
     }
 
     #[test]

@@ -37,6 +37,8 @@ struct State {
     held: bool,
     writing: bool,
     broken: bool,
+    /// Nothing more comes.
+    ended: bool,
     /// Somebody was refused and is to hear of room.
     refused: bool,
     dropped: u64,
@@ -47,15 +49,18 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what comes, for ever; when the sink fails, throws away what comes.
+    /// Writes what comes, to the end; when the sink fails, throws away what comes.
     pub fn serve(&self, mut sink: impl Write) {
         let mut batch = Vec::new();
         loop {
             let mut state = self.lock();
             state.writing = false;
             self.changed.notify_all();
-            while state.waiting.is_empty() || state.held {
+            while !state.ended && (state.waiting.is_empty() || state.held) {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.waiting.is_empty() {
+                return;
             }
             batch.clear();
             std::mem::swap(&mut batch, &mut state.waiting);
@@ -100,6 +105,13 @@ impl Queue {
         }
     }
 
+    /// The thread that writes ends once it has written what there is.
+    pub fn end(&self) {
+        let mut state = self.lock();
+        (state.ended, state.held) = (true, false);
+        self.changed.notify_all();
+    }
+
     /// Bytes that were lost because the sink was too slow.
     #[cfg(test)]
     fn dropped(&self) -> u64 {
@@ -110,7 +122,7 @@ impl Queue {
 impl Output for Queue {
     fn write(&self, bytes: &[u8]) {
         let mut state = self.lock();
-        if state.broken {
+        if state.broken || state.ended {
             return;
         }
         let room = LIMIT.saturating_sub(state.waiting.len()).min(bytes.len());
@@ -122,7 +134,7 @@ impl Output for Queue {
 
     fn offer(&self, bytes: &[u8]) -> usize {
         let mut state = self.lock();
-        if state.broken {
+        if state.broken || state.ended {
             return bytes.len();
         }
         let room = HELD_BACK.saturating_sub(state.waiting.len()).min(bytes.len());
@@ -187,6 +199,20 @@ mod tests {
         assert_eq!(*sink.0.lock().unwrap(), b"");
         queue.drain(LONG);
         assert_eq!(*sink.0.lock().unwrap(), b"later");
+    }
+
+    #[test]
+    fn at_the_end_what_there_is_is_written() {
+        let sink = Sink::default();
+        let queue = Arc::new(Queue::default());
+        let (server, to) = (queue.clone(), sink.clone());
+        queue.write(b"last");
+        queue.hold(true);
+        let thread = std::thread::spawn(move || server.serve(to));
+        queue.end();
+        thread.join().unwrap();
+        queue.write(b"late");
+        assert_eq!((queue.offer(b"late"), &**sink.0.lock().unwrap()), (4, &b"last"[..]));
     }
 
     #[test]

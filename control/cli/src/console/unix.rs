@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, ErrorKind, Read, Write},
+    net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,16 +18,25 @@ use crate::{Failure, sockets};
 /// A client that takes nothing for this long is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The socket, removed when dropped.
+/// The socket, removed when dropped, and its client with it.
 pub struct Server {
     path: PathBuf,
     listener: Option<UnixListener>,
     client: Client,
+    /// What clients send goes there, until the stream is closed.
+    feeds: Option<(Feeder, UnixStream)>,
 }
 
 /// The connection that there is at the moment.
 #[derive(Clone, Debug, Default)]
-pub struct Client(Arc<Mutex<Option<UnixStream>>>);
+pub struct Client(Arc<Mutex<Connection>>);
+
+#[derive(Debug, Default)]
+struct Connection {
+    stream: Option<UnixStream>,
+    /// There will be no other.
+    ended: bool,
+}
 
 impl Server {
     /// Listens. A socket left by a process that has ended is replaced.
@@ -34,7 +44,8 @@ impl Server {
         let listener = sockets::listen(path).map_err(|(why, remedy)| {
             Failure::host(format!("{option}unix:{}: {why}; {remedy}", path.display()))
         })?;
-        Ok(Self { path: path.into(), listener: Some(listener), client: Client::default() })
+        let client = Client::default();
+        Ok(Self { path: path.into(), listener: Some(listener), client, feeds: None })
     }
 
     /// For output; what comes while no client is connected is lost.
@@ -45,10 +56,13 @@ impl Server {
     /// Begins to accept clients.
     pub fn start(&mut self, input: Arc<dyn Input>) -> Result<(), Failure> {
         let Some(listener) = self.listener.take() else { return Ok(()) };
+        let (end, ended) = super::ends()?;
         let feeder = Feeder::start(input.clone())?;
+        self.feeds = Some((feeder.clone(), end));
         let client = self.client.clone();
         super::spawn("console socket", move || {
-            for stream in listener.incoming().flatten() {
+            while super::wait(&listener, &ended) {
+                let Ok((stream, _)) = listener.accept() else { continue };
                 input.peer(true);
                 client.serve(stream, &feeder);
                 input.peer(false);
@@ -61,12 +75,26 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Someone else may have removed it.
         let _ = fs::remove_file(&self.path);
+        if let Some((feeder, _)) = &self.feeds {
+            feeder.end();
+        }
+        self.client.end();
     }
 }
 
 impl Client {
-    fn lock(&self) -> MutexGuard<'_, Option<UnixStream>> {
+    fn lock(&self) -> MutexGuard<'_, Connection> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It goes, and nobody comes after it.
+    fn end(&self) {
+        let mut connection = self.lock();
+        connection.ended = true;
+        if let Some(stream) = &connection.stream {
+            // Gone already, perhaps.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Until the client goes.
@@ -75,7 +103,13 @@ impl Client {
         if writer.set_write_timeout(Some(PATIENCE)).is_err() {
             return;
         }
-        *self.lock() = Some(writer);
+        {
+            let mut connection = self.lock();
+            if connection.ended {
+                return;
+            }
+            connection.stream = Some(writer);
+        }
         let mut buffer = [0; 4096];
         loop {
             match stream.read(&mut buffer) {
@@ -85,19 +119,19 @@ impl Client {
                 Err(_) => break,
             }
         }
-        *self.lock() = None;
+        self.lock().stream = None;
     }
 }
 
 impl Write for Client {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // Not under the lock: a client that takes nothing must not keep the next one out.
-        let stream = self.lock().as_ref().and_then(|s| s.try_clone().ok());
+        let stream = self.lock().stream.as_ref().and_then(|s| s.try_clone().ok());
         if let Some(mut stream) = stream
             && stream.write_all(bytes).is_err()
         {
             // Its reader sees the end, and the next client may come.
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+            let _ = stream.shutdown(Shutdown::Both);
         }
         Ok(bytes.len())
     }
@@ -144,8 +178,13 @@ mod tests {
             client.read_exact(&mut buffer).unwrap();
             assert_eq!(&buffer, b"text");
         }
+        let mut last = UnixStream::connect(&path).unwrap();
+        last.write_all(b"key").unwrap();
+        assert_eq!(receiver.recv().unwrap(), b"key");
         drop(server);
         assert!(!path.exists());
+        assert_eq!(last.read(&mut [0]).unwrap(), 0, "it hears of the end");
+        assert!(receiver.recv().is_err(), "nobody reads any more");
     }
 
     #[test]

@@ -7,4 +7,5 @@ mod full;
 mod guests;
 mod memory;
 mod operator;
+mod plugging;
 mod saving;

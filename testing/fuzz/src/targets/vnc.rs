@@ -137,13 +137,11 @@ pub(super) fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let what = input.u8();
     let size = input.pick(&SIZES);
-    let seat = Seat {
-        screen: (what & 0x10 == 0)
-            .then(|| Changing { turn: 0.into(), size, resizes: what & 1 != 0 })
-            .map(|screen| Arc::new(screen) as Arc<dyn Screen>),
-        keyboards: vec![Arc::new(Deaf(false))],
-        pointers: vec![Arc::new(Deaf(what & 2 != 0))],
-    };
+    let screen = (what & 0x10 == 0)
+        .then(|| Changing { turn: 0.into(), size, resizes: what & 1 != 0 })
+        .map(|screen| Arc::new(screen) as Arc<dyn Screen>);
+    let pointer = Arc::new(Deaf(what & 2 != 0));
+    let seat = Seat::new(screen, vec![Arc::new(Deaf(false))], vec![pointer]);
     let password = (what & 0xc == 0xc).then(|| Password::new(b"secret").expect("a password"));
     let mut sends = if what & 0x20 == 0 { b"RFB 003.008\n\x01\x01".to_vec() } else { Vec::new() };
     if what & 0x40 == 0 {
