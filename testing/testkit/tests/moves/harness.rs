@@ -5,7 +5,7 @@ use assets::{Guest, encode_command};
 use byte_stream::Output;
 use disk_raw::RawDisk;
 use machine::{
-    DiskPart, Ended, Machine, NetworkPart, Parts, Start, Tracer,
+    DiskPart, Ended, Machine, NetworkPart, Parts, Plug, Start, Tracer,
     engines::{self, Kind},
 };
 use saved_state::Part;
@@ -83,6 +83,8 @@ pub struct World {
     pub text: Arc<Text>,
     pub balloon: bool,
     pub guest: GuestKind,
+    /// What comes behind ports before the first move, and is behind those of the others.
+    pub plugs: Box<dyn Fn() -> Vec<Plug>>,
     /// For the kernel's command line.
     pub options: &'static str,
     /// What the guest does; then it powers off.
@@ -102,6 +104,7 @@ impl World {
             text: Arc::default(),
             balloon: false,
             guest: GuestKind::Pc,
+            plugs: Box::new(Vec::new),
             options: "",
             work,
             before: |_, _| {},
@@ -115,7 +118,8 @@ impl World {
 
     fn build(&self, by: By) -> Machine {
         let (balloon, guest) = (self.balloon, self.guest);
-        let spec = VmSpec { memory: MEMORY, cpus: 2, balloon, guest, ..VmSpec::default() };
+        let ports = if (self.plugs)().is_empty() { 0 } else { 4 };
+        let spec = VmSpec { memory: MEMORY, cpus: 2, balloon, guest, ports, ..VmSpec::default() };
         let code_cache = if by == By::Interpreter { 0 } else { spec.code_cache };
         let spec = VmSpec { code_cache, ..spec };
         let engine = engines::open_for(Kind::Translate, &spec).unwrap();
@@ -157,6 +161,12 @@ impl World {
         }
     }
 
+    fn plug(&self, machine: &Machine) {
+        for plug in (self.plugs)() {
+            machine.handle().plug(plug, String::new()).unwrap().unwrap();
+        }
+    }
+
     /// Boots, moves after each of these words, and somewhere inside what follows it; returns
     /// when the guest has powered off.
     pub fn run(&self, hops: &[(&str, By)]) {
@@ -164,10 +174,14 @@ impl World {
         machine.handle().resume().unwrap();
         for (count, (word, by)) in hops.iter().enumerate() {
             self.text.until(word, &machine, BOOT);
+            if count == 0 {
+                self.plug(&machine);
+            }
             (self.before)(count, &machine);
             std::thread::sleep(Duration::from_millis(7 * count as u64));
             let (parts, memory) = take(machine, self.size());
             machine = self.build(*by);
+            self.plug(&machine);
             machine.handle().memory().write(0, &memory).unwrap();
             machine.handle().restore(parts).unwrap().unwrap();
             machine.handle().resume().unwrap();

@@ -8,5 +8,6 @@ mod devices;
 mod disk;
 mod harness;
 mod peer;
+mod plugged;
 mod traffic;
 mod xen;
