@@ -14,6 +14,7 @@ mod virtio_mmio;
 mod virtio_net;
 mod vnc;
 mod vsock;
+mod xen_net;
 
 use crate::Target;
 
@@ -70,6 +71,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ahci", about: "commands of SATA disks and CD drives", run: sata::run },
     Target { name: "e1000", about: "rings and registers of an 82540EM", run: e1000::run },
     Target { name: "virtio_vsock", about: "packets of a virtio socket device", run: vsock::run },
+    Target { name: "xen_net", about: "rings and nodes of a Xen network driver", run: xen_net::run },
     Target {
         name: "user_net",
         about: "the user-mode network, from both sides",
