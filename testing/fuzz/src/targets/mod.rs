@@ -3,6 +3,7 @@
 mod cdb;
 mod e1000;
 mod files;
+mod gdb;
 mod pc;
 mod pci_bus;
 mod processors;
@@ -78,6 +79,7 @@ pub const TARGETS: &[Target] = &[
         run: user_net::run,
     },
     Target { name: "vnc", about: "what a VNC client sends", run: vnc::run },
+    Target { name: "gdb", about: "what a debugger sends", run: gdb::run },
     Target { name: "loaders", about: "kernels: bzImage, ELF, PVH, Multiboot", run: files::loaders },
     Target { name: "images", about: "headers of qcow2 images", run: files::images },
     Target { name: "seed", about: "files for cloud-init", run: files::seed },
