@@ -13,4 +13,5 @@ mod smc;
 mod supervisor;
 mod support;
 mod threads;
+mod trap_flush;
 mod traps;

@@ -29,6 +29,9 @@ impl<'a> View<'a> {
     /// The RAM of a range, page by page; the fault that an access would raise, or #GP(0) if
     /// some of it is not RAM.
     fn places(&mut self, gva: u64, len: usize, access: Access) -> Result<Vec<Place>, Exception> {
+        // Whoever asked this vCPU to forget, while it was in the trap and counted as stopped, relies on
+        // that: the personality may have waited for a lock since.
+        self.cpu.serve_requests();
         let mut places = Vec::new();
         let mut done = 0;
         while done < len {
