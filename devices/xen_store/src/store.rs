@@ -17,6 +17,11 @@ const WATCHES_MAX: usize = 128;
 const TRANSACTIONS_MAX: usize = 10;
 /// Paths that one transaction changes.
 const CHANGES_MAX: usize = 1024;
+/// Events that wait for the guest to take them: a transaction with all its changes, seen by all
+/// watches, would be a gigabyte. Those that come too late are lost.
+const EVENTS_MAX: usize = 1024;
+/// Changes that wait for the host to look at them: of more, it looks at all.
+const HEARD_MAX: usize = 1024;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Watch {
@@ -131,15 +136,24 @@ impl Store {
     fn changed(&mut self, path: &Path, by: DomainId) {
         self.generation += 1;
         if by == GUEST {
-            self.heard.push_back(path.clone());
+            if self.heard.len() >= HEARD_MAX {
+                self.heard.clear();
+                self.heard.push_back(Path::root());
+            } else if self.heard.front() != Some(&Path::root()) {
+                self.heard.push_back(path.clone());
+            }
         }
         for watch in &self.watches {
+            if self.events.len() >= EVENTS_MAX {
+                return;
+            }
             // A node that is removed is news for those who watch in it.
             if path.is_within(&watch.path) || watch.path.is_within(path) {
                 let named = if path.is_within(&watch.path) { path } else { &watch.path };
                 let event = (watch.shown(named), watch.token.clone());
-                // Twice the same says no more.
-                if !self.events.contains(&event) {
+                // Twice the same says no more, and one that is no message says nothing.
+                let fits = event.0.len() + event.1.len() + 2 <= PAYLOAD_MAX;
+                if fits && !self.events.contains(&event) {
                     self.events.push_back(event);
                 }
             }
