@@ -18,6 +18,8 @@ const MULTICALL_WORK: u64 = 1 << 20;
 /// `PHYSDEVOP_set_iopl` and `PHYSDEVOP_set_iobitmap` (`physdev.h`).
 const SET_IOPL: u64 = 6;
 const SET_IOBITMAP: u64 = 7;
+/// What a text for the console costs, in entries.
+const TEXT: u64 = 1 << 9;
 /// Bytes of SYSCALL.
 const SYSCALL_LEN: u64 = 2;
 
@@ -122,7 +124,7 @@ impl XenPv {
             }
             number::SET_DEBUGREG => vcpu.set_debugreg(a, b),
             number::GET_DEBUGREG => Ok(vcpu.debug.get(a as usize).copied().unwrap_or(0)),
-            number::UPDATE_DESCRIPTOR => domain.update_descriptor(a, b),
+            number::UPDATE_DESCRIPTOR => domain.update_descriptor(cpu, a, b),
             number::MEMORY_OP => domain.memory_op(vcpu, cpu, a, b),
             number::UPDATE_VA_MAPPING => domain.update_va_mapping(vcpu, cpu, a, b, c),
             number::SET_TIMER_OP => {
@@ -130,7 +132,10 @@ impl XenPv {
                 Ok(0)
             }
             number::XEN_VERSION => domain.xen_version(vcpu, cpu, a, b),
-            number::CONSOLE_IO => self.console_io(cpu, a, b, c),
+            number::CONSOLE_IO => {
+                domain.tables.work += TEXT;
+                self.console_io(cpu, a, b, c)
+            }
             number::GRANT_TABLE_OP => domain.grant_table_op(vcpu, cpu, a, b, c),
             number::VM_ASSIST => domain.vm_assist(vcpu, a, b),
             number::VCPU_OP => self.vcpu_op(domain, vcpu, cpu, a, b, c),

@@ -13,7 +13,8 @@ use vcpu_state::{SegReg, Segment};
 use x86_defs::{
     paging::{A, ADDRESS, D, NX, P, RW},
     segment::{
-        ATTR_CODE, ATTR_DPL, ATTR_EC, ATTR_L, ATTR_P, ATTR_S, Descriptor, SELECTOR_TI, system_type,
+        ATTR_CODE, ATTR_DB, ATTR_DPL, ATTR_EC, ATTR_L, ATTR_P, ATTR_S, Descriptor, SELECTOR_TI,
+        system_type,
     },
 };
 use xen_abi::{
@@ -70,6 +71,7 @@ impl Domain {
     }
 
     fn look_through_descriptors(&mut self, frame: u64) -> Result<(), Errno> {
+        self.tables.work += PER_PAGE;
         let memory = self.tables.memory.clone();
         let all = (0..PER_PAGE).map(|index| frame * PAGE + index * 8);
         if all.clone().any(|at| !is_allowed_once_adjusted(Descriptor(memory.load(at)))) {
@@ -214,21 +216,20 @@ impl Domain {
     }
 
     /// `update_descriptor`: by machine address.
-    pub fn update_descriptor(&mut self, at: u64, value: u64) -> Result<u64, Errno> {
+    pub fn update_descriptor(
+        &mut self,
+        cpu: &mut dyn CpuView,
+        at: u64,
+        value: u64,
+    ) -> Result<u64, Errno> {
         let (frame, descriptor) = (at / PAGE, Descriptor(value));
         if !at.is_multiple_of(8) || !is_allowed_once_adjusted(descriptor) {
             return Err(Errno::Inval);
         }
         // Of a page that is written anyway, there is nothing to keep.
         if !self.tables.frames.is(frame, Use::Descriptors) {
-            self.tables.frames.hold(frame)?;
-            let started = self.tables.frames.start(frame, Use::Writable, &mut || {});
-            if started.is_ok() {
-                self.tables.memory.store(at, adjusted(descriptor).0);
-                self.tables.frames.end(frame);
-            }
-            self.tables.frames.let_go(frame);
-            return started.map(|_| 0);
+            let flush: Flush<'_> = &mut || cpu.flush_tlb(!0, None);
+            return self.tables.write_word(at, adjusted(descriptor).0, flush).map(|()| 0);
         }
         self.tables.memory.store(at, adjusted(descriptor).0);
         Ok(0)
@@ -259,7 +260,9 @@ impl Domain {
         let good = descriptor.present()
             && !descriptor.is_system()
             && attr & ATTR_CODE != 0
-            && descriptor.dpl() == 3;
+            && descriptor.dpl() == 3
+            // Code of 64 bits with operands of 32: nothing that there is (SDM volume 3, 3.4.5).
+            && attr & (ATTR_L | ATTR_DB) != ATTR_L | ATTR_DB;
         if !good {
             return Err(Errno::Inval);
         }

@@ -45,6 +45,9 @@ pub struct Frame {
     /// When it was mapped for writing for the last time, in flushes: TLBs that have not
     /// forgotten all since then may still have it so.
     pub written: u64,
+    /// When it was a page table for the last time, in flushes: a walk that began before may still
+    /// read it as one.
+    pub walked: u64,
 }
 
 /// All frames that a domain can name.
@@ -132,7 +135,8 @@ impl Frames {
         }
         found.used_as = want;
         found.uses = 1;
-        if want != Use::Writable && found.written == now {
+        let lingers = found.walked == now || (want != Use::Writable && found.written == now);
+        if lingers {
             flush();
             self.flushes += 1;
         }
@@ -155,10 +159,13 @@ impl Frames {
         let Some(found) = self.get_mut(frame) else { return false };
         found.uses = found.uses.saturating_sub(1);
         let last = found.uses == 0;
+        match found.used_as {
+            // Not only the last: that may be a back end's, of which TLBs know nothing.
+            Use::Writable => found.written = now,
+            Use::Table(_) if last => found.walked = now,
+            _ => {}
+        }
         if last {
-            if found.used_as == Use::Writable {
-                found.written = now;
-            }
             found.used_as = Use::Plain;
         }
         last
@@ -168,6 +175,11 @@ impl Frames {
         if let Some(found) = self.get_mut(frame) {
             found.pinned = pinned;
         }
+    }
+
+    /// Whether a walk may still read the frame as a page table, which only a flush ends.
+    pub fn is_walked(&self, frame: u64) -> bool {
+        self.get(frame).is_some_and(|found| found.uses == 0 && found.walked == self.flushes)
     }
 
     /// Whether the frame is used as this now.
@@ -195,7 +207,7 @@ impl Frames {
         }
         match self.get_mut(frame) {
             Some(found) if found.owner == Owner::Nobody => {
-                let lingers = found.written == now;
+                let lingers = found.written == now || found.walked == now;
                 *found = Frame::default();
                 if lingers {
                     flush();

@@ -88,6 +88,11 @@ impl Domain {
         if !own || !same {
             return Err(Error::Frame(grant));
         }
+        // It was a page table a moment ago. A kernel that maps it for writing first, as all do, has
+        // made the TLBs forget that.
+        if access == Access::Write && frames.is_walked(frame) {
+            return Err(Error::Frame(grant));
+        }
         frames.hold(frame).map_err(|_| Error::Frame(grant))?;
         if access == Access::Write && frames.start(frame, Use::Writable, &mut || {}).is_err() {
             frames.let_go(frame);

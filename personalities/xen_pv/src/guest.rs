@@ -1,13 +1,17 @@
 //! Copies to and from the domain: only what is its own to read and write.
 
 use engine::CpuView;
+use x86_defs::is_canonical_48;
 use xen_abi::{errno::Errno, xen::HYPERVISOR_VIRT};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-/// Whether a range is outside of the hypervisor's addresses.
+/// Whether a range is outside of the hypervisor's addresses, and in none that a walk would take for
+/// these by their lower bits.
 pub fn is_the_domains(at: u64, len: usize) -> bool {
     let Some(end) = at.checked_add(len as u64) else { return false };
-    end <= HYPERVISOR_VIRT.start || at >= HYPERVISOR_VIRT.end
+    let last = end.saturating_sub(1).max(at);
+    let outside = end <= HYPERVISOR_VIRT.start || at >= HYPERVISOR_VIRT.end;
+    outside && is_canonical_48(at) && is_canonical_48(last)
 }
 
 pub fn read_bytes(cpu: &mut dyn CpuView, at: u64, out: &mut [u8]) -> Result<(), Errno> {

@@ -18,6 +18,8 @@ const E820_ENTRY: usize = 20;
 const E820_RAM: u32 = 1;
 /// Extents of one call.
 const EXTENTS: u64 = 1 << 14;
+/// What one costs, in entries of tables: a page of them where it is cleared.
+const WORK: u64 = 4;
 
 impl Domain {
     pub fn memory_op(
@@ -68,6 +70,7 @@ impl Domain {
                 // The domain names the page that it wants to fill: the frame of that number is free
                 // unless it has it already.
                 this.tables.frames.take(page, &mut || cpu.flush_tlb(!0, None)).ok()?;
+                this.tables.work += PAGE / 8;
                 this.tables.memory.clear(page);
                 this.tables.memory.store(this.layout.m2p() + page * 8, page);
                 Some(Some(page))
@@ -94,6 +97,7 @@ impl Domain {
         }
         // Who wants more calls again: what was done is what is returned.
         for index in 0..reservation.count.min(EXTENTS) {
+            self.tables.work += WORK;
             let at = guest::element::<u64>(reservation.extents, index)?;
             let number: u64 = guest::read(cpu, at)?;
             match f(self, cpu, number, index) {

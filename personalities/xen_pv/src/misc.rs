@@ -226,7 +226,7 @@ impl Domain {
                     return Err(Errno::Inval);
                 }
             }
-            op::GET_VERSION => guest::write(cpu, at + 4, &1u32)?,
+            op::GET_VERSION => guest::write(cpu, guest::element::<u32>(at, 1)?, &1u32)?,
             other => return Err(self.not_known(vcpu, hypercall::GRANT_TABLE_OP, other)),
         }
         Ok(0)

@@ -13,6 +13,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 const WORK: u64 = 1 << 20;
 /// Elements that one call takes at once.
 const ELEMENTS: u64 = 1 << 12;
+/// What it costs to wait until all vCPUs have flushed their TLBs, in entries looked at.
+const FLUSH: u64 = 1 << 9;
 
 /// How far a call with a list of elements came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +106,8 @@ impl Domain {
                     Some(level) => {
                         self.tables.update(at, level, update.value, keep, &mut || all(cpu))?;
                     }
-                    None => self.plain_store(at, update.value)?,
+                    // A page of the domain's that is no table.
+                    None => self.tables.write_word(at, update.value, &mut || all(cpu))?,
                 }
             }
             command::MACHPHYS_UPDATE => {
@@ -122,19 +125,6 @@ impl Domain {
         let frames = &self.tables.frames;
         frame < frames.ram()
             && frames.get(frame).is_some_and(|found| found.owner == crate::frames::Owner::Domain)
-    }
-
-    /// A store to a page of the domain's that is no table.
-    fn plain_store(&mut self, at: u64, value: u64) -> Result<(), Errno> {
-        let frame = at / PAGE;
-        self.tables.frames.hold(frame)?;
-        let started = self.tables.frames.start(frame, Use::Writable, &mut || {});
-        if started.is_ok() {
-            self.tables.memory.store(at, value);
-            self.tables.frames.end(frame);
-        }
-        self.tables.frames.let_go(frame);
-        started.map(drop)
     }
 
     /// `update_va_mapping`.
@@ -159,6 +149,7 @@ impl Domain {
             flush::ALL => !0,
             mask => guest::read::<u64>(cpu, mask & !flush::ALL & !flush::TYPE)?,
         };
+        self.tables.work += if flags & flush::TYPE == 0 { 0 } else { FLUSH };
         match flags & flush::TYPE {
             flush::TLB_FLUSH => flush_some(cpu, which),
             flush::INVLPG => cpu.flush_tlb(which, Some(linear)),
@@ -191,6 +182,7 @@ impl Domain {
             ext::PIN_L4_TABLE => self.pin(cpu, op.arg1, Level::L4)?,
             ext::UNPIN_TABLE => self.unpin(op.arg1)?,
             ext::NEW_BASEPTR => {
+                Self::root(op.arg1)?;
                 self.tables.start_table(op.arg1, Level::L4, &mut || all(cpu))?;
                 let old = std::mem::replace(&mut vcpu.kernel_root, op.arg1 * PAGE);
                 cpu.set_root(vcpu.kernel_root);
@@ -212,21 +204,34 @@ impl Domain {
                 }
             }
             ext::TLB_FLUSH_MULTI => {
+                self.tables.work += FLUSH;
                 let which = guest::read(cpu, op.arg2)?;
                 flush_some(cpu, which);
             }
             ext::INVLPG_MULTI => {
+                self.tables.work += FLUSH;
                 let which = guest::read(cpu, op.arg2)?;
                 cpu.flush_tlb(which, Some(op.arg1));
             }
-            ext::TLB_FLUSH_ALL => all(cpu),
-            ext::INVLPG_ALL => cpu.flush_tlb(!0, Some(op.arg1)),
+            ext::TLB_FLUSH_ALL => {
+                self.tables.work += FLUSH;
+                all(cpu);
+            }
+            ext::INVLPG_ALL => {
+                self.tables.work += FLUSH;
+                cpu.flush_tlb(!0, Some(op.arg1));
+            }
             ext::FLUSH_CACHE => {}
             ext::SET_LDT => self.set_ldt(vcpu, cpu, op.arg1, op.arg2)?,
             ext::CLEAR_PAGE | ext::COPY_PAGE => return Err(Errno::NoSys),
             _ => return Err(Errno::NoSys),
         }
         Ok(0)
+    }
+
+    /// A frame that may be a root: 0 stands for none where roots are kept.
+    pub fn root(frame: u64) -> Result<u64, Errno> {
+        if frame == 0 { Err(Errno::Inval) } else { Ok(frame) }
     }
 
     fn pin(&mut self, cpu: &mut dyn CpuView, frame: u64, level: Level) -> Result<(), Errno> {

@@ -8,6 +8,16 @@ use xen_abi::{
     event_channel::{AllocUnbound, BindIpi, BindVcpu, BindVirq, Status, op, virq},
 };
 
+impl Domain {
+    /// A port that the kernel could not be told of is none.
+    fn told(&mut self, port: u32, result: Result<(), Errno>) -> Result<(), Errno> {
+        if result.is_err() {
+            self.events.set(port, Port::Free);
+        }
+        result
+    }
+}
+
 impl XenPv {
     pub(crate) fn event_channel_op(
         &self,
@@ -29,13 +39,13 @@ impl XenPv {
                     return Err(Errno::Exist);
                 }
                 call.port = domain.events.bind(Port::Virq(call.virq), call.vcpu)?;
-                guest::write(cpu, at, &call)?;
+                domain.told(call.port, guest::write(cpu, at, &call))?;
             }
             op::BIND_IPI => {
                 let mut call: BindIpi = guest::read(cpu, at)?;
                 domain.known(call.vcpu)?;
                 call.port = domain.events.bind(Port::Ipi, call.vcpu)?;
-                guest::write(cpu, at, &call)?;
+                domain.told(call.port, guest::write(cpu, at, &call))?;
             }
             op::ALLOC_UNBOUND => {
                 let mut call: AllocUnbound = guest::read(cpu, at)?;
@@ -43,7 +53,7 @@ impl XenPv {
                     return Err(Errno::Perm);
                 }
                 call.port = domain.events.bind(Port::Unbound(call.remote_domain), 0)?;
-                guest::write(cpu, at, &call)?;
+                domain.told(call.port, guest::write(cpu, at, &call))?;
             }
             op::CLOSE => {
                 let port = guest::read(cpu, at)?;

@@ -220,7 +220,7 @@ impl KnownState {
             if !self.info.is_multiple_of(8) || self.info % PAGE > PAGE - size {
                 return Err(wrong);
             }
-            domain.tables.hold_written(self.info / PAGE).map_err(|_| wrong)?;
+            domain.tables.hold_written(self.info / PAGE, &mut || {}).map_err(|_| wrong)?;
         } else if self.info != domain.layout.info(id) {
             return Err(wrong);
         }
@@ -273,6 +273,12 @@ impl XenVcpuState {
             }
             let started = domain.tables.start_table(root / PAGE, Level::L4, &mut || {});
             started.map_err(|_| "a root breaks the rules")?;
+        }
+        let begun = domain
+            .known(id)
+            .is_ok_and(|known| (known.up || known.initialised) && known.start.is_none());
+        if begun && self.kernel_root == 0 {
+            return Err("a vCPU has no tables");
         }
         domain
             .descriptors_again(id, &self.gdt_frames, &self.ldt_frames)

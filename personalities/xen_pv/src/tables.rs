@@ -117,11 +117,21 @@ impl Tables {
     }
 
     /// Holds a page that the hypervisor writes: it becomes no table.
-    pub fn hold_written(&mut self, frame: u64) -> Result<(), Errno> {
+    pub fn hold_written(&mut self, frame: u64, flush: Flush<'_>) -> Result<(), Errno> {
         self.frames.hold(frame)?;
-        self.frames.start(frame, Use::Writable, &mut || {}).inspect_err(|_| {
+        self.frames.start(frame, Use::Writable, flush).inspect_err(|_| {
             self.frames.let_go(frame);
         })?;
+        Ok(())
+    }
+
+    /// One word is written to a page of the domain's that is not used otherwise.
+    pub fn write_word(&mut self, at: u64, value: u64, flush: Flush<'_>) -> Result<(), Errno> {
+        let frame = at / PAGE;
+        self.hold_written(frame, flush)?;
+        self.memory.store(at, value);
+        self.frames.end(frame);
+        self.frames.let_go(frame);
         Ok(())
     }
 

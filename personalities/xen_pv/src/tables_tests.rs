@@ -91,6 +91,56 @@ fn no_table_is_ever_writable() {
     assert_eq!(flushes, 1, "TLBs may have had it as writable");
 }
 
+/// How often all TLBs had to forget all for this.
+fn flushes(f: impl FnOnce(Flush<'_>)) -> u32 {
+    let mut count = 0;
+    f(&mut || count += 1);
+    count
+}
+
+/// A TLB may have a page for writing since the domain mapped it so, although a back end was the last
+/// that let it go.
+#[test]
+fn what_a_back_end_lets_go_last_may_be_in_a_tlb() {
+    let mut tables = tables();
+    start(&mut tables, L4, Level::L4).unwrap();
+    set(&mut tables, 6, page(20) | P | RW).unwrap();
+    tables.hold_written(20, none(&mut || {})).unwrap();
+    set(&mut tables, 6, page(20) | P).unwrap();
+    tables.frames.end_outside(20);
+    tables.frames.let_go(20);
+    assert_eq!(flushes(|flush| tables.start_table(20, Level::L1, flush).unwrap()), 1);
+}
+
+/// Another vCPU may be in the middle of a walk when a table becomes something else: it would take for
+/// entries what the domain writes there.
+#[test]
+fn what_was_a_table_is_forgotten_before_it_is_written() {
+    let mut tables = tables();
+    start(&mut tables, L4, Level::L4).unwrap();
+    for (n, again) in (0..4).zip([Level::L1, Level::L2, Level::L3, Level::L4]) {
+        start(&mut tables, 20, Level::L1).unwrap();
+        tables.end_table(20, Level::L1);
+        assert!(tables.frames.is_walked(20));
+        let count = flushes(|flush| match n {
+            0 => tables.update(L1 * PAGE + 48, Level::L1, page(20) | P | RW, false, flush).unwrap(),
+            1 => tables.write_word(20 * PAGE, 0, flush).unwrap(),
+            2 => tables.start_table(20, again, flush).unwrap(),
+            _ => {
+                tables.frames.give_back(20).unwrap();
+                tables.frames.take(20, flush).unwrap();
+            }
+        });
+        assert_eq!(count, 1, "{n}");
+        assert!(!tables.frames.is_walked(20));
+        match n {
+            0 => set(&mut tables, 6, 0).unwrap(),
+            2 => tables.end_table(20, again),
+            _ => {}
+        }
+    }
+}
+
 #[test]
 fn a_frame_is_a_table_of_one_level() {
     let mut tables = tables();

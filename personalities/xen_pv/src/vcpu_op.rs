@@ -3,12 +3,36 @@
 use crate::{Domain, XenPv, guest, vcpus::Vcpu};
 use engine::CpuView;
 use guest_mem::PAGE;
+use x86_defs::is_canonical_48;
 use xen_abi::{
     errno::Errno,
     hypercall,
+    trap::FIRST_RESERVED_GDT_ENTRY,
     vcpu::{GuestContext, RegisterVcpuInfo, RunstateInfo, SetSingleshotTimer, TIMER_FUTURE, op},
     xen::VcpuInfo,
 };
+
+/// What a vCPU may begin with, as far as its context alone says it: addresses that there are, no more
+/// descriptors than the domain has, roots that are not 0.
+fn check(context: &GuestContext) -> Result<(), Errno> {
+    let user = &context.user_regs;
+    let addresses = [
+        user.rip,
+        context.event_callback,
+        context.failsafe_callback,
+        context.syscall_callback,
+        context.fs_base,
+        context.gs_base_kernel,
+        context.gs_base_user,
+    ];
+    let handlers = context.traps.iter().map(|trap| trap.address);
+    let [_, user_root, _, kernel_root, ..] = context.control;
+    let right = addresses.into_iter().chain(handlers).all(is_canonical_48)
+        && context.gdt_entries <= u64::from(FIRST_RESERVED_GDT_ENTRY)
+        && kernel_root >= PAGE
+        && (user_root == 0 || user_root >= PAGE);
+    if right { Ok(()) } else { Err(Errno::Inval) }
+}
 
 impl XenPv {
     pub(crate) fn vcpu_op(
@@ -27,6 +51,7 @@ impl XenPv {
             op::IS_UP => return Ok(u64::from(domain.known(id)?.up)),
             op::INITIALISE => {
                 let context = guest::read::<GuestContext>(cpu, at)?;
+                check(&context)?;
                 let known = domain.known(id)?;
                 if known.initialised {
                     return Err(Errno::Exist);
@@ -47,7 +72,10 @@ impl XenPv {
                 domain.known(id)?.up = false;
                 self.attend(id);
             }
-            op::REGISTER_VCPU_INFO => self.register_info(domain, id, guest::read(cpu, at)?)?,
+            op::REGISTER_VCPU_INFO => {
+                let call = guest::read(cpu, at)?;
+                self.register_info(domain, cpu, id, call)?;
+            }
             // Both may be another's. A vCPU that is up counts as one that runs.
             op::REGISTER_RUNSTATE_MEMORY_AREA => {
                 let area = guest::read(cpu, at)?;
@@ -77,6 +105,7 @@ impl XenPv {
     fn register_info(
         &self,
         domain: &mut Domain,
+        cpu: &mut dyn CpuView,
         id: u32,
         call: RegisterVcpuInfo,
     ) -> Result<(), Errno> {
@@ -85,7 +114,7 @@ impl XenPv {
         if !offset.is_multiple_of(8) || offset > PAGE - size || domain.known(id)?.info_registered {
             return Err(Errno::Inval);
         }
-        domain.tables.hold_written(call.mfn)?;
+        domain.tables.hold_written(call.mfn, &mut || cpu.flush_tlb(!0, None))?;
         let new = call.mfn * PAGE + offset;
         let old = domain.info(id);
         for word in (0..size).step_by(8) {
