@@ -61,6 +61,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("virtio_rng", "virtio", "a type of virtio device"),
     ("virtio_net", "virtio", "a type of virtio device"),
     ("disk_image", "disk_raw", "the files of images are opened and locked as raw ones are"),
+    ("disk_boot", "disk_raw", "its tests open disks that mke2fs makes"),
     ("virtio_balloon", "virtio", "a type of virtio device"),
     ("virtio_console", "virtio", "a type of virtio device"),
     ("virtio_input", "virtio", "a type of virtio device"),

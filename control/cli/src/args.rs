@@ -276,7 +276,9 @@ impl RunOptions {
         let from_disk = self.kernel.is_none() && self.image_is_disk();
         let named = kernel != Kernel::Default || self.package.is_some() || self.initrd.is_some();
         let disks = self.disks()?;
-        if guest == GuestKind::XenPv && self.firmware.is_none() && !disks.is_empty() && !named {
+        // As with firmware: what is not told apart otherwise boots from its disk.
+        let of_disk = from_disk || self.firmware.is_none() && !disks.is_empty() && !named;
+        if guest == GuestKind::XenPv && of_disk {
             return self.spec_of(guest, Kernel::Disk, Firmware::default(), disks);
         }
         let firmware = match self.firmware.as_deref() {

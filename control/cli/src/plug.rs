@@ -29,6 +29,7 @@ pub fn add(machine: &Handle, kind: &str, option: &str) -> Result<String, Gone> {
     Ok(match plugged {
         Ok(Place::Port(port)) => format!("behind port {port}\n"),
         Ok(place @ Place::Unit(_)) => format!("unit {place} of the SCSI adapter\n"),
+        Ok(place @ Place::Device(_)) => format!("added as {place}\n"),
         Err(PlugError::NoPort) if !has_ports(machine)? => NO_PORTS.into(),
         Err(error @ PlugError::NoPort) => format!("{error}; remove a device first\n"),
         Err(error @ PlugError::Thread(_)) => {
@@ -108,13 +109,14 @@ pub fn disc(machine: &Handle, drive: Place, file: Option<&str>) -> Result<String
 pub fn remove(machine: &Handle, place: Place) -> Result<String, Gone> {
     let done = machine.unplug(place).map_err(|machine::Gone| Gone)?;
     Ok(match (done, place) {
-        (true, Place::Port(_)) => {
+        (true, Place::Port(_) | Place::Device(_)) => {
             "asked; `device list` shows when the guest has let go, which takes it some seconds\n"
                 .into()
         }
         (true, Place::Unit(_)) => "removed\n".into(),
         (false, Place::Port(port)) => format!("nothing is behind port {port}\n"),
         (false, Place::Unit(_)) => format!("the SCSI adapter has no unit {place}\n"),
+        (false, Place::Device(_)) => format!("the guest has no {place}\n"),
     })
 }
 
@@ -125,7 +127,11 @@ pub fn list(machine: &Handle) -> Result<String, Gone> {
         return Ok(NO_PORTS.into());
     }
     let line = |(place, label): &(Place, Option<String>)| {
-        let kind = if matches!(place, Place::Port(_)) { "port" } else { "unit" };
+        let kind = match place {
+            Place::Port(_) => "port",
+            Place::Unit(_) => "unit",
+            Place::Device(_) => "device",
+        };
         format!("{kind} {place}  {}\n", label.as_deref().unwrap_or("empty"))
     };
     Ok(places.iter().map(line).collect())

@@ -89,6 +89,10 @@ pub enum PlugError {
     Channel,
     #[error("{0}")]
     Carrier(String),
+    #[error("a Xen domain has disks and network cards only: `device add disk` or `device add net`")]
+    Domain,
+    #[error("{0}")]
+    DomainDevice(xen_bus::Error),
     #[error("the machine has no port that is free")]
     NoPort,
     #[error("this host has no thread for the device")]
@@ -264,6 +268,7 @@ impl Ports {
         match place {
             Place::Port(port) => self.pci.ask_unplug(port),
             Place::Unit(address) => self.units().is_some_and(|units| units.remove(address)),
+            Place::Device(_) => false,
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use testkit::{BOOT, COMMAND, Error, Guest, KERNEL_6_12, Options, guest_files};
+use testkit::{BOOT, COMMAND, Error, Folder, Guest, KERNEL_6_12, Options, guest_files};
 
 const KERNEL: &str = "linux-image-6.1.0-*-cloud-amd64";
 
@@ -135,5 +135,54 @@ fn pvh_is_another_way_in() -> Result<(), Error> {
     guest.shell()?;
     let info = guest.monitor("info")?;
     assert!(info.contains("PVH"), "{info}");
+    guest.power_off()
+}
+
+/// An empty file of so many MiB, removed at its end.
+fn image(folder: &Folder, mib: u64) -> String {
+    let path = folder.text("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(mib << 20).unwrap();
+    path
+}
+
+#[test]
+fn disks_and_cards_come_and_go() -> Result<(), Error> {
+    if guest_files(KERNEL).is_none() {
+        return Ok(());
+    }
+    let folder = Folder::new("xen-plug");
+    let disk = image(&folder, 16);
+    let mut guest = Guest::boot(&domain().cpus(2).arg("--net", "user"))?;
+    guest.shell()?;
+    guest.says("modprobe -a xen_blkfront xen_netfront")?;
+    assert!(guest.monitor("device list")?.contains("vif/0  from the start"));
+    for round in 0..3 {
+        let added = guest.monitor(&format!("device add disk {disk}"))?;
+        assert!(added.contains("vbd/51712"), "{added}");
+        until(&mut guest, "a disk comes", |guest| {
+            Ok(guest.says("test -b /dev/xvda && echo there; true")?.contains("there"))
+        })?;
+        guest.says(&format!(
+            "(echo round-{round}; head -c 4194304 /dev/zero) | dd of=/dev/xvda bs=64k conv=fsync 2>&-"
+        ))?;
+        guest.monitor("device remove vbd/51712")?;
+        until(&mut guest, "the disk goes", |guest| {
+            Ok(!guest.monitor("device list")?.contains("vbd"))
+        })?;
+        assert!(guest.says("ls /dev/xvd* 2>&1; true")?.contains("No such file"));
+        let bytes = std::fs::read(&disk).unwrap();
+        assert!(bytes.starts_with(format!("round-{round}\n\0\0").as_bytes()));
+    }
+    let added = guest.monitor("device add net user")?;
+    assert!(added.contains("vif/1"), "{added}");
+    until(&mut guest, "a card comes", |guest| {
+        Ok(guest.says("ls /sys/class/net")?.contains("eth1"))
+    })?;
+    guest.monitor("device remove vif/1")?;
+    until(&mut guest, "the card goes", |guest| {
+        Ok(!guest.says("ls /sys/class/net")?.contains("eth1"))
+    })?;
+    let refused = guest.monitor("device add rng")?;
+    assert!(refused.contains("disks and network cards only"), "{refused}");
     guest.power_off()
 }

@@ -2,6 +2,7 @@
 
 use super::{
     builder::Builder,
+    devices::Units,
     service::{Service, ServiceThread},
     toolstack::{Shutdown, Toolstack},
 };
@@ -29,6 +30,7 @@ pub(crate) struct Domain {
     pub(crate) layout: Layout,
     pub(crate) builder: Builder,
     pub(crate) toolstack: Arc<Toolstack>,
+    pub(crate) units: Units,
     pub(crate) service: Arc<Service>,
     pub(crate) _thread: ServiceThread,
 }
@@ -137,7 +139,7 @@ impl Platform for Domain {
     }
 
     fn devices(&self) -> Box<dyn Iterator<Item = &Arc<dyn Device>> + '_> {
-        Box::new(self.common.devices.iter())
+        Box::new(self.common.devices.iter().chain(self.units.devices()))
     }
 
     fn clocks_go_on(&self) {
@@ -176,23 +178,25 @@ impl Platform for Domain {
 
     fn resize(&self, _: u16, _: u16) {}
 
-    fn plug(&mut self, _: Plug, _: String, _: bool) -> Result<Place, PlugError> {
-        Err(PlugError::NoPort)
+    fn plug(&mut self, plug: Plug, label: String, running: bool) -> Result<Place, PlugError> {
+        self.units.plug(plug, label, running)
     }
 
     fn insert(&mut self, _: ScsiAddress, _: Option<DiskPart>, _: String) -> Result<(), PlugError> {
         Err(PlugError::NoAdapter)
     }
 
-    fn unplug(&mut self, _: Place) -> bool {
-        false
+    fn unplug(&mut self, place: Place) -> bool {
+        self.units.unplug(place)
     }
 
     fn places(&mut self) -> Vec<(Place, Option<String>)> {
-        Vec::new()
+        self.units.labels()
     }
 
-    fn forget_ejected(&mut self) {}
+    fn forget_ejected(&mut self) {
+        self.units.forget_gone();
+    }
 
     fn save(&self, vcpus: &[VcpuThread]) -> Result<Vec<Part>, String> {
         self.save_all(vcpus)

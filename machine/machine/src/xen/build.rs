@@ -3,7 +3,7 @@
 use super::{
     board::{Around, Domain},
     builder::Builder,
-    devices,
+    devices::Units,
     service::{Service, ServiceThread},
     toolstack::Toolstack,
 };
@@ -21,7 +21,7 @@ use crate::{
     timers::TimerThread,
     vcpu::{VcpuThread, Waker},
 };
-use device::{Device, Timer};
+use device::Timer;
 use display::Seat;
 use engine::{Engine, Vm, VmConfig};
 use guest_mem::{Change, Memfd, Slot};
@@ -66,23 +66,21 @@ pub(crate) fn build(
     let console = console(parts.console, &service, &xen);
     let _ = around.console.set(console.clone());
     let cpus = (spec.cpus, count);
-    let toolstack = Toolstack::new(&xen, console.clone(), service.clone(), spec.memory, cpus);
+    let toolstack =
+        Toolstack::new(&xen, console.clone(), service.clone(), owner.clone(), spec.memory, cpus);
     let failed = Request::Failed("the thread of xenstore panicked".into());
     let obituary = Obituary::new(owner.clone(), failed);
     let thread = ServiceThread::start(service.clone(), toolstack.clone(), obituary);
     let vcpus = vcpus(&vm, engine, &xen, &parts.tracer, (&clock, &power), (count, owner))?;
     let _ = around.wakers.set(vcpus.iter().map(|vcpu| vcpu.waker.clone()).collect());
-    let mut devices: Vec<Arc<dyn Device>> = vec![service.clone()];
-    for unit in devices::all(parts.disks, parts.networks, count) {
-        toolstack.add(&unit)?;
-        devices.extend(unit.devices);
-    }
+    let mut units = Units::new(toolstack.clone(), count);
+    units.add_all(parts.disks, parts.networks)?;
     let common = Common {
         vm,
         clock,
         power,
         timers,
-        devices,
+        devices: vec![service.clone()],
         tracer: parts.tracer,
         engine: engine.name(),
         cpu_model: cpu.model,
@@ -94,6 +92,7 @@ pub(crate) fn build(
         layout,
         builder,
         toolstack: toolstack.clone(),
+        units,
         service,
         _thread: thread.map_err(Error::Thread)?,
     };

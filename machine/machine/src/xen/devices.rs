@@ -1,14 +1,18 @@
-//! The domain's disks and network cards.
+//! The domain's disks and network cards, from the start and while it runs.
 
+use super::toolstack::Toolstack;
 use crate::{
-    disks,
+    Error, disks,
     parts::{DiskPart, NetworkPart},
+    place::Place,
+    plug::{Plug, PlugError},
 };
 use device::Device;
 use disk::Disk;
 use std::sync::Arc;
-use vm_spec::DiskBus;
+use vm_spec::{DiskBus, NetModel};
 use xen_blk::XenBlk;
+use xen_bus::{Id, Removal};
 use xen_front::Backend;
 use xen_net::XenNet;
 
@@ -18,29 +22,131 @@ pub(crate) struct Unit {
     pub(crate) number: u32,
     pub(crate) backend: Arc<dyn Backend>,
     /// What is paused and saved with it, itself last.
-    pub(crate) devices: Vec<Arc<dyn Device>>,
+    devices: Vec<Arc<dyn Device>>,
 }
 
-/// A disk or CD, the how manieth of them.
-pub(crate) fn disk(index: u32, vcpus: u32, disk: Arc<dyn Disk>, bus: DiskBus) -> Unit {
-    let queues = disks::queues(vcpus);
-    let config = xen_blk::Config { index, queues, cdrom: bus.is_cd() };
-    let backend = XenBlk::new(&config, disk);
-    Unit { number: config.number(), backend: backend.clone(), devices: vec![backend] }
+impl Unit {
+    fn id(&self) -> Id {
+        Id { kind: self.backend.kind(), number: self.number }
+    }
 }
 
-/// A network card, the how manieth of them.
-pub(crate) fn network(handle: u16, vcpus: u32, part: NetworkPart) -> Unit {
-    let NetworkPart { network, device, mac, mtu, .. } = part;
-    let queues = disks::queues(vcpus);
-    let backend = XenNet::new(xen_net::Config { handle, mac, mtu, queues }, network);
-    let devices: Vec<Arc<dyn Device>> = vec![device, backend.clone()];
-    Unit { number: handle.into(), backend, devices }
+/// All of them.
+pub(crate) struct Units {
+    toolstack: Arc<Toolstack>,
+    vcpus: u32,
+    /// As the operator calls each; nothing for those that were there from the start.
+    there: Vec<(Unit, Option<String>)>,
 }
 
-/// Those that a domain has from its start.
-pub(crate) fn all(disks: Vec<DiskPart>, networks: Vec<NetworkPart>, vcpus: u32) -> Vec<Unit> {
-    let disks = (0..).zip(disks).map(|(index, part)| disk(index, vcpus, part.disk, part.bus));
-    let networks = (0..).zip(networks).map(|(handle, part)| network(handle, vcpus, part));
-    disks.chain(networks).collect()
+impl Units {
+    pub(crate) fn new(toolstack: Arc<Toolstack>, vcpus: u32) -> Self {
+        Self { toolstack, vcpus, there: Vec::new() }
+    }
+
+    /// Those that a domain has from its start.
+    pub(crate) fn add_all(
+        &mut self,
+        disks: Vec<DiskPart>,
+        networks: Vec<NetworkPart>,
+    ) -> Result<(), Error> {
+        for part in disks {
+            let unit = self.disk(part.disk, part.bus);
+            self.toolstack.add(&unit)?;
+            self.there.push((unit, None));
+        }
+        for part in networks {
+            let unit = self.network(part);
+            self.toolstack.add(&unit)?;
+            self.there.push((unit, None));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
+        self.there.iter().flat_map(|(unit, _)| &unit.devices)
+    }
+
+    fn has(&self, id: Id) -> bool {
+        self.there.iter().any(|(unit, _)| unit.id() == id)
+    }
+
+    /// A disk or CD, the first that there is not.
+    fn disk(&self, disk: Arc<dyn Disk>, bus: DiskBus) -> Unit {
+        let queues = disks::queues(self.vcpus);
+        let config = |index| xen_blk::Config { index, queues, cdrom: bus.is_cd() };
+        let is_free = |index: &u32| !self.has(Id { kind: "vbd", number: config(*index).number() });
+        let config = config((0..).find(is_free).unwrap_or(u32::MAX));
+        let backend = XenBlk::new(&config, disk);
+        Unit { number: config.number(), backend: backend.clone(), devices: vec![backend] }
+    }
+
+    /// A network card, the first that there is not.
+    fn network(&self, part: NetworkPart) -> Unit {
+        let NetworkPart { network, device, mac, mtu, .. } = part;
+        let is_free = |handle: &u16| !self.has(Id { kind: "vif", number: u32::from(*handle) });
+        let handle = (0..=u16::MAX).find(is_free).unwrap_or(u16::MAX);
+        let queues = disks::queues(self.vcpus);
+        let backend = XenNet::new(xen_net::Config { handle, mac, mtu, queues }, network);
+        let devices: Vec<Arc<dyn Device>> = vec![device, backend.clone()];
+        Unit { number: handle.into(), backend, devices }
+    }
+
+    pub(crate) fn plug(
+        &mut self,
+        plug: Plug,
+        label: String,
+        running: bool,
+    ) -> Result<Place, PlugError> {
+        self.forget_gone();
+        let unit = match plug {
+            Plug::Disk(DiskPart { bus: DiskBus::Sata | DiskBus::Scsi, .. }) => {
+                return Err(PlugError::Bus);
+            }
+            Plug::Disk(part) => self.disk(part.disk, part.bus),
+            Plug::Network(NetworkPart { model: NetModel::E1000, .. }) => {
+                return Err(PlugError::Model);
+            }
+            Plug::Network(part) => self.network(part),
+            _ => return Err(PlugError::Domain),
+        };
+        let id = self.toolstack.add(&unit).map_err(PlugError::DomainDevice)?;
+        if running {
+            unit.devices.iter().for_each(|device| device.resume());
+        }
+        self.there.push((unit, Some(label)));
+        Ok(Place::Device(id))
+    }
+
+    /// Asks the kernel to let go of a device; false if there is none.
+    pub(crate) fn unplug(&mut self, place: Place) -> bool {
+        let Place::Device(id) = place else { return false };
+        let removal = self.toolstack.remove(id);
+        if removal == Some(Removal::Done) {
+            self.forget_gone();
+        }
+        removal.is_some()
+    }
+
+    /// What the kernel has let go of goes: its threads end, its files are closed.
+    pub(crate) fn forget_gone(&mut self) {
+        let toolstack = &self.toolstack;
+        self.there.retain(|(unit, _)| {
+            let there = toolstack.has(unit.id());
+            if !there {
+                unit.devices.iter().for_each(|device| device.pause());
+            }
+            there
+        });
+    }
+
+    /// What there is, as it was called.
+    pub(crate) fn labels(&mut self) -> Vec<(Place, Option<String>)> {
+        self.forget_gone();
+        let from_start = || Some("from the start".to_owned());
+        let line = |(unit, label): &(Unit, Option<String>)| {
+            (Place::Device(unit.id()), label.clone().or_else(from_start))
+        };
+        self.there.iter().map(line).collect()
+    }
 }

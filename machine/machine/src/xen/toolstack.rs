@@ -9,6 +9,7 @@ use crate::{
     cpus::CpusInfo,
     extras::{BalloonInfo, MemoryInfo},
     info::{Activity, VcpuInfo},
+    owner::Request,
     watch::Watch,
 };
 use chipset::cpus::Cpu;
@@ -19,11 +20,12 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
+        mpsc::Sender,
     },
     thread,
     time::{Duration, Instant},
 };
-use xen_bus::{Bus, Id};
+use xen_bus::{Bus, Event, Id, Removal};
 use xen_console::XenConsole;
 use xen_front::Page;
 use xen_pv::{CONSOLE_PORT, STORE_PORT, XenPv};
@@ -40,6 +42,7 @@ pub(crate) struct Toolstack {
     xen: Arc<XenPv>,
     pub(crate) console: Arc<XenConsole>,
     service: Arc<Service>,
+    owner: Sender<Request>,
     /// Bytes.
     memory: u64,
     /// CPUs that there are from the start, and at most.
@@ -88,6 +91,7 @@ impl Toolstack {
         xen: &Arc<XenPv>,
         console: Arc<XenConsole>,
         service: Arc<Service>,
+        owner: Sender<Request>,
         memory: u64,
         (cpus, cpus_most): (u32, u32),
     ) -> Arc<Self> {
@@ -98,6 +102,7 @@ impl Toolstack {
             xen: xen.clone(),
             console,
             service,
+            owner,
             memory,
             cpus,
             cpus_most,
@@ -130,6 +135,22 @@ impl Toolstack {
         drop(guard);
         self.service.ring_store();
         Ok(id)
+    }
+
+    /// Asks the kernel to let go of a device: whether it is there, and whether it has gone already.
+    pub(crate) fn remove(&self, id: Id) -> Option<Removal> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let removal = state.bus.remove(&mut state.store, id).ok();
+        drop(guard);
+        self.service.ring_store();
+        removal
+    }
+
+    /// Whether a device is there.
+    pub(crate) fn has(&self, id: Id) -> bool {
+        let state = self.lock();
+        state.bus.devices(&state.store).iter().any(|(there, ..)| *there == id)
     }
 
     /// Nothing uses the domain's memory any more.
@@ -265,8 +286,12 @@ impl Served for Toolstack {
         let mut changes = 0;
         while let Some(path) = store.next_change() {
             changes += 1;
-            // What has become of a device is in its folders.
-            bus.changed(store, &path);
+            // What else has become of a device is in its folders.
+            let events = bus.changed(store, &path);
+            if events.iter().any(|event| matches!(event, Event::Removed(_))) {
+                // A machine that has ended needs no telling.
+                drop(self.owner.send(Request::Ejected));
+            }
         }
         drop(guard);
         if served.moved {

@@ -1,7 +1,10 @@
 //! What these tests have in common.
 
-use std::process::{Command, Output, Stdio};
-use testkit::{BOOT, COMMAND, Debian, Error, Guest, Options, PASSWORD, status};
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+};
+use testkit::{BOOT, COMMAND, Debian, Error, Folder, Guest, Options, PASSWORD, status};
 
 pub fn run(line: &[&str]) -> Output {
     Command::new(line[0]).args(&line[1..]).stdin(Stdio::null()).output().unwrap()
@@ -60,4 +63,22 @@ pub fn power_off(mut guest: Guest) -> Result<(), Error> {
     let end = guest.finish(BOOT)?;
     assert_eq!(end.status, Some(status::POWERED_OFF), "{}", end.stderr);
     Ok(())
+}
+
+/// Lets whoever has the key in; the arguments of `ssh` up to the command.
+pub fn key(guest: &mut Guest, folder: &Folder, port: u16) -> Result<Vec<String>, Error> {
+    let key = folder.text("key");
+    host(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key]);
+    let public = fs::read_to_string(folder.path("key.pub")).unwrap();
+    says(guest, "mkdir -m 700 -p /root/.ssh")?;
+    says(guest, &format!("echo {} > /root/.ssh/authorized_keys", public.trim()))?;
+    let line = format!(
+        "ssh -F /dev/null -i {key} -p {port} -o StrictHostKeyChecking=no -o BatchMode=yes \
+         -o UserKnownHostsFile=/dev/null -o ConnectTimeout=120 root@127.0.0.1"
+    );
+    Ok(line.split(' ').map(str::to_owned).collect())
+}
+
+pub fn check(image: &str) {
+    host(&["qemu-img", "check", "-q", image]);
 }

@@ -4,20 +4,6 @@ use crate::common::*;
 use std::{fs, net::TcpListener, path::Path, time::Duration};
 use testkit::{COMMAND, Error, Folder, Guest, debian};
 
-/// Lets whoever has the key in; the arguments of `ssh` up to the command.
-fn key(guest: &mut Guest, folder: &Folder, port: u16) -> Result<Vec<String>, Error> {
-    let key = folder.text("key");
-    host(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", &key]);
-    let public = fs::read_to_string(folder.path("key.pub")).unwrap();
-    says(guest, "mkdir -m 700 -p /root/.ssh")?;
-    says(guest, &format!("echo {} > /root/.ssh/authorized_keys", public.trim()))?;
-    let line = format!(
-        "ssh -F /dev/null -i {key} -p {port} -o StrictHostKeyChecking=no -o BatchMode=yes \
-         -o UserKnownHostsFile=/dev/null -o ConnectTimeout=120 root@127.0.0.1"
-    );
-    Ok(line.split(' ').map(str::to_owned).collect())
-}
-
 #[test]
 fn the_first_day() -> Result<(), Error> {
     let Some(debian) = debian() else { return Ok(()) };
@@ -81,10 +67,6 @@ fn a_day_that_leaves_no_trace() -> Result<(), Error> {
     power_off(guest)?;
     assert_eq!(sum(), before);
     Ok(())
-}
-
-fn check(image: &str) {
-    host(&["qemu-img", "check", "-q", image]);
 }
 
 fn mirror_is_reached() -> bool {

@@ -5,3 +5,4 @@ mod first_days;
 mod seed;
 mod starts;
 mod stress;
+mod xen;

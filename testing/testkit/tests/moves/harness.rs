@@ -88,14 +88,14 @@ pub struct World {
     /// For the kernel's command line.
     pub options: &'static str,
     /// What the guest does; then it powers off.
-    pub work: &'static str,
+    pub work: String,
     /// Before the guest moves for the so-manieth time.
     pub before: fn(usize, &Machine),
 }
 
 impl World {
     /// A guest with one virtio disk.
-    pub fn new(files: Guest, disk: Image, work: &'static str) -> Self {
+    pub fn new(files: Guest, disk: Image, work: impl Into<String>) -> Self {
         Self {
             files,
             disks: vec![(disk, DiskBus::Virtio)],
@@ -106,7 +106,7 @@ impl World {
             guest: GuestKind::Pc,
             plugs: Box::new(Vec::new),
             options: "",
-            work,
+            work: work.into(),
             before: |_, _| {},
         }
     }
@@ -130,7 +130,7 @@ impl World {
             mac: "52:54:00:00:00:02".parse().unwrap(),
             mtu: 1500,
         };
-        let work = encode_command(self.work);
+        let work = encode_command(&self.work);
         let console = if guest == GuestKind::XenPv { "hvc0" } else { "ttyS0" };
         let parts = Parts {
             start: Start::Kernel {
