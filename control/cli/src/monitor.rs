@@ -22,8 +22,8 @@ pub trait Control: Send + Sync {
     fn resume(&self) -> Result<(), Gone>;
     fn reset(&self) -> Result<(), Gone>;
     fn power_button(&self) -> Result<(), Gone>;
-    fn sleep_button(&self) -> Result<(), Gone>;
-    fn nmi(&self) -> Result<(), Gone>;
+    fn sleep_button(&self) -> Result<String, Gone>;
+    fn nmi(&self) -> Result<String, Gone>;
     fn quit(&self) -> Result<(), Gone>;
     fn activity(&self) -> Result<Activity, Gone>;
     /// Lets the guest have so many CPUs; what came of it.
@@ -125,8 +125,8 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         "resume" | "cont" => done(control.resume(), "running\n"),
         "reset" => done(control.reset(), "reset\n"),
         "powerdown" => done(control.power_button(), "the power button was pressed\n"),
-        "sleep" => done(control.sleep_button(), "the sleep button was pressed\n"),
-        "nmi" => done(control.nmi(), "sent\n"),
+        "sleep" => shown(control.sleep_button()),
+        "nmi" => shown(control.nmi()),
         "quit" | "q" => done(control.quit(), ""),
         other if other.split_whitespace().next() == Some("device") => {
             let words: Vec<&str> = other.split_whitespace().skip(1).collect();
@@ -269,11 +269,11 @@ pub mod tests {
         fn power_button(&self) -> Result<(), Gone> {
             self.add("power button")
         }
-        fn sleep_button(&self) -> Result<(), Gone> {
-            self.add("sleep button")
+        fn sleep_button(&self) -> Result<String, Gone> {
+            self.add("sleep button").map(|()| "pressed\n".into())
         }
-        fn nmi(&self) -> Result<(), Gone> {
-            self.add("nmi")
+        fn nmi(&self) -> Result<String, Gone> {
+            self.add("nmi").map(|()| "sent\n".into())
         }
         fn screendump(&self, file: &str) -> String {
             format!("wrote {file}\n")

@@ -111,7 +111,7 @@ fn end_at_panic(
 
 fn choose(options: &RunOptions, spec: &VmSpec, built_in: bool) -> Result<Choice, Failure> {
     let forced = options.force_kvm || engines::forced_by_environment();
-    engines::choose(spec.engine, engine_kvm::probe(), forced, built_in)
+    engines::choose(spec.engine_of_guest(), engine_kvm::probe(), forced, built_in)
 }
 
 /// For a person, what is about to happen and how to get out of it.

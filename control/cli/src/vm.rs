@@ -125,6 +125,7 @@ const FIXED_CPUS: &str = "the machine's CPUs are what they are; start it with --
 const SILENT: &str =
     "the guest has not answered yet: it does once its ACPI runs; `info cpus` shows it\n";
 const FIXED: &str = "the machine's memory is what it is; start it with --memory SIZE,max=SIZE\n";
+const NO_BUTTON: &str = "a Xen PV guest has no sleep button; `powerdown` asks it to power off\n";
 const NO_BALLOON: &str =
     "the machine has no balloon; start it with --balloon, or `device add balloon`\n";
 
@@ -153,12 +154,14 @@ impl Control for Handle {
         gone(Handle::power_button(self))
     }
 
-    fn sleep_button(&self) -> Result<(), Gone> {
-        gone(Handle::sleep_button(self))
+    fn sleep_button(&self) -> Result<String, Gone> {
+        let pressed = gone(Handle::sleep_button(self))?;
+        Ok(if pressed { "the sleep button was pressed\n" } else { NO_BUTTON }.into())
     }
 
-    fn nmi(&self) -> Result<(), Gone> {
-        gone(Handle::nmi(self))
+    fn nmi(&self) -> Result<String, Gone> {
+        let sent = gone(Handle::nmi(self))?;
+        Ok(if sent { "sent\n" } else { "a Xen PV guest takes no NMI from here\n" }.into())
     }
 
     fn quit(&self) -> Result<(), Gone> {

@@ -34,7 +34,9 @@ impl Target {
                 outputln!(out, "reset");
             }
             ["powerdown"] => self.handle.power_button()?,
-            ["nmi"] => self.handle.nmi()?,
+            ["nmi"] => {
+                self.handle.nmi()?;
+            }
             ["xp", address] => self.dump(address, "64", &mut out),
             ["xp", address, len] => self.dump(address, len, &mut out),
             _ => outputln!(out, "{HELP}"),

@@ -110,11 +110,12 @@ impl Platform for Board {
         self.chipset.pm.power_button();
     }
 
-    fn sleep_button(&self) {
+    fn sleep_button(&self) -> bool {
         self.chipset.pm.sleep_button();
+        true
     }
 
-    fn nmi(&self, vcpus: &[VcpuThread]) {
+    fn nmi(&self, vcpus: &[VcpuThread]) -> bool {
         match &self.apics {
             Apics::Board { bus, .. } => bus.apics().iter().for_each(|apic| apic.nmi()),
             Apics::Engine { nmi } => {
@@ -124,6 +125,7 @@ impl Platform for Board {
                 }
             }
         }
+        true
     }
 
     fn has_cpu(&self, id: u32) -> bool {

@@ -90,19 +90,20 @@ impl Handle {
         self.ask(Request::Reset)
     }
 
-    /// Presses the ACPI power button; the guest decides what follows.
+    /// Presses the ACPI power button, or says the same in a Xen domain's xenstore; the guest decides
+    /// what follows.
     pub fn power_button(&self) -> Result<(), Gone> {
         self.tell(Request::PowerButton)
     }
 
-    /// Presses the ACPI sleep button.
-    pub fn sleep_button(&self) -> Result<(), Gone> {
-        self.tell(Request::SleepButton)
+    /// Presses the ACPI sleep button; false if there is none.
+    pub fn sleep_button(&self) -> Result<bool, Gone> {
+        self.ask(Request::SleepButton)
     }
 
-    /// An NMI for every vCPU.
-    pub fn nmi(&self) -> Result<(), Gone> {
-        self.tell(Request::Nmi)
+    /// An NMI for every vCPU; false if they take none.
+    pub fn nmi(&self) -> Result<bool, Gone> {
+        self.ask(Request::Nmi)
     }
 
     /// Ends the machine without asking the guest.

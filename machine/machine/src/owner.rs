@@ -71,8 +71,10 @@ pub(crate) enum Request {
     Resume(Option<u32>, Sender<()>),
     Reset(Sender<()>),
     PowerButton,
-    SleepButton,
-    Nmi,
+    /// Whether there is one.
+    SleepButton(Sender<bool>),
+    /// Whether there are any.
+    Nmi(Sender<bool>),
     Quit,
     /// How many CPUs the guest is to have.
     Cpus(u32, Sender<Result<(), String>>),
@@ -216,7 +218,7 @@ impl Owner {
                 return failed;
             }
             Request::PowerButton => self.board.power_button(),
-            Request::SleepButton => self.board.sleep_button(),
+            Request::SleepButton(done) => drop(done.send(self.board.sleep_button())),
             // A wish changes a device and interrupts the guest; a save that came in between would
             // have one without the other.
             Request::Memory(bytes, done) => drop(done.send(self.board.set_memory(bytes))),
@@ -244,7 +246,7 @@ impl Owner {
             Request::Ports(to) => drop(to.send(self.board.places())),
             Request::Ejected => self.board.forget_ejected(),
             Request::Resize(columns, rows) => self.board.resize(columns, rows),
-            Request::Nmi => self.board.nmi(&self.vcpus),
+            Request::Nmi(done) => drop(done.send(self.board.nmi(&self.vcpus))),
             Request::Info(to) => drop(to.send(self.info())),
             Request::Stats(to) => {
                 self.stop_all();

@@ -55,8 +55,10 @@ pub(crate) trait Platform: Send {
     fn clocks_go_on(&self);
 
     fn power_button(&self);
-    fn sleep_button(&self);
-    fn nmi(&self, vcpus: &[VcpuThread]);
+    /// False if it has none.
+    fn sleep_button(&self) -> bool;
+    /// False if there are none.
+    fn nmi(&self, vcpus: &[VcpuThread]) -> bool;
 
     /// Whether a vCPU may run.
     fn has_cpu(&self, id: u32) -> bool;

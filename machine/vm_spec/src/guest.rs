@@ -134,6 +134,8 @@ mod tests {
     fn a_domain_has_no_board() {
         let domain = || VmSpec { guest: GuestKind::XenPv, ..VmSpec::default() };
         assert_eq!(domain().validate(), Ok(()));
+        assert_eq!(domain().engine_of_guest(), EngineChoice::Translate);
+        assert_eq!(VmSpec::default().engine_of_guest(), EngineChoice::Auto);
         for (spec, what) in [
             (VmSpec { rng: true, ..domain() }, "--rng"),
             (VmSpec { ports: 1, ..domain() }, "--ports"),

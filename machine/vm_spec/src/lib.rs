@@ -253,6 +253,14 @@ impl VmSpec {
         self.memory_max.map_or(0, |most| most.saturating_sub(self.memory))
     }
 
+    /// The engine, as far as the kind of guest leaves a choice.
+    pub fn engine_of_guest(&self) -> EngineChoice {
+        match (self.guest, self.engine) {
+            (GuestKind::XenPv, EngineChoice::Auto) => EngineChoice::Translate,
+            (_, engine) => engine,
+        }
+    }
+
     /// Virtual CPUs that there can ever be.
     pub fn cpus_most(&self) -> u32 {
         self.cpus_max.unwrap_or(self.cpus)

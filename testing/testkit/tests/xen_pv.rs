@@ -95,6 +95,8 @@ fn the_power_button_reaches_the_kernel() -> Result<(), Error> {
     }
     let mut guest = Guest::boot(&domain().cpus(2))?;
     guest.shell()?;
+    assert!(guest.monitor("sleep")?.contains("no sleep button"));
+    assert!(guest.monitor("nmi")?.contains("takes no NMI"));
     guest.monitor("powerdown")?;
     let finished = guest.finish(COMMAND)?;
     assert_eq!(finished.status, Some(0), "{finished:?}");

@@ -150,9 +150,13 @@ impl Platform for Domain {
         self.toolstack.shut_down(Shutdown::PowerOff);
     }
 
-    fn sleep_button(&self) {}
+    fn sleep_button(&self) -> bool {
+        false
+    }
 
-    fn nmi(&self, _: &[VcpuThread]) {}
+    fn nmi(&self, _: &[VcpuThread]) -> bool {
+        false
+    }
 
     fn has_cpu(&self, _: u32) -> bool {
         true
