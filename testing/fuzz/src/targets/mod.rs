@@ -15,6 +15,8 @@ mod virtio_mmio;
 mod virtio_net;
 mod vnc;
 mod vsock;
+mod xen;
+mod xen_blk;
 mod xen_net;
 
 use crate::Target;
@@ -71,6 +73,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "pci", about: "host bridge, functions, root ports", run: pci_bus::run },
     Target { name: "ahci", about: "commands of SATA disks and CD drives", run: sata::run },
     Target { name: "e1000", about: "rings and registers of an 82540EM", run: e1000::run },
+    Target { name: "xen_blk", about: "rings and nodes of a Xen block driver", run: xen_blk::run },
     Target { name: "virtio_vsock", about: "packets of a virtio socket device", run: vsock::run },
     Target { name: "xen_net", about: "rings and nodes of a Xen network driver", run: xen_net::run },
     Target {
@@ -84,4 +87,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "images", about: "headers of qcow2 images", run: files::images },
     Target { name: "seed", about: "files for cloud-init", run: files::seed },
     Target { name: "options", about: "values of options", run: files::options },
+    Target {
+        name: "xen_calls",
+        about: "hypercalls, faults and back ends of a Xen domain",
+        run: xen::calls,
+    },
+    Target { name: "xen_store", about: "messages of xenstore, on its ring", run: xen::store },
+    Target { name: "xen_loader", about: "kernels with Xen's notes", run: xen::loader },
 ];
