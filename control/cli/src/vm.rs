@@ -280,6 +280,7 @@ impl Names {
             machine::Error::Boot(Boot::CommandLineTooLong { .. } | Boot::CommandLineZero) => {
                 ("--append", Status::BadArguments)
             }
+            machine::Error::DiskBoot(_) => (&*self.kernel, Status::HostError),
             machine::Error::Boot(_) => (&*self.kernel, self.status),
             machine::Error::FirmwareSize(_) | machine::Error::VariablesSize(_) => {
                 (&*self.kernel, Status::BadArguments)

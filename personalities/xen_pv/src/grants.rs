@@ -14,6 +14,8 @@ use xen_front::{Access, Error, GrantRef, Page};
 
 /// Entries of a frame of the table, in version 1.
 const PER_FRAME: u64 = PAGE / 8;
+/// How often an entry may change while it is marked; Xen looks five times.
+const RETRIES: u32 = 16;
 /// The number of the domain that back ends are in.
 const BACKEND: u16 = 0;
 
@@ -42,8 +44,8 @@ impl Domain {
         if access == Access::Write {
             used |= flag::WRITING;
         }
-        // The domain changes it only between two of these, and not for ever.
-        loop {
+        // Who changes it all the time has granted nothing.
+        for _ in 0..RETRIES {
             let entry = self.tables.memory.load(at);
             let (flags, domain) = (entry as u16, (entry >> 16) as u16);
             if flags & flag::TYPE != flag::PERMIT_ACCESS || domain != BACKEND {
@@ -57,6 +59,7 @@ impl Domain {
                 return Ok(entry >> 32);
             }
         }
+        Err(Error::Grant(grant))
     }
 
     /// The opposite, as far as nobody else uses it.

@@ -53,6 +53,16 @@ struct KnownState {
     timer: Option<u64>,
 }
 
+type Runs = Vec<(u64, u64)>;
+
+/// One frame more, behind all that are there.
+fn extend(runs: &mut Runs, frame: u64) {
+    match runs.last_mut() {
+        Some((first, count)) if *first + *count == frame => *count += 1,
+        _ => runs.push((frame, 1)),
+    }
+}
+
 /// What all vCPUs share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,7 +72,9 @@ struct DomainState {
     /// Tables that are pinned, and their level.
     pinned: Vec<(u64, u8)>,
     /// Runs of frames that the domain has given back: the first, and how many.
-    given_back: Vec<(u64, u64)>,
+    given_back: Runs,
+    /// The same of those that it has given back and still maps.
+    leaving: Runs,
     /// By port, with the vCPU that is told.
     ports: Vec<(PortState, u32)>,
     grant_frames: u32,
@@ -120,17 +132,16 @@ fn level(number: u8) -> Option<Level> {
 impl DomainState {
     fn of(domain: &Domain) -> Self {
         let frames = &domain.tables.frames;
-        let (mut pinned, mut given_back) = (Vec::new(), Vec::<(u64, u64)>::new());
+        let (mut pinned, mut given_back, mut leaving) = (Vec::new(), Runs::new(), Runs::new());
         for number in 0..frames.ram() {
             let Some(frame) = frames.get(number) else { continue };
             if let (true, Use::Table(level)) = (frame.pinned, frame.used_as) {
                 pinned.push((number, level as u8));
             }
-            if matches!(frame.owner, Owner::Nobody | Owner::Leaving) {
-                match given_back.last_mut() {
-                    Some((first, count)) if *first + *count == number => *count += 1,
-                    _ => given_back.push((number, 1)),
-                }
+            match frame.owner {
+                Owner::Nobody => extend(&mut given_back, number),
+                Owner::Leaving => extend(&mut leaving, number),
+                Owner::Domain | Owner::Shared => {}
             }
         }
         let port = |channel: &Channel| match channel.port {
@@ -159,14 +170,16 @@ impl DomainState {
             ram: domain.layout.ram,
             pinned,
             given_back,
+            leaving,
             ports: channels.iter().map(|channel| (port(channel), channel.vcpu)).collect(),
             grant_frames: domain.grant_frames,
             vcpus: vcpus.collect(),
         }
     }
 
-    /// What is known of frames, ports and vCPUs, in a domain that knows nothing yet.
-    fn put_into(self, domain: &mut Domain) -> Result<(), &'static str> {
+    /// What is known of frames, ports and vCPUs, in a domain that knows nothing yet; what is to be
+    /// given back when all that maps it has been looked through.
+    fn put_into(self, domain: &mut Domain) -> Result<Runs, &'static str> {
         let vcpus = domain.known.len();
         if self.ram != domain.layout.ram || self.vcpus.len() != vcpus {
             return Err("it is of a domain of another size");
@@ -195,12 +208,7 @@ impl DomainState {
             },
         };
         domain.events.set_channels(self.ports.into_iter().map(channel).collect());
-        for (first, count) in self.given_back {
-            let end = first.checked_add(count).filter(|end| *end <= domain.tables.frames.ram());
-            for frame in first..end.ok_or("it gave back what it had not")? {
-                domain.tables.frames.give_back(frame).map_err(|_| "it gave a frame back twice")?;
-            }
-        }
+        give_back(domain, self.given_back)?;
         for (id, state) in (0..).zip(self.vcpus) {
             state.put_into(domain, id)?;
         }
@@ -208,8 +216,19 @@ impl DomainState {
             let level = level(number).ok_or("a pinned table has no level")?;
             domain.tables.pin_again(frame, level).map_err(|_| "a table breaks the rules")?;
         }
-        Ok(())
+        Ok(self.leaving)
     }
+}
+
+/// The domain has given these back, as it had when it was saved.
+fn give_back(domain: &mut Domain, runs: Runs) -> Result<(), &'static str> {
+    for (first, count) in runs {
+        let end = first.checked_add(count).filter(|end| *end <= domain.tables.frames.ram());
+        for frame in first..end.ok_or("it gave back what it had not")? {
+            domain.tables.frames.give_back(frame).map_err(|_| "it gave a frame back twice")?;
+        }
+    }
+    Ok(())
 }
 
 impl KnownState {
@@ -333,11 +352,12 @@ impl XenPv {
         let memory = guard.tables.memory.clone();
         let mut domain = Domain::new(memory, guard.layout, self.vcpus.len() as u32);
         domain.layout.build_own(&domain.tables.memory, self.vcpus.len() as u32);
-        state.put_into(&mut domain).map_err(malformed::<DomainState>)?;
+        let leaving = state.put_into(&mut domain).map_err(malformed::<DomainState>)?;
         let mut vcpus = Vec::new();
         for (id, part) in (0..).zip(parts) {
             vcpus.push(part.put_into(&mut domain, id).map_err(malformed::<XenVcpuState>)?);
         }
+        give_back(&mut domain, leaving).map_err(malformed::<DomainState>)?;
         *guard = domain;
         drop(guard);
         for ((own, new), attention) in self.vcpus.iter().zip(vcpus).zip(&self.attention) {

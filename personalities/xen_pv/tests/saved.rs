@@ -77,6 +77,25 @@ fn a_domain_goes_on_as_it_was() {
 }
 
 #[test]
+fn a_page_that_was_given_back_and_is_mapped_still_goes_with_the_domain() {
+    let mut guest = busy();
+    let (at, page) = (DATA * PAGE, DATA + 6);
+    guest.put(at, &[at + 64, 1, 0, 0x7ff0]);
+    guest.put(at + 64, &[page]);
+    assert_eq!(guest.call(call::MEMORY_OP, &[1, at]), 1);
+    let parts = save(&guest);
+    restore(&guest, parts.clone()).unwrap();
+    assert_eq!(save(&guest), parts);
+    // It may not be mapped again, nor taken back while it is mapped; then it may.
+    let entry = (page * PAGE) | P | US;
+    assert_eq!(guest.call(call::UPDATE_VA_MAPPING, &[60 * PAGE, entry, 0]), Errno::Inval.result());
+    let take = |guest: &mut Guest| guest.call(call::MEMORY_OP, &[6, at]);
+    assert_eq!(take(&mut guest), 0);
+    assert_eq!(guest.call(call::UPDATE_VA_MAPPING, &[page * PAGE, 0, 0]), 0);
+    assert_eq!(take(&mut guest), 1);
+}
+
+#[test]
 fn memory_that_breaks_the_rules_is_refused() {
     let mut guest = busy();
     let parts = save(&guest);
