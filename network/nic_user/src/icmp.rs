@@ -22,6 +22,8 @@ const ECHOES: usize = 16;
 const IDLE: Duration = Duration::from_secs(30);
 /// Replies that are handed on before others have their turn.
 const BURST: usize = 32;
+/// Bytes of an IP packet with its header.
+const LONGEST: usize = 65_535;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreachable {
@@ -241,10 +243,10 @@ fn request_type(family: IpAddr) -> u8 {
     if family.is_ipv4() { 8 } else { 128 }
 }
 
-/// Makes an echo message a reply, and sends it. A reply beyond the MTU is not sent: pings of
-/// that length are answered by nobody here.
+/// Makes an echo message a reply, and sends it. To one that fits into no packet, which fragments
+/// can make, there is no answer.
 fn reply(from: IpAddr, to: IpAddr, mut message: Vec<u8>, cx: &mut Context) {
-    if message.len() + packet::ip_len(to) > cx.link.mtu() {
+    if message.len() + packet::ip_len(to) > LONGEST {
         return;
     }
     let kind = if to.is_ipv4() { 0 } else { 129 };

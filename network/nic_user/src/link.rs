@@ -124,7 +124,8 @@ impl Link {
         head
     }
 
-    /// A packet of another protocol, complete with its checksum.
+    /// A packet of another protocol, complete with its checksum, in fragments if it is longer than
+    /// the MTU.
     pub(crate) fn ip(
         &mut self,
         src: IpAddr,
@@ -133,9 +134,7 @@ impl Link {
         protocol: IpProtocol,
         payload: &[u8],
     ) {
-        let mut head = self.ip_head(src, dst, to);
-        packet::ip(&mut head, src, dst, protocol, payload.len(), None);
-        let _ = self.give(&Meta::default(), &[head.bytes(), payload]);
+        let _ = self.pieces((src, dst), to, protocol, &[], payload);
     }
 
     /// A UDP datagram, in fragments if it is longer than the MTU.
@@ -148,13 +147,24 @@ impl Link {
     ) -> Result<(), NoRoom> {
         let mut udp = Head::new();
         packet::udp(&mut udp, src, dst, payload);
-        let (from, dest) = (src.ip(), dst.ip());
-        let len = packet::UDP + payload.len();
-        let ip_len = packet::ip_len(dest);
+        self.pieces((src.ip(), dst.ip()), to, IpProtocol::Udp, udp.bytes(), payload)
+    }
+
+    /// A header and what follows it, in one packet or as many as it takes.
+    fn pieces(
+        &mut self,
+        (src, dst): (IpAddr, IpAddr),
+        to: Option<Mac>,
+        protocol: IpProtocol,
+        header: &[u8],
+        payload: &[u8],
+    ) -> Result<(), NoRoom> {
+        let len = header.len() + payload.len();
+        let ip_len = packet::ip_len(dst);
         if len + ip_len <= self.mtu {
-            let mut head = self.ip_head(from, dest, to);
-            packet::ip(&mut head, from, dest, IpProtocol::Udp, len, None);
-            head.push(udp.bytes());
+            let mut head = self.ip_head(src, dst, to);
+            packet::ip(&mut head, src, dst, protocol, len, None);
+            head.push(header);
             return self.give(&Meta::default(), &[head.bytes(), payload]);
         }
         self.ident = self.ident.wrapping_add(1);
@@ -167,13 +177,13 @@ impl Link {
                 offset: u16::try_from(offset).unwrap_or(u16::MAX),
                 more: end < len,
             };
-            let mut head = self.ip_head(from, dest, to);
-            packet::ip(&mut head, from, dest, IpProtocol::Udp, end - offset, Some(piece));
+            let mut head = self.ip_head(src, dst, to);
+            packet::ip(&mut head, src, dst, protocol, end - offset, Some(piece));
             let body = if offset == 0 {
-                head.push(udp.bytes());
-                payload.get(..end - packet::UDP)
+                head.push(header);
+                payload.get(..end - header.len())
             } else {
-                payload.get(offset - packet::UDP..end - packet::UDP)
+                payload.get(offset - header.len()..end - header.len())
             };
             self.give(&Meta::default(), &[head.bytes(), body.unwrap_or_default()])?;
             offset = end;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod wire;
+
 use std::{
     collections::VecDeque,
     io::{Read, Write},
