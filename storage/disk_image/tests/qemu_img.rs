@@ -62,21 +62,25 @@ impl Place {
         qemu_img(&["compare", "-f", "raw", "-F", "qcow2", &expected, &self.text(name)]).unwrap();
     }
 
-    /// What another test is about to execute holds the lock for a moment, too.
     fn reopen(&self, name: &str) -> ImageDisk {
-        loop {
-            match self.open(name) {
-                Ok(disk) => return disk,
-                Err(error) => match error.root() {
-                    OpenError::File(disk_raw::OpenError::InUse) => std::thread::yield_now(),
-                    other => panic!("{other}"),
-                },
-            }
-        }
+        reopen(|| self.open(name))
     }
 
     fn open(&self, name: &str) -> Result<ImageDisk, OpenError> {
         ImageDisk::open(&self.path(name), Format::Qcow2, &Options::default())
+    }
+}
+
+/// Opens what was open before. What another test is about to execute holds the lock for a moment, too.
+fn reopen(open: impl Fn() -> Result<ImageDisk, OpenError>) -> ImageDisk {
+    loop {
+        match open() {
+            Ok(disk) => return disk,
+            Err(error) => match error.root() {
+                OpenError::File(disk_raw::OpenError::InUse) => std::thread::yield_now(),
+                other => panic!("{other}"),
+            },
+        }
     }
 }
 
@@ -154,7 +158,7 @@ fn exercise(options: &str, cases: u32) {
             return Ok(());
         }
         let mut copy = vec![0; (SIZE * MIB) as usize];
-        let mut disk = place.open("disk.qcow2").unwrap();
+        let mut disk = place.reopen("disk.qcow2");
         for act in &acts {
             if matches!(act, Act::Reopen) {
                 drop(disk);
@@ -193,7 +197,8 @@ fn images_of_version_2_are_read() {
     }
     assert!(matches!(place.open("old.qcow2"), Err(OpenError::Old)));
     let options = Options { read_only: true, ..Options::default() };
-    let disk = ImageDisk::open(&place.path("old.qcow2"), Format::Qcow2, &options).unwrap();
+    let path = place.path("old.qcow2");
+    let disk = reopen(|| ImageDisk::open(&path, Format::Qcow2, &options));
     assert!(whole(&disk) == bytes);
 }
 
@@ -213,7 +218,7 @@ fn a_chain_of_backing_files() {
     let mut copy = base.clone();
     copy.resize(6 * MIB as usize, 0);
 
-    let middle = place.open("middle.qcow2").unwrap();
+    let middle = place.reopen("middle.qcow2");
     assert!(matches!(place.open("top.qcow2").unwrap_err().root(), OpenError::File(_)), "in use");
     middle.write(MIB - 100, &[0x11; 200]).unwrap();
     copy[MIB as usize - 100..][..200].fill(0x11);
@@ -247,7 +252,7 @@ fn compressed_images_and_snapshots() {
         return;
     }
     let mut copy = bytes.clone();
-    let disk = place.open("packed.qcow2").unwrap();
+    let disk = place.reopen("packed.qcow2");
     assert!(whole(&disk) == copy);
     for at in [5, 100_000, 1_000_000] {
         disk.write(at, b"overwritten").unwrap();
@@ -259,7 +264,8 @@ fn compressed_images_and_snapshots() {
     qemu_img(&["snapshot", "-c", "now", &packed]).unwrap();
     assert!(matches!(place.open("packed.qcow2"), Err(OpenError::Extras)));
     let options = Options { read_only: true, ..Options::default() };
-    let disk = ImageDisk::open(&place.path("packed.qcow2"), Format::Qcow2, &options).unwrap();
+    let path = place.path("packed.qcow2");
+    let disk = reopen(|| ImageDisk::open(&path, Format::Qcow2, &options));
     assert!(whole(&disk) == copy);
 }
 
@@ -269,7 +275,7 @@ fn what_is_discarded_is_used_again() {
     if !place.create("disk.qcow2", "cluster_size=64k", 64) {
         return;
     }
-    let disk = place.open("disk.qcow2").unwrap();
+    let disk = place.reopen("disk.qcow2");
     assert!(disk.shape().discard);
     for round in 0..8_u8 {
         disk.write(0, &vec![round; 8 * MIB as usize]).unwrap();
@@ -286,7 +292,7 @@ const CHILD: &str = "DISK_IMAGE_TEST_CHILD";
 
 /// What a process does until it is killed: nothing is closed or dropped.
 fn write_until_killed(path: &Path) -> ! {
-    let disk = ImageDisk::open(path, Format::Qcow2, &Options::default()).unwrap();
+    let disk = reopen(|| ImageDisk::open(path, Format::Qcow2, &Options::default()));
     let mut flushed = [0; 8];
     disk.read(0, &mut flushed).unwrap();
     for i in u64::from_le_bytes(flushed) + 1.. {
@@ -353,7 +359,7 @@ fn an_image_says_that_it_is_in_use() {
         return;
     }
     let dirty = || fs::read(place.path("disk.qcow2")).unwrap()[79] & 1 != 0;
-    let disk = place.open("disk.qcow2").unwrap();
+    let disk = place.reopen("disk.qcow2");
     disk.flush().unwrap();
     assert!(!dirty(), "nothing was written");
     disk.write(0, b"x").unwrap();
