@@ -81,7 +81,8 @@ impl Apt {
         Ok(apt)
     }
 
-    /// Downloads the newest package whose name fits the pattern (`*` stands for anything).
+    /// Downloads the newest package whose name fits the pattern (`*` stands for anything, `?` for
+    /// one character).
     pub fn download(
         &mut self,
         pattern: &str,
@@ -106,7 +107,7 @@ impl Apt {
     fn try_download(&self, pattern: &str, progress: &mut dyn Progress) -> Result<Package, Error> {
         let names = self.run(
             "apt-cache",
-            &["pkgnames", pattern.split('*').next().unwrap_or_default()],
+            &["pkgnames", pattern.split(['*', '?']).next().unwrap_or_default()],
             pattern,
             progress,
         )?;
@@ -281,26 +282,37 @@ fn status_permille(line: &str) -> Option<u16> {
     Some(((percent * 10.0) as u16).min(1000))
 }
 
-/// Whether this can be a package's name (Debian Policy, 5.6.1) with stars in it; nothing that
-/// begins like an option.
+/// Whether this can be a package's name (Debian Policy, 5.6.1) with `*` and `?` in it; nothing
+/// that begins like an option.
 fn is_pattern(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && text.len() <= 128
         && text
             .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.*".contains(&b))
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.*?".contains(&b))
 }
 
-/// Whether a name fits a pattern in which `*` stands for any text.
+/// Whether a name fits a pattern in which `*` stands for any text and `?` for one character.
 fn fits(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut at, mut next) = (0, 0);
+    // Behind the last star, and up to where in the name it reaches.
+    let mut star = None;
+    while let Some(c) = name.get(next) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                at += 1;
+                star = Some((at, next));
+            }
+            Some(want) if want == c || *want == b'?' => (at, next) = (at + 1, next + 1),
+            _ => {
+                let Some((behind, reached)) = star else { return false };
+                (at, next) = (behind, reached + 1);
+                star = Some((at, next));
+            }
+        }
     }
-    rest.ends_with(last)
+    pattern.get(at..).unwrap_or_default().iter().all(|c| *c == b'*')
 }
 
 /// Orders names with numbers in them by the numbers: `6.1.0-9` before `6.1.0-10`.
@@ -339,6 +351,12 @@ mod tests {
         assert!(!fits(pattern, "linux-image-6.1.0-48-amd64"));
         assert!(fits("linux-image-6.12*-cloud-amd64", "linux-image-6.12.9+bpo-cloud-amd64"));
         assert!(fits("a*b*c", "abc") && fits("a*b*c", "a1b2c") && !fits("a*b*c", "ac"));
+        let full = "linux-image-6.1.0-??-amd64";
+        assert!(is_pattern(full) && fits(full, "linux-image-6.1.0-56-amd64"));
+        for other in ["56-cloud-amd64", "56-rt-amd64", "5-amd64", "56-amd64-unsigned"] {
+            assert!(!fits(full, &format!("linux-image-6.1.0-{other}")), "{other}");
+        }
+        assert!(fits("a*?c", "abbc") && fits("*a*", "xax") && !fits("a*?c", "ac"));
         assert!(fits("busybox-static", "busybox-static") && !fits("busybox", "busybox-static"));
     }
 

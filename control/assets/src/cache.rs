@@ -237,10 +237,14 @@ fn read_guest(path: &Path) -> Option<Guest> {
     (guest.kernel.is_file() && guest.initrd.is_file()).then_some(guest)
 }
 
-/// A pattern as a file name: what is not in a package's name becomes `@`.
+/// A pattern as a file name: what is not in a package's name becomes `@`, or `_` for a `?`.
 fn file_name(pattern: &str) -> String {
-    let keep = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
-    pattern.chars().map(|c| if keep(c) { c } else { '@' }).collect()
+    let one = |c: char| match c {
+        '?' => '_',
+        c if c.is_ascii_alphanumeric() || "+-.".contains(c) => c,
+        _ => '@',
+    };
+    pattern.chars().map(one).collect()
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
