@@ -89,6 +89,58 @@ pub mod status {
     pub const IPI: u32 = 5;
 }
 
+/// The FIFO-based interface: an array of words, one for each port, which are linked in queues, one for
+/// each vCPU and priority.
+pub mod fifo {
+    pub const PENDING: u32 = 1 << 31;
+    pub const MASKED: u32 = 1 << 30;
+    /// It is in a queue.
+    pub const LINKED: u32 = 1 << 29;
+    /// The hypervisor is about to change the link.
+    pub const BUSY: u32 = 1 << 28;
+    /// The port that follows in the queue, 0 for none.
+    pub const LINK: u32 = PORTS - 1;
+    pub const LINK_BITS: u8 = 17;
+    /// Ports that a word can name.
+    pub const PORTS: u32 = 1 << LINK_BITS;
+    /// Priorities, of which 0 is the highest.
+    pub const QUEUES: usize = 16;
+    pub const PRIORITY_DEFAULT: u8 = 7;
+    pub const PRIORITY_MIN: u8 = 15;
+}
+
+/// `struct evtchn_fifo_control_block`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FifoControlBlock {
+    /// Queues that have become non-empty.
+    pub ready: u32,
+    pub reserved: u32,
+    pub head: [u32; fifo::QUEUES],
+}
+
+/// `struct evtchn_init_control`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct InitControl {
+    pub control_frame: u64,
+    pub offset: u32,
+    pub vcpu: u32,
+    pub link_bits: u8,
+    pub padding: [u8; 7],
+}
+
+/// `struct evtchn_set_priority`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SetPriority {
+    pub port: u32,
+    pub priority: u32,
+}
+
+layout!(FifoControlBlock, 72, head @ 8);
+layout!(InitControl, 24, offset @ 8, vcpu @ 12, link_bits @ 16);
+layout!(SetPriority, 8, priority @ 4);
 layout!(BindVirq, 12);
 layout!(BindIpi, 8);
 layout!(BindVcpu, 8);

@@ -4,6 +4,7 @@
 //! Facts only. A layout is a struct of exactly the header's bytes: sizes and offsets are checked
 //! when the crate is compiled.
 
+pub mod assist;
 pub mod blkif;
 pub mod callback;
 pub mod elfnote;
@@ -30,6 +31,9 @@ pub type DomainId = u16;
 
 /// The caller itself (`DOMID_SELF`, `xen.h`).
 pub const DOMID_SELF: DomainId = 0x7ff0;
+
+/// Pages of devices (`DOMID_IO`, `xen.h`).
+pub const DOMID_IO: DomainId = 0x7ff1;
 
 /// Checks a struct's size and its fields' offsets.
 macro_rules! layout {

@@ -8,6 +8,8 @@ pub const FIRST_RESERVED_GDT_ENTRY: u32 = 14 * 512;
 
 /// `FLAT_RING3_*`: the hypervisor's selectors.
 pub mod selector {
+    /// `__HYPERVISOR_CS`: ring 0.
+    pub const HYPERVISOR: u16 = 0xe008;
     pub const CS32: u16 = 0xe023;
     pub const DS32: u16 = 0xe02b;
     pub const SS: u16 = 0xe02b;

@@ -9,6 +9,7 @@ pub mod op {
     pub const UP: u64 = 1;
     pub const DOWN: u64 = 2;
     pub const IS_UP: u64 = 3;
+    pub const GET_RUNSTATE_INFO: u64 = 4;
     pub const REGISTER_RUNSTATE_MEMORY_AREA: u64 = 5;
     pub const SET_PERIODIC_TIMER: u64 = 6;
     pub const STOP_PERIODIC_TIMER: u64 = 7;
@@ -18,6 +19,18 @@ pub mod op {
     pub const SEND_NMI: u64 = 11;
     pub const REGISTER_VCPU_TIME_MEMORY_AREA: u64 = 13;
 }
+
+/// `RUNSTATE_*`.
+pub mod runstate {
+    pub const RUNNING: u32 = 0;
+    /// Ready, and without a processor.
+    pub const RUNNABLE: u32 = 1;
+    pub const BLOCKED: u32 = 2;
+    pub const OFFLINE: u32 = 3;
+}
+
+/// `XEN_RUNSTATE_UPDATE`: of [`RunstateInfo::entered_ns`], while the area is written.
+pub const RUNSTATE_UPDATE: u64 = 1 << 63;
 
 /// `struct vcpu_register_vcpu_info`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -42,7 +55,9 @@ pub struct SetSingleshotTimer {
 pub const TIMER_FUTURE: u32 = 1 << 0;
 
 /// `struct vcpu_runstate_info`.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct RunstateInfo {
     pub state: u32,

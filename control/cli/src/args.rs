@@ -78,7 +78,7 @@ pub enum CacheAction {
     Clear,
     /// Fetch a guest now, again if it is there, and print where its kernel and initrd are
     Fetch {
-        /// The kernel's Debian package; * stands for any text
+        /// The kernel's Debian package; * stands for any text, ? for one character
         #[arg(default_value = assets::DEFAULT_KERNEL, value_name = "PACKAGE")]
         package: String,
     },
@@ -92,7 +92,7 @@ pub struct RunOptions {
     engine: String,
 
     /// What the guest takes its machine for: pc; pvh, the same, entered as Xen enters its PVH guests;
-    /// or xen-pv, for a kernel that knows Xen's paravirtual interface, under engine translate
+    /// or xen-pv, for a kernel that knows Xen's paravirtual interface
     #[arg(long, value_name = "pc|pvh|xen-pv", default_value = "pc")]
     guest: String,
 
@@ -109,7 +109,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     append: String,
 
-    /// Debian kernel for the default guest, as a package's name; * stands for any text
+    /// Debian kernel for the default guest, as a package's name; * stands for any text, ? for one character
     #[arg(long, value_name = "PACKAGE", conflicts_with = "image")]
     package: Option<String>,
 

@@ -58,7 +58,11 @@ fn from_disk(spec: &VmSpec) -> Files {
     let disk = spec.disks.first().map(|disk| disk.path.display().to_string());
     let disk = disk.unwrap_or_default();
     Files {
-        start: Start::Disk { words: command_line(spec, "") },
+        start: Start::Disk {
+            words: command_line(spec, ""),
+            // This program, whatever has become of its file.
+            reader: Some("/proc/self/exe".into()),
+        },
         kernel_name: disk.clone(),
         initrd_name: disk.clone(),
         title: disk,

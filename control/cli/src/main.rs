@@ -30,12 +30,16 @@ mod terminal;
 mod vm;
 mod vsock;
 
-use std::process::exit;
+use std::process::{ExitCode, exit};
 
 use args::{Command, Parsed};
 use status::Status;
 
-fn main() {
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == disk_boot::ARGUMENT) {
+        return disk_boot::serve(arguments.filter_map(|argument| argument.into_string().ok()));
+    }
     terminal::restore_on_panic();
     let status = match run() {
         Ok(status) => status,

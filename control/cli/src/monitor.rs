@@ -23,7 +23,8 @@ pub trait Control: Send + Sync {
     fn reset(&self) -> Result<(), Gone>;
     fn power_button(&self) -> Result<(), Gone>;
     fn sleep_button(&self) -> Result<String, Gone>;
-    fn nmi(&self) -> Result<String, Gone>;
+    fn wake(&self) -> Result<String, Gone>;
+    fn nmi(&self) -> Result<(), Gone>;
     fn quit(&self) -> Result<(), Gone>;
     fn activity(&self) -> Result<Activity, Gone>;
     /// Lets the guest have so many CPUs; what came of it.
@@ -89,7 +90,8 @@ pause      stop all CPUs
 resume     let them run again
 reset      press the reset button
 powerdown  press the power button: the guest is asked to power off
-sleep      press the sleep button
+sleep      press the sleep button; a Xen PV guest is asked to suspend itself
+wake       let a Xen PV guest go on that has, or was asked to
 nmi        send a non-maskable interrupt to every CPU
 screendump FILE  write a picture of the screen, as PNG
 sendkey KEYS  press keys together, such as ctrl-alt-delete, a or ret
@@ -126,7 +128,8 @@ pub fn execute(line: &str, control: &dyn Control) -> Answer {
         "reset" => done(control.reset(), "reset\n"),
         "powerdown" => done(control.power_button(), "the power button was pressed\n"),
         "sleep" => shown(control.sleep_button()),
-        "nmi" => shown(control.nmi()),
+        "wake" => shown(control.wake()),
+        "nmi" => done(control.nmi(), "sent\n"),
         "quit" | "q" => done(control.quit(), ""),
         other if other.split_whitespace().next() == Some("device") => {
             let words: Vec<&str> = other.split_whitespace().skip(1).collect();
@@ -272,8 +275,11 @@ pub mod tests {
         fn sleep_button(&self) -> Result<String, Gone> {
             self.add("sleep button").map(|()| "pressed\n".into())
         }
-        fn nmi(&self) -> Result<String, Gone> {
-            self.add("nmi").map(|()| "sent\n".into())
+        fn wake(&self) -> Result<String, Gone> {
+            self.add("wake").map(|()| "awake\n".into())
+        }
+        fn nmi(&self) -> Result<(), Gone> {
+            self.add("nmi")
         }
         fn screendump(&self, file: &str) -> String {
             format!("wrote {file}\n")
@@ -325,10 +331,10 @@ pub mod tests {
     #[test]
     fn every_command_reaches_the_machine() {
         let machine = Recorder::default();
-        for line in ["pause", " resume ", "reset", "powerdown", "sleep", "nmi"] {
+        for line in ["pause", " resume ", "reset", "powerdown", "sleep", "wake", "nmi"] {
             assert!(matches!(execute(line, &machine), Answer::Text(t) if !t.is_empty()));
         }
-        let told = ["pause", "resume", "reset", "power button", "sleep button", "nmi"];
+        let told = ["pause", "resume", "reset", "power button", "sleep button", "wake", "nmi"];
         assert_eq!(*machine.0.lock().unwrap(), told);
         assert_eq!(execute("info", &machine), Answer::Text("state running\n".into()));
         assert_eq!(execute("stats", &machine), Answer::Text("exits 3\n".into()));

@@ -5,7 +5,7 @@ use std::{io::Write, sync::Arc, time::Instant};
 
 use byte_stream::{Input, Output};
 use gdb_server::Server;
-use machine::{CpusAnswer, Handle, Machine, Parts, Place, Tracer};
+use machine::{CpusAnswer, Handle, Machine, Parts, Place, Sleep, Tracer, Wake};
 use vm_spec::{GdbAddress, VmSpec};
 
 use crate::{
@@ -125,7 +125,11 @@ const FIXED_CPUS: &str = "the machine's CPUs are what they are; start it with --
 const SILENT: &str =
     "the guest has not answered yet: it does once its ACPI runs; `info cpus` shows it\n";
 const FIXED: &str = "the machine's memory is what it is; start it with --memory SIZE,max=SIZE\n";
-const NO_BUTTON: &str = "a Xen PV guest has no sleep button; `powerdown` asks it to power off\n";
+const ASKED: &str = "asked; `info` says when the guest is asleep, and `wake` lets it go on\n";
+const ASLEEP: &str = "the guest is asleep; `wake` lets it go on\n";
+const CANNOT_SLEEP: &str = "the guest's kernel has not said that it can suspend itself\n";
+const AWAKE: &str = "the guest is not asleep\n";
+const BUTTONS: &str = "a PC's guest is woken by its buttons: `sleep` or `powerdown`\n";
 const NO_BALLOON: &str =
     "the machine has no balloon; start it with --balloon, or `device add balloon`\n";
 
@@ -155,13 +159,27 @@ impl Control for Handle {
     }
 
     fn sleep_button(&self) -> Result<String, Gone> {
-        let pressed = gone(Handle::sleep_button(self))?;
-        Ok(if pressed { "the sleep button was pressed\n" } else { NO_BUTTON }.into())
+        let answer = match gone(Handle::sleep_button(self))? {
+            Sleep::Pressed => "the sleep button was pressed\n",
+            Sleep::Asked => ASKED,
+            Sleep::Asleep => ASLEEP,
+            Sleep::Unable => CANNOT_SLEEP,
+        };
+        Ok(answer.into())
     }
 
-    fn nmi(&self) -> Result<String, Gone> {
-        let sent = gone(Handle::nmi(self))?;
-        Ok(if sent { "sent\n" } else { "a Xen PV guest takes no NMI from here\n" }.into())
+    fn wake(&self) -> Result<String, Gone> {
+        let answer = match gone(Handle::wake(self))? {
+            Wake::Woken => "the guest goes on\n",
+            Wake::CalledOff => "the guest does not go to sleep\n",
+            Wake::Awake => AWAKE,
+            Wake::Buttons => BUTTONS,
+        };
+        Ok(answer.into())
+    }
+
+    fn nmi(&self) -> Result<(), Gone> {
+        gone(Handle::nmi(self))
     }
 
     fn quit(&self) -> Result<(), Gone> {

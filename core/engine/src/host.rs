@@ -124,6 +124,25 @@ pub enum Cause {
     Asked,
 }
 
+/// The page-table roots of a guest whose kernel runs at level 3: the kernel's own, and its
+/// program's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roots {
+    pub kernel: u64,
+    pub program: u64,
+}
+
+/// How often entries of a guest's page tables that were present became others, or a page of them was a
+/// table no more. Only what makes wrong what a TLB may have counts; a right that is given does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableChanges {
+    pub any: u64,
+    /// Of those, what may concern the upper half of the address space.
+    pub upper: u64,
+    /// Of those, where code may be.
+    pub code: u64,
+}
+
 /// A vCPU seen from inside a trap: what a personality needs for a system call, without the
 /// cost of a full state transfer.
 pub trait CpuView {
@@ -131,7 +150,19 @@ pub trait CpuView {
     fn segment(&mut self, which: SegReg) -> &mut Segment;
     /// The page-table root, CR3.
     fn root(&self) -> u64;
-    fn set_root(&mut self, cr3: u64);
+    /// Loads the roots of a guest whose kernel runs at level 3, of which the one that is used is
+    /// what [`Self::enter`] says. What is known of these and of the kernel's half of all address spaces
+    /// may be kept, as far as [`Self::tables_changed`] lets it. Not `lasting`: others follow at once.
+    fn set_roots(&mut self, roots: Roots, lasting: bool);
+    /// Those that were loaded; `None` if this vCPU's state has come from elsewhere since.
+    fn roots(&self) -> Option<Roots>;
+    /// The kernel runs from now on, or a program. What is known of either's pages stays.
+    fn enter(&mut self, kernel: bool);
+    /// What of the guest's page tables has changed so far. vCPUs take notice with the next flush, or
+    /// load of roots.
+    fn tables_changed(&mut self, changes: TableChanges);
+    /// Forgets all that is known of page tables, of this vCPU.
+    fn forget_own(&mut self);
     /// Copies nothing unless the whole range is guest RAM.
     fn read_virt(&mut self, gva: u64, out: &mut [u8]) -> Result<(), Exception>;
     fn write_virt(&mut self, gva: u64, data: &[u8]) -> Result<(), Exception>;
@@ -146,6 +177,9 @@ pub trait CpuView {
     fn halt(&mut self);
     /// Raises the exception at the next boundary.
     fn deliver(&mut self, exception: Exception);
+    /// No vCPU of the VM writes to the page at this guest-physical address any more but where its page
+    /// tables let it now; nor is one in the middle of a walk that began before.
+    fn forget_writes(&mut self, gpa: u64);
     /// One bit per vCPU of the VM; `None` flushes everything.
     fn flush_tlb(&mut self, vcpus: u64, gva: Option<u64>);
 }

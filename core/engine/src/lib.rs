@@ -25,7 +25,9 @@ mod host;
 pub mod stats;
 
 pub use debug::{Breakpoint, BreakpointKind, DebugExit, GuestDebug};
-pub use host::{Cause, CpuView, Flow, GeneralProtection, Pending, Trace, Trap, VcpuHost};
+pub use host::{
+    Cause, CpuView, Flow, GeneralProtection, Pending, Roots, TableChanges, Trace, Trap, VcpuHost,
+};
 pub use stats::Stats;
 
 use cpu_model::CpuidTable;
@@ -38,6 +40,8 @@ pub use x86_defs::Msi;
 #[derive(Clone, Debug)]
 pub struct Caps {
     pub intercepts: Intercepts,
+    /// Those that it has besides in a VM that gives it [`VmConfig::ring0`].
+    pub ring0_intercepts: Intercepts,
     /// [`Vcpu::run_for`] works.
     pub counted: bool,
     /// The engine emulates local APICs; then [`VcpuHost`] need not.
@@ -56,7 +60,12 @@ pub struct Caps {
 impl Caps {
     /// What an engine cannot do is refused before a VM exists, never later.
     pub fn check(&self, config: &VmConfig) -> Result<(), Error> {
-        let (want, have) = (config.intercepts, self.intercepts);
+        let (want, mut have) = (config.intercepts, self.intercepts);
+        if config.ring0.is_some() {
+            have.exceptions |= self.ring0_intercepts.exceptions;
+            have.syscall |= self.ring0_intercepts.syscall;
+            have.cpuid |= self.ring0_intercepts.cpuid;
+        }
         if want.exceptions & !have.exceptions != 0
             || (want.syscall && !have.syscall)
             || (want.cpuid && !have.cpuid)
@@ -73,6 +82,21 @@ impl Caps {
     }
 }
 
+/// Pages of a guest that runs in ring 3 alone, for an engine that intercepts by code of its own in
+/// ring 0. They are memory that the guest cannot reach, and every root of the guest's has them, for
+/// the supervisor: the first for reading and executing, those behind it for reading and writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring0 {
+    /// The guest-physical address of the first page.
+    pub gpa: u64,
+    /// Its linear address.
+    pub linear: u64,
+    /// One for all, and one for each vCPU.
+    pub pages: u64,
+    /// In the GDT of every vCPU this selector is 64-bit code of ring 0.
+    pub code: u16,
+}
+
 /// Guest events that go to [`VcpuHost::trap`] instead of the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Intercepts {
@@ -85,6 +109,9 @@ pub struct Intercepts {
 #[derive(Clone, Debug, Default)]
 pub struct VmConfig {
     pub intercepts: Intercepts,
+    /// Only for guests of which nothing runs in ring 0. An engine that does not need it has no use
+    /// for it.
+    pub ring0: Option<Ring0>,
     pub counted: bool,
     /// What the guest's CPUID answers.
     pub cpuid: CpuidTable,

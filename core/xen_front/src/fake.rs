@@ -1,7 +1,7 @@
 //! A domain without a guest, for the tests of back ends: what its driver would do is what the test
 //! does.
 
-use crate::{Access, Domain, Error, GrantRef, Page};
+use crate::{Access, Domain, Error, GrantRef, Notified, Page};
 use guest_mem::{Change, GuestMem, Memfd, PAGE, Slot};
 use std::{
     collections::BTreeMap,
@@ -150,7 +150,7 @@ impl Domain for FakeDomain {
         }
     }
 
-    fn bind(&self, port: u32, notified: Arc<dyn Fn() + Send + Sync>) -> Result<(), Error> {
+    fn bind(&self, port: u32, notified: Notified) -> Result<(), Error> {
         match lock(&self.state).ports.get_mut(&port) {
             Some(free @ None) => {
                 *free = Some(notified);
@@ -160,9 +160,9 @@ impl Domain for FakeDomain {
         }
     }
 
-    fn unbind(&self, port: u32) {
+    fn unbind(&self, port: u32, notified: &Notified) {
         if let Some(bound) = lock(&self.state).ports.get_mut(&port) {
-            *bound = None;
+            bound.take_if(|bound| Arc::ptr_eq(bound, notified));
         }
     }
 

@@ -44,6 +44,9 @@ pub enum Error {
     Range(usize, usize),
 }
 
+/// What a back end hears of a port by.
+pub type Notified = Arc<dyn Fn() + Send + Sync>;
+
 /// A domain, as a back end sees it.
 pub trait Domain: Send + Sync {
     /// Uses a page that the domain grants; it cannot take that back until [`Domain::unmap`]. Called
@@ -55,10 +58,10 @@ pub trait Domain: Send + Sync {
 
     /// Binds a port that the domain allocated for its back end. `notified` is called when the domain
     /// notifies it, on a vCPU's thread: it must not block, nor call the domain.
-    fn bind(&self, port: u32, notified: Arc<dyn Fn() + Send + Sync>) -> Result<(), Error>;
+    fn bind(&self, port: u32, notified: Notified) -> Result<(), Error>;
 
-    /// The opposite: nothing is called when this returns.
-    fn unbind(&self, port: u32);
+    /// The opposite, if it is still bound with that: nothing is called when this returns.
+    fn unbind(&self, port: u32, notified: &Notified);
 
     /// Notifies the domain on a port that is bound.
     fn notify(&self, port: u32);
@@ -107,6 +110,7 @@ impl Drop for Grant {
 pub struct Channel {
     domain: Arc<dyn Domain>,
     port: u32,
+    notified: Notified,
 }
 
 impl std::fmt::Debug for Channel {
@@ -117,13 +121,9 @@ impl std::fmt::Debug for Channel {
 
 impl Channel {
     /// See [`Domain::bind`].
-    pub fn bind(
-        domain: &Arc<dyn Domain>,
-        port: u32,
-        notified: Arc<dyn Fn() + Send + Sync>,
-    ) -> Result<Self, Error> {
-        domain.bind(port, notified)?;
-        Ok(Self { domain: domain.clone(), port })
+    pub fn bind(domain: &Arc<dyn Domain>, port: u32, notified: Notified) -> Result<Self, Error> {
+        domain.bind(port, notified.clone())?;
+        Ok(Self { domain: domain.clone(), port, notified })
     }
 
     pub fn notify(&self) {
@@ -133,7 +133,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        self.domain.unbind(self.port);
+        self.domain.unbind(self.port, &self.notified);
     }
 }
 

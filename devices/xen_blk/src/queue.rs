@@ -19,10 +19,17 @@ use std::{
         },
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
-use xen_abi::blkif::{ENTRY, Request};
+use xen_abi::blkif::{ENTRY, Request, op};
 use xen_front::{Access, Channel, Domain, Overrun, Position, Ring};
 use zerocopy::{FromZeros, IntoBytes};
+
+/// Responses that the front end is told of at once, if more requests wait, and how long a request takes
+/// at most after which others are waited for: of a disk whose contents are in memory, telling takes
+/// longer than reading.
+const TOGETHER: u32 = 8;
+const QUICK: Duration = Duration::from_micros(40);
 
 /// What all queues of a device have in common.
 pub(crate) struct Shared {
@@ -49,6 +56,8 @@ struct Serving {
     ring: Ring,
     grants: Grants,
     buffer: Vec<u8>,
+    /// Responses that the front end does not see yet.
+    held: u32,
     /// Its ring makes no sense, or its thread failed: it is not served any more.
     halted: bool,
 }
@@ -64,23 +73,41 @@ impl Queue {
         while !self.rests() && !serving.halted {
             match self.serve_one(&mut serving) {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => break,
                 Err(Overrun) => {
                     serving.halted = true;
                     self.shared.counters.guest_errors.fetch_add(1, Relaxed);
                 }
             }
         }
+        self.publish(&mut serving);
+    }
+
+    fn publish(&self, serving: &mut Serving) {
+        if std::mem::take(&mut serving.held) > 0 && serving.ring.publish() {
+            self.shared.counters.events.fetch_add(1, Relaxed);
+            self.channel.notify();
+        }
     }
 
     /// False if there is none, or it is to be begun anew later.
     fn serve_one(&self, serving: &mut Serving) -> Result<bool, Overrun> {
-        let Serving { ring, grants, buffer, .. } = serving;
+        // Before it looks for the last time: the front end may put more at once.
+        if serving.ring.waiting()? == 0 {
+            self.publish(serving);
+        }
+        let ring = &mut serving.ring;
         if ring.is_idle()? {
             return Ok(false);
         }
+        let began = Instant::now();
         let mut request = Request::new_zeroed();
         ring.take(request.as_mut_bytes());
+        if !matches!(request.operation, op::READ | op::WRITE | op::INDIRECT) {
+            // It may take long.
+            self.publish(serving);
+        }
+        let Serving { ring, grants, buffer, held, .. } = serving;
         match request::execute(&self.shared, &request, grants, buffer, &|| self.rests()) {
             Outcome::Interrupted => {
                 ring.put_back();
@@ -88,9 +115,9 @@ impl Queue {
             }
             Outcome::Done(response) => {
                 ring.respond(response.as_bytes());
-                if ring.publish() {
-                    self.shared.counters.events.fetch_add(1, Relaxed);
-                    self.channel.notify();
+                *held += 1;
+                if *held >= TOGETHER || began.elapsed() > QUICK {
+                    self.publish(serving);
                 }
                 Ok(true)
             }
@@ -131,7 +158,8 @@ impl Running {
         let kicked = worker.clone();
         let channel = Channel::bind(domain, choice.port, Arc::new(move || kicked.kick()))
             .map_err(|why| why.to_string())?;
-        let serving = Mutex::new(Serving { ring, grants, buffer: Vec::new(), halted: false });
+        let serving =
+            Mutex::new(Serving { ring, grants, buffer: Vec::new(), held: 0, halted: false });
         let queue = Arc::new(Queue { shared: shared.clone(), worker, channel, serving });
         let of_thread = queue.clone();
         let thread = thread::Builder::new().name(name).spawn(move || of_thread.run());

@@ -4,7 +4,7 @@ mod front;
 
 use disk::{Disk, Shape};
 use front::*;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{atomic::Ordering::SeqCst, mpsc::channel};
 use xen_abi::blkif::{Discard, Request, op, status};
 use xen_blk::{Config, XenBlk};
 use xen_front::{Access, Backend, Connect};
@@ -23,7 +23,7 @@ fn pattern(len: usize, seed: usize) -> Vec<u8> {
 #[test]
 fn disks_have_the_numbers_and_names_of_libxl() {
     let of = |index| {
-        let config = Config { index, queues: 1, cdrom: false };
+        let config = Config { index, queues: 1, cdrom: false, persistent_grants: true };
         (config.number(), config.disk_name())
     };
     assert_eq!(of(0), (51712, "xvda".into()));
@@ -52,7 +52,7 @@ fn a_disk_says_what_it_is() {
     assert_eq!((get("sectors"), get("sector-size")), (Some("8192"), Some("4096")));
     assert_eq!((get("physical-sector-size"), get("info")), (Some("8192"), Some("0")));
     let cd = XenBlk::new(
-        &Config { index: 3, queues: 1, cdrom: true },
+        &Config { index: 3, queues: 1, cdrom: true, persistent_grants: false },
         Spy::new(Shape { read_only: true, ..shape() }),
     );
     assert_eq!(cd.front().get("device-type").map(String::as_str), Some("cdrom"));
@@ -88,6 +88,27 @@ fn what_is_written_is_read() {
     assert!(got[..512].iter().chain(&got[1536..]).all(|b| *b == 0xee), "around it");
     assert_eq!((front.count("bytes written"), front.count("bytes read")), (12 * 512, 1024));
     assert_eq!(front.domain.used(), 1, "the ring alone");
+}
+
+/// What has been read is not kept back while the disk is busy with what takes longer.
+#[test]
+fn a_flush_keeps_nothing_waiting() {
+    // Of which the first may take its time.
+    const READS: u64 = 6;
+    let mut front = Front::new(shape());
+    let (seen, is_seen) = channel();
+    *front.disk.before.lock().unwrap() = Some(Box::new(move |call| {
+        if call == READS {
+            is_seen.recv_timeout(LONG / 6).expect("the read's response is seen");
+        }
+    }));
+    let (_, grant) = front.grant(Access::Write);
+    let read = request(op::READ, 0, &[segment(grant, 0, 7)]);
+    (0..READS).for_each(|_| front.queues[0].ring.put(read.as_bytes()));
+    front.put(0, request(op::FLUSH_DISKCACHE, 0, &[]).as_bytes());
+    (0..READS).for_each(|_| assert_eq!(front.take(0).operation, op::READ));
+    seen.send(()).unwrap();
+    assert_eq!(front.take(0).operation, op::FLUSH_DISKCACHE);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use xen_abi::{
     blkif::{Discard, ENTRY, Request, Segment, op, status},
     ring::Shared,
 };
-use xen_blk::{BlkState, XenBlk};
+use xen_blk::{BlkState, Config, XenBlk};
 use xen_front::{Access, Backend, Connect, GrantRef, Page};
 use zerocopy::IntoBytes;
 
@@ -273,6 +273,35 @@ fn hostile_entry() -> impl Strategy<Value = Vec<u8>> {
             filled.as_bytes().to_vec()
         }),
     ]
+}
+
+/// Linux says that its pages stay granted whether that was offered or not, and takes them back with
+/// the response where it was not: a page in use makes it give the disk up.
+#[test]
+fn pages_stay_in_use_only_where_that_was_offered() {
+    for (offered, how, stay) in [
+        (true, Connect::First, true),
+        (false, Connect::First, false),
+        (true, Connect::Again, false),
+    ] {
+        let mut front = Front::with(Shape::of_bytes(64 << 10), 1, 0, true);
+        front.blk.pause();
+        let parts = saved(&front.blk);
+        front.blk.disconnect();
+        let config = Config { persistent_grants: offered, ..config() };
+        front.blk = XenBlk::new(&config, front.disk.clone());
+        let says = if offered { "1" } else { "0" };
+        assert_eq!(front.blk.features().get("feature-persistent").unwrap(), says);
+        if how == Connect::Again {
+            restore(&front.blk, parts).unwrap();
+        }
+        front.connect(how).unwrap();
+        front.blk.resume();
+        let (_, grant) = front.grant(Access::Write);
+        let read = request(op::READ, 0, &[segment(grant, 0, 7)]);
+        assert_eq!(front.ask(read.as_bytes()), status::OKAY);
+        assert_eq!(front.domain.take_back(grant), !stay, "{offered} {how:?}");
+    }
 }
 
 proptest! {

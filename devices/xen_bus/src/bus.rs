@@ -114,8 +114,19 @@ impl Bus {
         events
     }
 
-    /// The domain starts anew, or goes on elsewhere and knows of it: all devices are as if they were
-    /// added now, to this tree.
+    /// The domain goes on from where it was suspended, in this tree: devices that were to go are
+    /// gone, and the others as if they were added now.
+    pub fn resume(&mut self, store: &mut Store) -> Vec<Event> {
+        let leaving = |slot: &Slot| !slot.folders.is_online(store);
+        let gone: Vec<Id> =
+            self.slots.iter().filter(|(_, slot)| leaving(slot)).map(|(id, _)| *id).collect();
+        let gone = gone.into_iter().filter(|id| self.destroy(store, *id).is_ok());
+        let events = gone.map(Event::Removed).collect();
+        self.restart(store);
+        events
+    }
+
+    /// The domain starts anew: all devices are as if they were added now, to this tree.
     pub fn restart(&mut self, store: &mut Store) {
         for (id, slot) in &self.slots {
             slot.backend.disconnect();
@@ -124,13 +135,16 @@ impl Bus {
     }
 
     /// Of the domain that was saved with this tree. `backends` are those that it had, with their
-    /// numbers: their states are restored, with which none is connected any more, and they go on.
+    /// numbers: their states are restored, with which none is connected any more, and they go on. One
+    /// whose driver has undone meanwhile what it connected by fails alone, as at first: else a guest
+    /// could see to it that it is never restored.
     pub fn restore(
         &mut self,
-        store: &Store,
+        store: &mut Store,
         backends: Vec<(u32, Arc<dyn Backend>)>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Event>, Error> {
         self.slots.clear();
+        let mut events = Vec::new();
         for (number, backend) in backends {
             let id = Id { kind: backend.kind(), number };
             let slot = Slot { backend, folders: Folders::of(id) };
@@ -141,12 +155,13 @@ impl Bus {
             }
             if slot.is_connected(store, state) {
                 let nodes = slot.folders.front_nodes(store);
-                let connected = slot.backend.connect(&self.domain, &nodes, Connect::Again);
-                connected.map_err(|why| Error::Restore(id, why))?;
+                if let Err(why) = slot.backend.connect(&self.domain, &nodes, Connect::Again) {
+                    events.push(slot.fail(store, id, why));
+                }
             }
             self.slots.insert(id, slot);
         }
-        Ok(())
+        Ok(events)
     }
 
     /// Nothing uses the domain's memory any more, and nothing comes of what it writes: it ends.
@@ -206,13 +221,16 @@ impl Slot {
                 self.folders.set_state(store, State::Connected);
                 Event::Connected(id)
             }
-            Err(why) => {
-                self.backend.disconnect();
-                self.folders.set_error(store, &why);
-                self.folders.set_state(store, State::Closing);
-                Event::Failed(id, why)
-            }
+            Err(why) => self.fail(store, id, why),
         }
+    }
+
+    fn fail(&self, store: &mut Store, id: Id, why: String) -> Event {
+        self.backend.disconnect();
+        self.folders.set_error(store, &why);
+        self.folders.put_back(store, "connected", "0");
+        self.folders.set_state(store, State::Closing);
+        Event::Failed(id, why)
     }
 
     fn close(&self, store: &mut Store, id: Id, state: State) -> Option<Event> {

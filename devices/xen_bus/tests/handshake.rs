@@ -244,12 +244,12 @@ fn a_restored_domain_goes_on_where_it_was() {
         world.bus = Bus::new(FakeDomain::new(1));
         lamp.restored.store(true, SeqCst);
         let there: Vec<(u32, Arc<dyn Backend>)> = vec![(3, lamp.clone())];
-        world.bus.restore(&world.store, there.clone()).unwrap();
+        world.bus.restore(&mut world.store, there.clone()).unwrap();
         world.lamp = lamp;
         // The same again, by a bus that has it.
         world.bus.disconnect();
         world.lamp.restored.store(true, SeqCst);
-        world.bus.restore(&world.store, there).unwrap();
+        world.bus.restore(&mut world.store, there).unwrap();
         assert!(world.is_connected());
         assert_eq!(world.lamp.last.lock().unwrap().as_ref().unwrap().1, Connect::Again);
         let gone = if closing { Event::Removed(LAMP) } else { Event::Closed(LAMP) };
@@ -257,13 +257,31 @@ fn a_restored_domain_goes_on_where_it_was() {
     }
     let mut world = World::new();
     let other: Vec<(u32, Arc<dyn Backend>)> = vec![(4, world.lamp.clone())];
-    let error = world.bus.restore(&world.store, other).unwrap_err();
+    let error = world.bus.restore(&mut world.store, other).unwrap_err();
     assert_eq!(error.to_string(), "lamp/4 cannot go on: it was not there");
     // One that nobody has connected yet is not connected.
     let there: Vec<(u32, Arc<dyn Backend>)> = vec![(3, world.lamp.clone())];
-    world.bus.restore(&world.store, there).unwrap();
+    world.bus.restore(&mut world.store, there).unwrap();
     assert!(!world.is_connected());
     world.connect();
+}
+
+/// A driver that has undone what it connected by loses its device, and the domain nothing else.
+#[test]
+fn a_restored_device_that_cannot_go_on_fails_alone() {
+    let mut world = World::new();
+    world.connect();
+    let bad = world.lamp.clone();
+    world.bus.disconnect();
+    bad.refuses.store(true, SeqCst);
+    let there: Vec<(u32, Arc<dyn Backend>)> = vec![(3, bad)];
+    let events = world.bus.restore(&mut world.store, there).unwrap();
+    assert_eq!(events, [Event::Failed(LAMP, "no such ring".into())]);
+    assert!(!world.is_connected());
+    assert_eq!((world.back("state"), world.back("connected")), ("5".into(), "0".into()));
+    // Its driver closes it, and may have it again.
+    world.lamp.refuses.store(false, SeqCst);
+    assert_eq!(world.state("6"), [Event::Closed(LAMP)]);
 }
 
 #[test]
@@ -273,6 +291,26 @@ fn a_domain_that_starts_again_finds_its_devices() {
     world.store = tree();
     world.bus.restart(&mut world.store);
     assert_eq!((world.back("state"), world.is_connected()), ("2".into(), false));
+    world.connect();
+}
+
+#[test]
+fn a_domain_that_wakes_finds_its_devices_but_for_those_that_were_to_go() {
+    let mut world = World::new();
+    world.connect();
+    world.write("ring-ref", "8");
+    let other = Arc::new(Lamp::default());
+    assert!(world.bus.add(&mut world.store, 4, other.clone()).is_ok());
+    assert_eq!(world.bus.remove(&mut world.store, LAMP), Ok(Removal::Asked));
+    assert_eq!(world.bus.resume(&mut world.store), [Event::Removed(LAMP)]);
+    assert_eq!((world.store.read(FRONT), world.is_connected()), (None, false));
+    assert_eq!(world.bus.add(&mut world.store, 3, world.lamp.clone()), Ok(LAMP));
+    world.connect();
+    world.write("ring-ref", "9");
+    assert!(world.bus.resume(&mut world.store).is_empty());
+    assert_eq!((world.back("state"), world.is_connected()), ("2".into(), false));
+    assert_eq!(world.store.read(&format!("{FRONT}/ring-ref")), None);
+    assert_eq!(world.store.read(&format!("{FRONT}/state")).as_deref(), Some("1"));
     world.connect();
 }
 

@@ -4,6 +4,7 @@
 //! [`Tree`] is the data, [`Store`] the protocol, [`Ring`] what carries its messages.
 
 mod error;
+mod events;
 mod path;
 mod ring;
 mod saved;

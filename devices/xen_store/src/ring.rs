@@ -38,14 +38,25 @@ impl Ring {
         Self { page, incoming, outgoing, broken }
     }
 
+    /// The guest begins another conversation: of the last one nothing is left that had not been put
+    /// into the page or taken from it.
+    pub fn restart(&mut self) {
+        self.incoming.clear();
+        self.outgoing.clear();
+        self.broken = false;
+    }
+
     /// Takes what the guest has put there, and puts there what it is to have.
     pub fn serve(&mut self, store: &mut Store) -> Served {
         let mut moved = false;
         let mut left = AT_ONCE;
         loop {
-            moved |= self.send();
+            while self.send() {
+                moved = true;
+            }
             if !self.outgoing.is_empty() {
-                // Requests wait until their replies have room.
+                // Requests wait until their replies have room. The guest says so if it finds the ring
+                // full, as it was after the last byte was put there.
                 return Served { moved, more: false };
             }
             if let Some(event) = store.next_event() {
@@ -118,7 +129,10 @@ impl Ring {
             let at = page::REPLIES + (producer.wrapping_add(index) % RING) as usize;
             let _ = self.page.write(at, &[byte]);
         }
-        self.page.set_index(page::REPLY_PRODUCER, producer.wrapping_add(put));
+        if put > 0 {
+            // The guest sees this before what it has taken is looked at again.
+            self.page.set_index(page::REPLY_PRODUCER, producer.wrapping_add(put));
+        }
         put > 0
     }
 }

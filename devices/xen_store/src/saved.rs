@@ -2,7 +2,7 @@
 
 use crate::{
     Path, Permissions, Ring, Store, Tree,
-    store::{Transaction, Watch},
+    store::{EVENTS_MAX, HEARD_MAX, TRANSACTIONS_MAX, Transaction, WATCHES_MAX, Watch},
 };
 use saved_state::{Error, Reader, Schema, Writer, malformed};
 use serde::{Deserialize, Serialize};
@@ -120,12 +120,20 @@ impl Store {
 
     pub fn restore(from: &mut Reader) -> Result<Self, Error> {
         let state: StoreState = from.take(0)?;
+        let within = state.watches.len() <= WATCHES_MAX
+            && state.transactions.len() <= TRANSACTIONS_MAX
+            // A watch fires at first, however many there are.
+            && state.events.len() <= EVENTS_MAX + WATCHES_MAX
+            && state.heard.len() <= HEARD_MAX;
+        if !within {
+            return Err(malformed::<StoreState>("it has more than a guest may have"));
+        }
         let paths = |all: Vec<String>| all.iter().map(|text| path(text)).collect::<Result<_, _>>();
         let mut store = Self {
             tree: tree(state.nodes)?,
             generation: state.generation,
             last: state.last_transaction,
-            events: state.events.into(),
+            events: state.events.into_iter().collect(),
             heard: state.heard.iter().map(|text| path(text)).collect::<Result<_, _>>()?,
             ..Self::default()
         };
@@ -153,5 +161,48 @@ impl Ring {
             return Err(malformed::<RingState>("a request is too long"));
         }
         Ok(Self { page, incoming, outgoing, broken })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> StoreState {
+        let mut writer = Writer::default();
+        Store::default().save(&mut writer);
+        Reader::new(writer.finish()).unwrap().take(0).unwrap()
+    }
+
+    fn restore(state: &StoreState) -> Result<Store, Error> {
+        let mut writer = Writer::default();
+        writer.put(0, state);
+        Store::restore(&mut Reader::new(writer.finish()).unwrap())
+    }
+
+    #[test]
+    fn a_store_has_no_more_than_a_guest_may_have() {
+        let good = restore(&state());
+        assert_eq!(good.unwrap().events.len(), 0);
+        let watch = WatchState { path: "/a".into(), relative: false, token: "t".into() };
+        let changes: [fn(&mut StoreState, WatchState); 3] = [
+            |state, watch| state.watches = vec![watch; WATCHES_MAX + 1],
+            |state, _| state.events = vec![Default::default(); EVENTS_MAX + WATCHES_MAX + 1],
+            |state, _| state.heard = vec!["/a".into(); HEARD_MAX + 1],
+        ];
+        for (n, change) in changes.iter().enumerate() {
+            let mut bad = state();
+            change(&mut bad, watch.clone());
+            assert!(restore(&bad).is_err(), "{n}");
+        }
+    }
+
+    #[test]
+    fn changes_are_counted_in_a_circle() {
+        let mut state = state();
+        state.generation = u64::MAX;
+        let mut store = restore(&state).unwrap();
+        store.write("/a", "x", None);
+        assert_eq!(store.generation, 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Requests and their replies, watches, transactions.
 
-use crate::{Error, Path, Permissions, Tree};
+use crate::{Error, Path, Permissions, Tree, events::Events};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use xen_abi::{
     DomainId,
@@ -13,15 +13,15 @@ pub const GUEST: DomainId = 1;
 /// Whoever is around it.
 pub const HOST: DomainId = 0;
 /// Of the guest's, at once.
-const WATCHES_MAX: usize = 128;
-const TRANSACTIONS_MAX: usize = 10;
+pub(crate) const WATCHES_MAX: usize = 128;
+pub(crate) const TRANSACTIONS_MAX: usize = 10;
 /// Paths that one transaction changes.
 const CHANGES_MAX: usize = 1024;
 /// Events that wait for the guest to take them: a transaction with all its changes, seen by all
 /// watches, would be a gigabyte. Those that come too late are lost.
-const EVENTS_MAX: usize = 1024;
+pub(crate) const EVENTS_MAX: usize = 1024;
 /// Changes that wait for the host to look at them: of more, it looks at all.
-const HEARD_MAX: usize = 1024;
+pub(crate) const HEARD_MAX: usize = 1024;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Watch {
@@ -50,7 +50,7 @@ pub struct Store {
     pub(crate) transactions: BTreeMap<u32, Transaction>,
     pub(crate) last: u32,
     /// Events that the guest is to hear of.
-    pub(crate) events: VecDeque<(String, String)>,
+    pub(crate) events: Events,
     /// Paths that the guest has changed.
     pub(crate) heard: VecDeque<Path>,
 }
@@ -121,6 +121,14 @@ impl Store {
         each.collect()
     }
 
+    /// Forgets the conversation with the guest, which begins another: what it watches, and what it
+    /// has not been told yet or not ended.
+    pub fn forget(&mut self) {
+        self.watches.clear();
+        self.events.clear();
+        self.transactions.clear();
+    }
+
     /// The next path that the guest has changed.
     pub fn next_change(&mut self) -> Option<Path> {
         self.heard.pop_front()
@@ -128,13 +136,13 @@ impl Store {
 
     /// The next event for the guest, as a message.
     pub fn next_event(&mut self) -> Option<Vec<u8>> {
-        let (path, token) = self.events.pop_front()?;
+        let (path, token) = self.events.pop()?;
         let payload = format!("{path}\0{token}\0");
         Some(message(Header { kind: kind::WATCH_EVENT, ..Header::default() }, payload.as_bytes()))
     }
 
     fn changed(&mut self, path: &Path, by: DomainId) {
-        self.generation += 1;
+        self.generation = self.generation.wrapping_add(1);
         if by == GUEST {
             if self.heard.len() >= HEARD_MAX {
                 self.heard.clear();
@@ -153,8 +161,8 @@ impl Store {
                 let event = (watch.shown(named), watch.token.clone());
                 // Twice the same says no more, and one that is no message says nothing.
                 let fits = event.0.len() + event.1.len() + 2 <= PAYLOAD_MAX;
-                if fits && !self.events.contains(&event) {
-                    self.events.push_back(event);
+                if fits {
+                    self.events.push_once(event);
                 }
             }
         }
@@ -189,9 +197,7 @@ impl Store {
                 Ok(ok())
             }
             kind::RESET_WATCHES => {
-                self.watches.clear();
-                self.events.clear();
-                self.transactions.clear();
+                self.forget();
                 Ok(ok())
             }
             kind::TRANSACTION_START => Ok(format!("{}\0", self.start()?).into_bytes()),
@@ -293,7 +299,7 @@ impl Store {
             return Err(Error::NoSpace);
         }
         // It fires once at first, whether the node is there or not.
-        self.events.push_back((path.into(), token.into()));
+        self.events.push((path.into(), token.into()));
         self.watches.push(watch);
         Ok(())
     }

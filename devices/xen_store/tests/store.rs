@@ -139,6 +139,33 @@ fn watches_fire_at_once_and_at_changes() {
 }
 
 #[test]
+fn another_conversation_begins_with_nothing() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.ask(kind::WATCH, 0, "data\0token\0"), "OK\0");
+    assert_eq!(guest.message().unwrap().1, "data\0token\0");
+    let id = guest.ask(kind::TRANSACTION_START, 0, "\0");
+    let id = id.trim_end_matches('\0').parse().unwrap();
+    // Half of a request, then more events than the page takes.
+    guest.send(&[0; 7]);
+    guest.ring.serve(&mut guest.store);
+    for node in 0..100 {
+        guest.store.write(&format!("/local/domain/1/data/{node}"), "1", None);
+    }
+    guest.ring.serve(&mut guest.store);
+    guest.store.forget();
+    guest.ring.restart();
+    // The guest does not want what is there already, either.
+    let there = guest.page.index(page::REPLY_PRODUCER);
+    guest.page.set_index(page::REPLY_CONSUMER, there);
+    guest.store.write("/local/domain/1/data", "2", None);
+    guest.ring.serve(&mut guest.store);
+    assert_eq!(guest.page.index(page::REPLY_PRODUCER), there);
+    assert_eq!(guest.ask(kind::TRANSACTION_END, id, "T\0"), "ENOENT\0");
+    assert_eq!(guest.ask(kind::WATCH, 0, "data\0token\0"), "OK\0");
+    assert_eq!(guest.ask(kind::READ, 0, "data\0"), "2");
+}
+
+#[test]
 fn transactions_are_all_or_nothing() {
     let mut guest = Guest::new();
     let id: u32 =

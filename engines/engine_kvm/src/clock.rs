@@ -15,13 +15,22 @@ pub(crate) struct VmTsc {
     host_khz: u32,
     guest_khz: u32,
     ahead: AtomicU64,
+    /// What the guest reads is the host's, whatever the kernel was told.
+    raw: bool,
 }
 
 impl VmTsc {
     pub(crate) fn new(host_khz: u32, guest_khz: u32) -> Self {
-        let tsc = Self { host_khz: host_khz.max(1), guest_khz, ahead: AtomicU64::new(0) };
+        let tsc =
+            Self { host_khz: host_khz.max(1), guest_khz, ahead: AtomicU64::new(0), raw: false };
         tsc.set(sys::rdtsc(), 0);
         tsc
+    }
+
+    /// For programs, that read the processor's own where nothing intercepts RDTSC.
+    pub(crate) fn unless_raw(mut self, raw: bool) -> Self {
+        self.raw = raw;
+        self
     }
 
     /// The host's TSC at the guest's frequency.
@@ -33,6 +42,9 @@ impl VmTsc {
     }
 
     pub(crate) fn at(&self, host: u64) -> u64 {
+        if self.raw {
+            return host;
+        }
         self.scaled(host).wrapping_add(self.ahead.load(SeqCst))
     }
 
@@ -83,5 +95,6 @@ mod tests {
         assert_eq!(tsc.at(1_000_000), 500);
         assert_eq!(tsc.at(3_000_000), 500 + 3_000_000);
         assert_eq!(VmTsc::new(0, 1).khz(), 1);
+        assert_eq!(tsc.unless_raw(true).at(1_000_000), 1_000_000);
     }
 }

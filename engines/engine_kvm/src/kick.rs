@@ -34,6 +34,11 @@ impl KvmKick {
         self.wanted.fetch_and(!NOTIFY, SeqCst) & STOP != 0
     }
 
+    /// Someone has kicked since the last look.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(SeqCst) != 0
+    }
+
     /// The stop has caused its return.
     pub(crate) fn stopped(&self) {
         self.wanted.fetch_and(!STOP, SeqCst);

@@ -5,6 +5,8 @@
 //! level-triggered interrupt comes back as a callback; the PIC's interrupt is pulled, and an
 //! interrupt window asked for while it waits. Halted vCPUs wait in the kernel.
 //!
+//! Guests that have no ring 0, as Xen's paravirtual ones, run with a small one of ours: see `shim`.
+//!
 //! What this crate needs `unsafe` for is in [`sys`]: ioctls that kvm-ioctls lacks, the shared
 //! `kvm_run` page, and the signal that ends KVM_RUN.
 
@@ -22,6 +24,7 @@ mod msrs;
 mod open;
 mod probe;
 mod routes;
+mod shim;
 mod state;
 mod sys;
 mod vcpu;

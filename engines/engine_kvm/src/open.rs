@@ -1,7 +1,9 @@
 //! Opening /dev/kvm: what it can do is settled here, once.
 
 use crate::{
-    cpuid, os, sys,
+    cpuid, os,
+    probe::{HostKvm, has_nested_paging, probe},
+    shim, sys,
     vm::{Inner, KvmVm},
 };
 use engine::{Caps, Engine, Error, Intercepts, Vm, VmConfig};
@@ -30,6 +32,11 @@ pub(crate) struct Features {
     /// Entries of each vCPU's ring of dirty pages; 0 for the log.
     pub ring_entries: u32,
     pub host_khz: u32,
+    /// The kernel does what ring 0 does, with a processor that has no part in it.
+    pub software: bool,
+    /// The kernel keeps page tables of its own for the guest, and reads the guest's when it does not
+    /// find what it looks for.
+    pub shadowed: bool,
 }
 
 /// Without these the engine cannot keep its promises.
@@ -86,9 +93,12 @@ impl KvmEngine {
             x2apic_api: extension(KVM_CAP_X2APIC_API) > 0,
             ring_entries,
             host_khz: host_khz(&fd)?,
+            software: probe() == HostKvm::SoftwareOnly,
+            shadowed: !has_nested_paging(),
         };
         let caps = Caps {
             intercepts: Intercepts::default(),
+            ring0_intercepts: shim::INTERCEPTS,
             counted: true,
             local_apic: true,
             breakpoints: 4,
@@ -166,12 +176,13 @@ impl Engine for KvmEngine {
     /// An empty [`VmConfig::cpuid`] means all that the engine supports.
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn Vm>, Error> {
         self.caps.check(config)?;
+        let image = shim::check(config)?;
         let fd = create_vm(&self.fd)?;
         configure(&fd, &self.features)?;
         let mem = GuestMem::new(config.memory)?;
         let cpuid = if config.cpuid.entries.is_empty() { &self.caps.cpuid } else { &config.cpuid };
         let khz = config.tsc_khz.unwrap_or(self.caps.tsc_khz);
-        let inner = Inner::new(fd, mem, self.features, cpuid.clone(), khz);
+        let inner = Inner::new(fd, mem, self.features, cpuid.clone(), khz, image);
         Ok(Arc::new(KvmVm(Arc::new(inner))))
     }
 }

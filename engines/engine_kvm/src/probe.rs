@@ -42,6 +42,16 @@ pub fn probe() -> HostKvm {
     }
 }
 
+/// Whether the processor walks the guest's tables and the host's (EPT, NPT). As the kernel's modules
+/// say: without either of them, or where they are told not to, the kernel shadows the guest's.
+pub(crate) fn has_nested_paging() -> bool {
+    let says = |module: &str, name: &str| {
+        let path = format!("/sys/module/{module}/parameters/{name}");
+        fs::read_to_string(path).is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    };
+    says("kvm_intel", "ept") || says("kvm_amd", "npt")
+}
+
 /// The flags line rather than the CPUID instruction: firmware may have locked VT-x off, which
 /// only the kernel knows.
 fn hardware_flags(cpuinfo: &str) -> bool {

@@ -81,7 +81,7 @@ impl KvmVcpu {
         Ok(())
     }
 
-    fn get_sregs(&self) -> Result<kvm_sregs2, Error> {
+    pub(crate) fn get_sregs(&self) -> Result<kvm_sregs2, Error> {
         if self.vm.features.sregs2 {
             return sys::get_sregs2(&self.fd);
         }
@@ -117,35 +117,37 @@ impl KvmVcpu {
         let (gdt, idt) = (table_into(state.segments.gdtr), table_into(state.segments.idtr));
         let Control { cr0, cr2, cr3, cr4, efer, pdpte, .. } = state.control;
         let (cr8, apic_base) = (state.control.cr8.into(), state.apic.base);
+        let flags = if is_pae(&state.control) { KVM_SREGS2_FLAGS_PDPTRS_VALID.into() } else { 0 };
+        let pdptrs = if flags != 0 { pdpte } else { [0; 4] };
+        self.put_sregs(&kvm_sregs2 {
+            cs,
+            ds,
+            es,
+            fs,
+            gs,
+            ss,
+            tr,
+            ldt,
+            gdt,
+            idt,
+            cr0,
+            cr2,
+            cr3,
+            cr4,
+            cr8,
+            efer,
+            apic_base,
+            flags,
+            pdptrs,
+        })
+    }
+
+    pub(crate) fn put_sregs(&self, special: &kvm_sregs2) -> Result<(), Error> {
         if self.vm.features.sregs2 {
-            let flags =
-                if is_pae(&state.control) { KVM_SREGS2_FLAGS_PDPTRS_VALID.into() } else { 0 };
-            let pdptrs = if flags != 0 { pdpte } else { [0; 4] };
-            return sys::set_sregs2(
-                &self.fd,
-                &kvm_sregs2 {
-                    cs,
-                    ds,
-                    es,
-                    fs,
-                    gs,
-                    ss,
-                    tr,
-                    ldt,
-                    gdt,
-                    idt,
-                    cr0,
-                    cr2,
-                    cr3,
-                    cr4,
-                    cr8,
-                    efer,
-                    apic_base,
-                    flags,
-                    pdptrs,
-                },
-            );
+            return sys::set_sregs2(&self.fd, special);
         }
+        let kvm_sregs2 { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, .. } = *special;
+        let kvm_sregs2 { cr0, cr2, cr3, cr4, cr8, efer, apic_base, .. } = *special;
         // The kernel loads the PDPTEs from memory then.
         let interrupt_bitmap = [0; 4]; // the events section has it
         let sregs = kvm_sregs {
@@ -171,13 +173,13 @@ impl KvmVcpu {
         self.fd.set_sregs(&sregs).map_err(refused("KVM_SET_SREGS"))
     }
 
-    fn xcr0(&self) -> Result<u64, Error> {
+    pub(crate) fn xcr0(&self) -> Result<u64, Error> {
         let xcrs = self.fd.get_xcrs().map_err(os("KVM_GET_XCRS"))?;
         let used = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize);
         Ok(used.clone().find(|x| x.xcr == 0).map_or(1, |x| x.value))
     }
 
-    fn set_xcr0(&self, value: u64) -> Result<(), Error> {
+    pub(crate) fn set_xcr0(&self, value: u64) -> Result<(), Error> {
         if value == self.xcr0()? {
             return Ok(());
         }
@@ -258,7 +260,7 @@ fn mp_into(mp: MpState, sipi: bool) -> u32 {
 }
 
 #[rustfmt::skip]
-fn regs_from(r: &kvm_regs) -> Regs {
+pub(crate) fn regs_from(r: &kvm_regs) -> Regs {
     let gpr = [
         r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi,
         r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
@@ -267,7 +269,7 @@ fn regs_from(r: &kvm_regs) -> Regs {
 }
 
 #[rustfmt::skip]
-fn regs_into(&Regs { gpr, rip, rflags }: &Regs) -> kvm_regs {
+pub(crate) fn regs_into(&Regs { gpr, rip, rflags }: &Regs) -> kvm_regs {
     let [
         rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi,
         r8, r9, r10, r11, r12, r13, r14, r15,
@@ -278,7 +280,7 @@ fn regs_into(&Regs { gpr, rip, rflags }: &Regs) -> kvm_regs {
     }
 }
 
-fn segment_from(s: kvm_segment) -> Segment {
+pub(crate) fn segment_from(s: kvm_segment) -> Segment {
     let bit = |value: u8, at: u32| u16::from(value) << at;
     let present = if s.unusable != 0 { 0 } else { s.present };
     let low = bit(s.type_, 0) | bit(s.s, 4) | bit(s.dpl, 5) | bit(present, 7);
@@ -286,7 +288,7 @@ fn segment_from(s: kvm_segment) -> Segment {
     Segment { selector: s.selector, base: s.base, limit: s.limit, attr }
 }
 
-fn segment_into(s: Segment) -> kvm_segment {
+pub(crate) fn segment_into(s: Segment) -> kvm_segment {
     let bits = |at: u32, mask: u16| (s.attr >> at & mask) as u8;
     kvm_segment {
         base: s.base,

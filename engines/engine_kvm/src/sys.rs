@@ -6,8 +6,8 @@ mod run_page;
 mod signal;
 
 pub(crate) use ioctl::{
-    IrqfdRequest, XsaveArea, clear_ioeventfd, get_sregs2, get_xsave2, irqfd, map_slot, rdtsc,
-    set_ioeventfd, set_mce, set_sregs2, set_tsc_offset, set_xsave, tsc_offset,
+    IrqfdRequest, XsaveArea, clear_ioeventfd, come_and_go, get_sregs2, get_xsave2, irqfd, map_slot,
+    rdtsc, set_ioeventfd, set_mce, set_sregs2, set_tsc_offset, set_xsave, tsc_offset,
 };
 pub(crate) use ring::{DirtyRing, reset_rings};
 pub(crate) use run_page::{KvmExit, RunPage, decode};

@@ -5,6 +5,7 @@ use crate::{
     held::Held,
     kick::KvmKick,
     msrs, os,
+    shim::Shim,
     sys::{self, KvmExit},
     vm::Inner,
 };
@@ -18,15 +19,17 @@ use x86_defs::rflags;
 pub(crate) struct KvmVcpu {
     pub(crate) fd: VcpuFd,
     pub(crate) vm: Arc<Inner>,
-    kick: Arc<KvmKick>,
+    pub(crate) kick: Arc<KvmKick>,
     pub(crate) id: u32,
     /// The kernel takes the PIC's interrupt now; `None` where it has not said.
     window: Option<bool>,
     /// The last exit was an access that the next KVM_RUN completes.
     mid_access: bool,
     /// A callback said [`Flow::Stop`].
-    stop: bool,
+    pub(crate) stop: bool,
     debug: GuestDebug,
+    /// Of a guest without a ring 0.
+    pub(crate) shim: Option<Shim>,
     /// Guest time stands still.
     pub(crate) held: Option<Held>,
 }
@@ -42,6 +45,9 @@ enum Served {
 
 impl KvmVcpu {
     pub(crate) fn new(vm: &Arc<Inner>, id: u32) -> Result<Self, Error> {
+        if vm.image.is_some_and(|image| u64::from(id) >= image.vcpus()) {
+            return Err(Error::Unsupported("a vCPU of this number"));
+        }
         let fd = vm.fd.create_vcpu(id.into()).map_err(os("KVM_CREATE_VCPU"))?;
         if vm.features.enforce_pv_cpuid {
             let mut cap =
@@ -64,7 +70,8 @@ impl KvmVcpu {
         vm.add_kick(&kick);
         let (vm, debug) = (vm.clone(), GuestDebug::default());
         let (window, mid_access, stop) = (None, false, false);
-        let mut vcpu = Self { fd, vm, kick, id, window, mid_access, stop, debug, held: None };
+        let shim = vm.image.map(|image| Shim::new(image, id));
+        let mut vcpu = Self { fd, vm, kick, id, window, mid_access, stop, debug, shim, held: None };
         vcpu.set_state(&VcpuState::reset(id))?;
         Ok(vcpu)
     }
@@ -261,13 +268,16 @@ impl KvmVcpu {
         host: &mut dyn VcpuHost,
     ) -> Result<Exit, Error> {
         self.kick.enter();
-        let exit = self.drive(budget, host);
+        let exit = match self.shim {
+            Some(_) => self.drive_ring3(host),
+            None => self.drive(budget, host),
+        };
         self.kick.leave();
         exit
     }
 }
 
-fn internal_error(suberror: u32) -> &'static str {
+pub(crate) fn internal_error(suberror: u32) -> &'static str {
     match suberror {
         KVM_INTERNAL_ERROR_EMULATION => "an instruction that KVM cannot emulate",
         KVM_INTERNAL_ERROR_SIMUL_EX => "two exceptions at once in KVM",
@@ -283,6 +293,9 @@ impl Vcpu for KvmVcpu {
 
     /// Counts by single steps: slow, which is all that lockstep needs.
     fn run_for(&mut self, retired: u64, host: &mut dyn VcpuHost) -> Result<Exit, Error> {
+        if self.shim.is_some() {
+            return Err(Error::Unsupported("counting instructions of a guest without a ring 0"));
+        }
         self.apply_debug(true)?;
         let exit = self.drive_kickable(Some(retired), host);
         self.apply_debug(false)?;
@@ -290,7 +303,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn state(&mut self) -> Result<VcpuState, Error> {
-        let mut state = self.save()?;
+        let mut state = self.save_guest()?;
         if let Some(held) = &self.held {
             held.correct(&mut state);
         }
@@ -298,7 +311,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
-        self.restore(state)?;
+        self.restore_guest(state)?;
         self.hold_again(state);
         Ok(())
     }
@@ -317,6 +330,9 @@ impl Vcpu for KvmVcpu {
 
     fn set_debug(&mut self, debug: &GuestDebug) -> Result<(), Error> {
         debug::to_kvm(debug)?;
+        if self.shim.is_some() && *debug != GuestDebug::default() {
+            return Err(Error::Unsupported("a debugger for a guest without a ring 0"));
+        }
         self.debug = debug.clone();
         self.apply_debug(false)
     }

@@ -10,6 +10,7 @@ use crate::{
     open::Features,
     os,
     routes::{self, Routes},
+    shim::{Image, Shadows},
     sys,
     vcpu::KvmVcpu,
 };
@@ -20,7 +21,10 @@ use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use std::{
     os::fd::BorrowedFd,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockWriteGuard, Weak,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
 };
 
 #[derive(Debug)]
@@ -42,6 +46,11 @@ pub(crate) struct Inner {
     pub(crate) standstill: Standstill,
     /// Messages go in while it is read.
     messages: RwLock<()>,
+    /// Where the shim is, in a VM that has one.
+    pub(crate) image: Option<Image>,
+    /// How often all vCPUs were to forget what they know of page tables.
+    pub(crate) flushes: AtomicU64,
+    pub(crate) shadows: Shadows,
 }
 
 impl Inner {
@@ -51,13 +60,16 @@ impl Inner {
         features: Features,
         cpuid: CpuidTable,
         khz: u32,
+        image: Option<Image>,
     ) -> Self {
         Self {
             fd,
             mem,
             gate: Gate::default(),
             kicks: Mutex::default(),
-            tsc: VmTsc::new(features.host_khz, khz),
+            // Ring 3 of such a kernel is the processor's.
+            tsc: VmTsc::new(features.host_khz, khz)
+                .unless_raw(features.software && image.is_some()),
             routes: Routes::default(),
             rings: Rings::default(),
             features,
@@ -65,6 +77,9 @@ impl Inner {
             msrs: OnceLock::new(),
             standstill: Standstill::default(),
             messages: RwLock::default(),
+            image,
+            flushes: AtomicU64::new(0),
+            shadows: Shadows::default(),
         }
     }
 
@@ -82,6 +97,16 @@ impl Inner {
     fn kick_all(&self) {
         let kicks = self.kicks.lock().unwrap_or_else(PoisonError::into_inner);
         kicks.iter().filter_map(Weak::upgrade).for_each(|k| k.notify());
+    }
+
+    /// No vCPU goes on with what it knew of the guest's page tables. The caller's own forgets when it
+    /// is entered next.
+    pub(crate) fn forget_translations(&self) {
+        let alone = self.kicks.lock().unwrap_or_else(PoisonError::into_inner).len() <= 1;
+        if !alone {
+            let _outside = self.gate.close(|| self.kick_all());
+            self.flushes.fetch_add(1, SeqCst);
+        }
     }
 
     fn set_region(&self, region: &Region, len: u64) -> Result<(), Error> {

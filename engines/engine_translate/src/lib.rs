@@ -53,6 +53,7 @@ impl Translate {
         let stubs = StubCache::new().map_err(|source| Error::Os { call: "mmap", source })?;
         let caps = Caps {
             intercepts: Intercepts { exceptions: !0, syscall: true, cpuid: true },
+            ring0_intercepts: Intercepts::default(),
             counted: true,
             local_apic: false,
             breakpoints: 4096,

@@ -9,6 +9,7 @@ mod integer;
 mod litmus;
 mod loops;
 mod programs;
+mod ring3;
 mod smc;
 mod supervisor;
 mod support;

@@ -156,7 +156,7 @@ impl Interp {
                 ctx.cpu.mp = MpState::Running;
                 ctx.cpu.look = false;
                 let next = ctx.cpu.rip;
-                crate::trap::trap(ctx, Trap { cause: Cause::Asked, next });
+                ctx.trap(Trap { cause: Cause::Asked, next });
                 Some(Next::Again)
             }
             Pending::Sipi => {

@@ -354,13 +354,11 @@ impl Interp {
     pub(crate) fn stopped(&mut self, ctx: &mut Ctx<'_>, stop: Stop) -> Option<Exit> {
         self.count_reps(ctx);
         match stop {
-            Stop::Fault => match self.intercepted(ctx) {
-                Some(next) => next,
-                None => match self.raise(ctx) {
-                    Ok(()) => None,
-                    Err(Stop::Unhandled) => Some(Exit::Unhandled(ctx.cpu.unhandled)),
-                    Err(_) => Some(Exit::Shutdown),
-                },
+            Stop::Fault if ctx.offer_exception() => None,
+            Stop::Fault => match self.raise(ctx) {
+                Ok(()) => None,
+                Err(Stop::Unhandled) => Some(Exit::Unhandled(ctx.cpu.unhandled)),
+                Err(_) => Some(Exit::Shutdown),
             },
             Stop::Halt => {
                 ctx.cpu.mp = MpState::Halted;

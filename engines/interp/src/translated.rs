@@ -158,7 +158,9 @@ impl Interp {
         let registers = ctx.cpu.gpr.first_chunk::<16>().copied().unwrap_or_default();
         let bytes = &bytes;
         let insns = self.cache.insns(span);
-        let source = Source { insns, bytes, linear, start, version, width, registers, check };
+        let supervisor = ctx.cpu.mode.cpl == 0;
+        let source =
+            Source { insns, bytes, linear, start, version, supervisor, width, registers, check };
         self.translator.as_mut()?.translate(&source)
     }
 }

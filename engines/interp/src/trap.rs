@@ -1,7 +1,6 @@
 //! Intercepts of a personality.
 
-use crate::Interp;
-use engine::{Cause, Exit, Flow, Trap};
+use engine::{Cause, Trap};
 use iced_x86::Mnemonic;
 use semantics::{Ctx, Insn, Stop};
 use vcpu_state::Exception;
@@ -45,29 +44,6 @@ fn overflow(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
 fn offer(ctx: &mut Ctx<'_>, cause: Cause, insn: &Insn) -> Result<(), Stop> {
     let next = ctx.cpu.rip;
     ctx.cpu.rip = ctx.start(insn);
-    trap(ctx, Trap { cause, next });
+    ctx.trap(Trap { cause, next });
     Ok(())
-}
-
-pub(crate) fn trap(ctx: &mut Ctx<'_>, trap: Trap) {
-    if ctx.trap(trap) == Flow::Stop {
-        ctx.cpu.stop_asked = true;
-    }
-    ctx.cpu.leave = true;
-}
-
-impl Interp {
-    /// Offers the exception in `Cpu::raised` to the host, if it asked for its vector. `None`:
-    /// it goes to the guest.
-    pub(crate) fn intercepted(&mut self, ctx: &mut Ctx<'_>) -> Option<Option<Exit>> {
-        let exception = ctx.cpu.raised;
-        let wanted = ctx.cpu.intercepts.exceptions;
-        if wanted.checked_shr(exception.vector.into()).unwrap_or(0) & 1 == 0 {
-            return None;
-        }
-        // Of a fault, the instruction that follows is not known without decoding it.
-        let next = ctx.cpu.rip;
-        trap(ctx, Trap { cause: Cause::Exception(exception), next });
-        Some(None)
-    }
 }

@@ -3,6 +3,7 @@
 use crate::{
     Flags,
     mem::Mmu,
+    ring3::Ring3,
     sync::{Request, Slot, Slots},
 };
 use cpu_model::CpuidTable;
@@ -137,6 +138,8 @@ pub struct Cpu {
     /// Tell the host of interrupts and exceptions.
     pub trace: bool,
     pub intercepts: engine::Intercepts,
+    /// Of a guest whose kernel runs at level 3, once its personality has told of its roots.
+    pub ring3: Option<Box<Ring3>>,
 
     pub id: u32,
     pub cpuid: Arc<CpuidTable>,
@@ -249,6 +252,7 @@ impl Cpu {
             rep_retired: 0,
             trace: false,
             intercepts: engine::Intercepts::default(),
+            ring3: None,
             id,
             cpuid,
             fdp_exceptions_only: false,
@@ -349,6 +353,7 @@ impl Cpu {
         self.events = state.events;
         self.mp = state.mp;
         (self.leave, self.look, self.stop_asked) = (true, true, false);
+        self.ring3 = None;
         self.update_mode();
         self.state_replaced();
         self.mode_changed();
@@ -406,7 +411,7 @@ impl Cpu {
                 Request::RevokeWrites => self.mmu.revoke_writes(),
                 Request::Code(range) => self.stale_code.push(range),
                 Request::Flush(Some(linear)) => self.mmu.flush_page(linear),
-                Request::Flush(None) => self.mmu.flush_all(),
+                Request::Flush(None) => self.flush_tables(),
                 Request::Layout => {
                     self.layout_changed();
                     self.stale_code.push(0..u64::MAX);

@@ -1,7 +1,7 @@
 //! What a handler works on: the vCPU, and the host that answers for everything outside it.
 
 use crate::{Cpu, Insn};
-use engine::{Flow, VcpuHost};
+use engine::{Cause, Flow, Trap, VcpuHost};
 use vcpu_state::Exception;
 
 /// Why a handler does not simply complete. One byte, so that results travel in registers.
@@ -57,15 +57,30 @@ impl<'a> Ctx<'a> {
         self.cpu.leave = true;
     }
 
-    /// Offers an intercepted event to the host.
-    pub fn trap(&mut self, trap: engine::Trap) -> Flow {
+    /// Offers an intercepted event to the host, and heeds its wish to stop at the next instruction
+    /// boundary.
+    pub fn trap(&mut self, trap: Trap) {
         self.cpu.slot.leave_guest();
         let mut view = crate::mem::View::new(self.cpu);
         let flow = self.host.trap(trap, &mut view);
         drop(view);
         self.cpu.slot.enter_guest();
         self.cpu.serve_requests();
-        flow
+        self.cpu.stop_asked |= flow == Flow::Stop;
+        self.cpu.leave = true;
+    }
+
+    /// Offers the exception in [`Cpu::raised`] to the host, if it asked for its vector: then where it
+    /// leaves RIP, execution goes on.
+    pub fn offer_exception(&mut self) -> bool {
+        let (exception, wanted) = (self.cpu.raised, self.cpu.intercepts.exceptions);
+        let wanted = wanted.checked_shr(exception.vector.into()).unwrap_or(0) & 1 != 0;
+        if wanted {
+            // Of a fault, the instruction that follows is not known without decoding it.
+            let next = self.cpu.rip;
+            self.trap(Trap { cause: Cause::Exception(exception), next });
+        }
+        wanted
     }
 
     /// What is pending, without the cost of a handshake.

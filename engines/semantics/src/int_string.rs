@@ -111,8 +111,8 @@ pub fn movs<T: Int>(ctx: &mut Ctx<'_>, insn: &Insn) -> Result<(), Stop> {
         let (from, to) = (ctx.index(insn, gpr::RSI), ctx.index(insn, gpr::RDI));
         if many > 1
             && let bytes = many * u64::from(T::BYTES)
-            && let Some(source) = ctx.host_span(insn.segment(), from, bytes, false)
-            && let Some(dest) = ctx.host_span(SegReg::Es, to, bytes, true)
+            && let Some(source) = ctx.host_span_found(insn.segment(), from, bytes, false)
+            && let Some(dest) = ctx.host_span_found(SegReg::Es, to, bytes, true)
         {
             let arena = ctx.cpu.mem.arena();
             let distance = dest.0.wrapping_sub(source.0);

@@ -28,6 +28,7 @@ pub mod mem;
 mod msr;
 pub mod operand;
 mod quiet;
+mod ring3;
 mod seg;
 pub mod select;
 pub mod sync;

@@ -13,12 +13,13 @@ mod system;
 mod view;
 
 pub use fetch::FetchPage;
+pub use soft_mmu::Privilege;
 pub use view::View;
 
 use crate::{Cpu, Ctx, Stop, cpu::CodeSize};
 use cpu_model::CpuidTable;
 use guest_mem::{Arena, ArenaOffset, GuestMem, Layout, Plain};
-use soft_mmu::{Access, Changes, Features, Held, PageFault, Paging, Phys, Place, Privilege, Tlb};
+use soft_mmu::{Access, Changes, Features, Held, PageFault, Paging, Phys, Place, Tlb};
 use std::{collections::HashMap, sync::Arc};
 use vcpu_state::SegReg;
 use x86_defs::{cr::cr0, cr::cr4, dr, is_canonical_48, rflags};
@@ -49,6 +50,9 @@ pub struct Mmu {
     /// By linear address, where these pages are in guest-physical memory: all of them, as long as
     /// they are no more than [`MOST_COMPARED`].
     global_code: HashMap<u64, u64>,
+    /// Of a kernel at level 3: entries of its L4 table that were asked for, a bit for each of the upper
+    /// half.
+    kernel_slots: [u64; 4],
     tags: Tags,
 }
 
@@ -136,6 +140,7 @@ impl Mmu {
             fetched_global: PageFilter::default(),
             global_invalidations: 0,
             global_code: HashMap::new(),
+            kernel_slots: [0; 4],
             tags: Tags::default(),
         }
     }
@@ -269,17 +274,34 @@ impl Mmu {
         soft_mmu::is_as_fetched(Phys::new(&self.layout, &self.arena), &self.paging, linear, gpa)
     }
 
-    fn forget_global_code(&mut self) {
+    pub(crate) fn forget_global_code(&mut self) {
         self.global_invalidations += 1;
         self.fetched_global.clear();
         self.global_code.clear();
+    }
+
+    /// Forgets all translations; where a kernel's code is at level 3, stays.
+    pub(crate) fn flush_tlb(&mut self) {
+        self.tlb.flush_all();
+        self.retag();
+    }
+
+    /// Another address space of the same guest at level 3 is used, in planes of its own.
+    pub(crate) fn set_root(&mut self, cr3: u64) {
+        self.paging.set_root(cr3);
+    }
+
+    /// The entries of L4 tables in the upper half that a kernel at level 3 has used.
+    pub(crate) fn kernel_slots(&self) -> impl Iterator<Item = u64> {
+        let words = self.kernel_slots;
+        (0..256u64).filter(move |n| words[(n / 64) as usize] >> (n % 64) & 1 != 0).map(|n| 256 + n)
     }
 
     /// Code is fetched from the page; true if what is known of it may be kept under
     /// [`Tags::global`].
     fn note_fetch(&mut self, linear: u64, gpa: u64, privilege: Privilege) -> bool {
         self.fetched.insert(linear);
-        let global = !privilege.is_user() && self.tlb.is_global(linear, privilege);
+        let global = privilege != Privilege::User && self.tlb.is_global(linear, privilege);
         if global {
             self.fetched_global.insert(linear);
             // With one more than are compared, none is.
@@ -330,14 +352,20 @@ impl Mmu {
     }
 
     fn retag(&mut self) {
-        self.tags = self.tags_of(self.privilege.is_user());
+        self.tags = self.tags_of(self.privilege);
     }
 
     /// The tags in this address space at one privilege or the other.
     #[inline]
-    pub fn tags_of(&self, user: bool) -> Tags {
+    pub fn tags_of(&self, privilege: Privilege) -> Tags {
+        let number = match privilege {
+            Privilege::Supervisor | Privilege::SupervisorAc => 0,
+            Privilege::User => 1,
+            Privilege::Deprivileged => 3,
+        };
         // Either part alone takes a vCPU's lifetime to come round.
-        let all = (self.invalidations << 30 ^ self.tlb.context()) << 2 | u64::from(user);
+        let all = (self.invalidations << 30 ^ self.tlb.context()) << 2 | number;
+        let user = privilege == Privilege::User;
         let global = if user { all } else { self.global_invalidations << 2 | 2 };
         Tags { all, global }
     }
@@ -363,6 +391,10 @@ impl Mmu {
         access: Access,
         privilege: Privilege,
     ) -> Result<Place, PageFault> {
+        if privilege.shares_upper() {
+            let slot = linear >> 39 & 255;
+            self.kernel_slots[(slot / 64) as usize] |= (linear >> 63) << (slot % 64);
+        }
         let phys = Phys::new(&self.layout, &self.arena);
         self.tlb.translate(phys, &self.paging, linear, access, privilege)
     }
@@ -374,6 +406,7 @@ impl Cpu {
         let ac = self.rflags & rflags::AC != 0;
         let user = self.mode.cpl == 3;
         self.mmu.privilege = match (user, ac) {
+            (true, _) if self.is_deprivileged() => Privilege::Deprivileged,
             (true, _) => Privilege::User,
             // Without CR4.SMAP the two have the same rights.
             (false, true) => Privilege::SupervisorAc,
@@ -540,6 +573,26 @@ impl Ctx<'_> {
             CodeSize::Bits64 => Ok(self.linear64(seg, ea)),
             _ => self.segmented(seg, ea, len, access),
         }
+    }
+
+    /// As [`Self::host_span`], after the page has been looked for that the TLB does not know: another
+    /// one of the same instruction may have its place there.
+    pub fn host_span_found(
+        &mut self,
+        seg: SegReg,
+        ea: u64,
+        len: u64,
+        write: bool,
+    ) -> Option<ArenaOffset> {
+        if let Some(at) = self.host_span(seg, ea, len, write) {
+            return Some(at);
+        }
+        let access = if write { Access::Write } else { Access::Read };
+        let linear = match self.cpu.mode.code {
+            CodeSize::Bits64 => self.linear64(seg, ea),
+            _ => self.cpu.checked_linear(seg, ea, len, access)?,
+        };
+        self.cpu.mmu.fill(linear, write).then(|| self.host_span(seg, ea, len, write))?
     }
 
     /// The RAM of `ea..ea+len`, if it lies in one page, segment checks pass, and `write` (or

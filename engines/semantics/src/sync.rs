@@ -5,6 +5,7 @@
 //! waits only while the vCPU is in the guest and has not served it.
 
 use crate::code_pages::CodePages;
+use engine::TableChanges;
 use guest_mem::{ArenaOffset, Layout, PAGE};
 use std::{
     ops::Range,
@@ -106,6 +107,25 @@ pub struct Slots {
     /// Held during a locked access that crosses pages.
     split: Mutex<()>,
     code_pages: CodePages,
+    tables: Tables,
+}
+
+/// What a personality has told of its guest's page tables.
+#[derive(Debug, Default)]
+pub struct Tables([AtomicU64; 3]);
+
+impl Tables {
+    pub fn set(&self, changes: TableChanges) {
+        let TableChanges { any, upper, code } = changes;
+        for (to, value) in self.0.iter().zip([any, upper, code]) {
+            to.store(value, SeqCst);
+        }
+    }
+
+    pub fn get(&self) -> TableChanges {
+        let [any, upper, code] = self.0.each_ref().map(|value| value.load(SeqCst));
+        TableChanges { any, upper, code }
+    }
 }
 
 impl Slots {
@@ -170,6 +190,10 @@ impl Slots {
             at = end;
         }
         stale
+    }
+
+    pub fn tables(&self) -> &Tables {
+        &self.tables
     }
 
     pub fn code_pages(&self) -> &CodePages {

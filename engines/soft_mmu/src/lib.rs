@@ -26,9 +26,8 @@ pub enum Access {
     Execute,
 }
 
-/// With whose rights (SDM volume 3, 4.6): an index into the TLB's planes.
+/// With whose rights (SDM volume 3, 4.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Privilege {
     /// A supervisor-mode access to which SMAP applies: implicit ones, and explicit ones while
     /// RFLAGS.AC is clear.
@@ -37,11 +36,29 @@ pub enum Privilege {
     /// An explicit supervisor-mode access while RFLAGS.AC is set.
     SupervisorAc,
     User,
+    /// Of a guest whose kernel runs at level 3, as its programs do, but with page tables of its own
+    /// (Xen's PV guests): the kernel's accesses, with a user's rights. Such a vCPU has none of
+    /// [`Self::SupervisorAc`].
+    Deprivileged,
 }
 
 impl Privilege {
     pub const fn is_user(self) -> bool {
-        matches!(self, Self::User)
+        matches!(self, Self::User | Self::Deprivileged)
+    }
+
+    /// All address spaces have the same upper half, as if its pages were global.
+    pub const fn shares_upper(self) -> bool {
+        matches!(self, Self::Deprivileged)
+    }
+
+    /// The TLB's plane.
+    pub const fn plane(self) -> usize {
+        match self {
+            Self::Supervisor => 0,
+            Self::SupervisorAc | Self::Deprivileged => 1,
+            Self::User => 2,
+        }
     }
 }
 

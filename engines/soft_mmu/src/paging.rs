@@ -88,6 +88,11 @@ impl Paging {
         Self::new([c.cr0, c.cr3, c.cr4, c.efer], c.pdpte, features)
     }
 
+    /// Another root of four-level paging.
+    pub fn set_root(&mut self, cr3: u64) {
+        self.root = cr3 & paging::ADDRESS;
+    }
+
     /// The process-context identifier that a value of CR3 selects.
     pub const fn pcid(cr3: u64, cr4: u64) -> u16 {
         if cr4 & cr4::PCIDE != 0 { (cr3 & cr3::PCID) as u16 } else { 0 }

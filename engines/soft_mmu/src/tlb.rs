@@ -154,7 +154,7 @@ impl Tlb {
     /// each access goes the slow way, as alignment checks need.
     #[inline]
     pub fn set_privilege(&mut self, privilege: Option<Privilege>) {
-        self.plane = privilege.map_or(3, |p| p as usize);
+        self.plane = privilege.map_or(3, Privilege::plane);
     }
 
     #[inline(always)]
@@ -187,14 +187,14 @@ impl Tlb {
     /// Like [`Self::read`] with a supervisor's implicit rights, whatever the current ones.
     #[inline]
     pub fn supervisor_read(&self, gva: u64, len: usize) -> Option<ArenaOffset> {
-        let entry = &self.planes[Privilege::Supervisor as usize][index(gva)];
+        let entry = &self.planes[Privilege::Supervisor.plane()][index(gva)];
         let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
         (entry.read == self.wanted(gva, len)).then_some(at)
     }
 
     #[inline]
     pub fn supervisor_write(&self, gva: u64, len: usize) -> Option<ArenaOffset> {
-        let entry = &self.planes[Privilege::Supervisor as usize][index(gva)];
+        let entry = &self.planes[Privilege::Supervisor.plane()][index(gva)];
         let at = ArenaOffset(gva.wrapping_add(entry.delta) as usize);
         (entry.write == self.wanted(gva, len)).then_some(at)
     }
@@ -266,14 +266,15 @@ impl Tlb {
         }
         // A write tag only for writes: it is what marks the page dirty.
         let writable = found.write && write && !code && region.slot.writable;
-        let context = if found.global { self.global_context } else { self.context };
+        let global = found.global || privilege.shares_upper() && gva >> 63 != 0;
+        let context = if global { self.global_context } else { self.context };
         let page = gva & PAGE_MASK;
         let origin = Origin {
             tag: page | context,
             gpa: found.gpa & PAGE_MASK,
             write: writable,
             execute: found.execute,
-            global: found.global,
+            global,
         };
         let tag = page | self.context;
         let entry = Entry {
@@ -282,7 +283,7 @@ impl Tlb {
             execute: if found.execute { tag } else { 0 },
             delta: (base.0 as u64).wrapping_sub(page),
         };
-        self.enter(privilege as usize, index(gva), origin, entry);
+        self.enter(privilege.plane(), index(gva), origin, entry);
         match found.shift {
             12 => {}
             21 => self.large.insert(gva),
@@ -322,7 +323,7 @@ impl Tlb {
     /// An entry that allows the access. One of a global page that another address space used
     /// last becomes the current one's.
     fn known(&mut self, gva: u64, access: Access, privilege: Privilege) -> Option<Place> {
-        let (p, i) = (privilege as usize, index(gva));
+        let (p, i) = (privilege.plane(), index(gva));
         let (page, origin) = (gva & PAGE_MASK, self.origins[p][i]);
         let context = if origin.global { self.global_context } else { self.context };
         if origin.tag != page | context {
@@ -444,7 +445,7 @@ impl Tlb {
 
     /// The page is known, and known to be the same in all address spaces.
     pub fn is_global(&self, gva: u64, privilege: Privilege) -> bool {
-        let origin = &self.origins[privilege as usize][index(gva)];
+        let origin = &self.origins[privilege.plane()][index(gva)];
         origin.global && origin.tag == gva & PAGE_MASK | self.global_context
     }
 

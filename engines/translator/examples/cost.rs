@@ -85,6 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 linear: block.at as u64,
                 start: (block.at % PAGE) as u16,
                 version: 2,
+                supervisor: false,
                 width: Width::Wide,
                 registers: [0; 16],
                 check: None,

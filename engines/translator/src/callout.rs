@@ -180,11 +180,12 @@ fn refill(state: &mut State, env: &mut Env<'_, '_>, write: bool) -> bool {
     tlb::knows(state, env.ctx.cpu.mmu.plane(), linear, write)
 }
 
-/// The instruction did not complete. Exceptions that nobody wants to see are delivered at once.
+/// The instruction did not complete. Exceptions are offered to who asked for them, or delivered.
 fn stopped(state: &mut State, env: &mut Env<'_, '_>, stop: Stop) -> u32 {
-    if stop == Stop::Fault && env.autonomous && env.ctx.cpu.intercepts.exceptions == 0 {
+    if stop == Stop::Fault && env.autonomous {
         env.counters.exception(env.ctx.cpu.raised.vector);
-        match event::raise(env.ctx) {
+        let offered = env.ctx.offer_exception();
+        match if offered { Ok(()) } else { event::raise(env.ctx) } {
             Ok(()) if go_elsewhere(state, env) => return GO_ELSEWHERE,
             Ok(()) => env.counters.exit(Cause::Fault),
             Err(stop) => {
@@ -209,7 +210,9 @@ fn go_elsewhere(state: &mut State, env: &mut Env<'_, '_>) -> bool {
         return false;
     }
     answered(state, env);
-    let windows = env.windows.choose(state, env.ctx.cpu, true);
+    // Every system call of a guest at level 3 comes here.
+    let seldom = env.ctx.cpu.ring3.is_none();
+    let windows = env.windows.choose(state, env.ctx.cpu, seldom);
     let space = space(env.ctx, env.tables, true, windows);
     let Some(space) = space.filter(|_| env.ctx.quiet()) else { return false };
     env.counters.stayed += 1;

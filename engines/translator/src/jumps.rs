@@ -105,17 +105,28 @@ impl Tables {
         (state.space, state.table) = (space, state.tables[plane % PLANES]);
     }
 
+    /// As [`Self::enter`], of code that changes to no other plane by itself.
+    pub fn enter_alone(&mut self, state: &mut State, plane: usize, space: u64, elsewhere: u64) {
+        self.prepare_alone(state, plane, space, elsewhere);
+        (state.space, state.table) = (space, state.tables[plane % PLANES]);
+    }
+
     /// Code may change to this plane, and is in this space then. With a supervisor's, it may
     /// change to the other one, too.
     pub fn prepare(&mut self, state: &mut State, plane: usize, space: u64, elsewhere: u64) {
-        let other = (plane < 2).then_some((plane ^ 1, space ^ 1));
-        for (plane, space) in [Some((plane % PLANES, space)), other].into_iter().flatten() {
-            if state.spaces[plane] != space {
-                self.leave(state, plane);
-                state.spaces[plane] = space;
-                state.tables[plane] = self.select(state, space);
-                state.forget_returns(plane, space, elsewhere);
-            }
+        self.prepare_alone(state, plane, space, elsewhere);
+        if plane < 2 {
+            self.prepare_alone(state, plane ^ 1, space ^ 1, elsewhere);
+        }
+    }
+
+    fn prepare_alone(&mut self, state: &mut State, plane: usize, space: u64, elsewhere: u64) {
+        let plane = plane % PLANES;
+        if state.spaces[plane] != space {
+            self.leave(state, plane);
+            state.spaces[plane] = space;
+            state.tables[plane] = self.select(state, space);
+            state.forget_returns(plane, space, elsewhere);
         }
     }
 

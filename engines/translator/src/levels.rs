@@ -9,7 +9,7 @@ use crate::{
     spaces::{WINDOWED, number},
     state::{PLANES, State},
 };
-use semantics::{Cpu, sys_call};
+use semantics::{Cpu, mem::Privilege, sys_call};
 use x86_defs::{
     cr::{cr4, efer},
     rflags,
@@ -65,7 +65,8 @@ pub fn arm(state: &mut State, env: &Env<'_, '_>) {
 
 /// The numbers of the spaces in which 64-bit code of the two levels runs now.
 pub fn spaces(cpu: &Cpu, windows: bool) -> [u64; 2] {
-    let [supervisor, user] = [false, true].map(|user| cpu.mmu.tags_of(user).global);
+    let [supervisor, user] =
+        [Privilege::Supervisor, Privilege::User].map(|whose| cpu.mmu.tags_of(whose).global);
     let version = if windows { WINDOWED } else { USER };
     [number(supervisor, false, SUPERVISOR), number(user, false, version)]
 }
@@ -73,6 +74,10 @@ pub fn spaces(cpu: &Cpu, windows: bool) -> [u64; 2] {
 /// Translated code is entered with the rights of a plane and in this space; what it needs at the
 /// other level is prepared, so that it can go there by itself.
 pub fn enter(state: &mut State, env: &mut Env<'_, '_>, plane: usize, space: u64) {
+    if env.ctx.cpu.ring3.is_some() {
+        // The personality leads to the other one.
+        return env.tables.enter_alone(state, plane, space, env.elsewhere);
+    }
     env.tables.enter(state, plane, space, env.elsewhere);
     let [supervisor, user] = spaces(env.ctx.cpu, env.windows.are_open());
     let narrow = state.spaces[USER % PLANES] >> 2 & 1 != 0;

@@ -138,6 +138,8 @@ pub struct Lowerer<'t> {
     plane: usize,
     /// The same of what follows the block.
     exit_plane: usize,
+    /// It runs at level 0.
+    supervisor: bool,
     /// The instruction under way is the last one.
     last: bool,
     /// Not 64-bit code.
@@ -224,6 +226,7 @@ impl<'t> Lowerer<'t> {
             spare,
             plane,
             exit_plane: plane,
+            supervisor: false,
             last: false,
             narrow: false,
             short: None,
@@ -261,6 +264,11 @@ impl<'t> Lowerer<'t> {
             expected_windows: Vec::new(),
             used_window: false,
         }
+    }
+
+    /// Privileged instructions are none that fault.
+    pub fn supervisor(self, supervisor: bool) -> Self {
+        Self { supervisor, ..self }
     }
 
     /// Translates; `start` is the block's offset in its page. `allowed` says whether the

@@ -21,6 +21,8 @@ pub struct Source<'s> {
     pub start: u16,
     /// See [`crate::spaces::version`].
     pub version: usize,
+    /// It runs at level 0; at level 3 otherwise.
+    pub supervisor: bool,
     pub width: Width,
     /// What the general registers have where it is about to run.
     pub registers: [u64; 16],

@@ -9,7 +9,7 @@ use crate::{
     state::{PLANES, Plane, State, TLB, none},
     windows::Windows,
 };
-use semantics::mem::Mmu;
+use semantics::mem::{Mmu, Privilege};
 
 const PAGE: u64 = 4096;
 
@@ -78,7 +78,7 @@ pub fn refresh(state: &mut State, mmu: &mut Mmu, counters: &mut Counters, window
 }
 
 fn forget(state: &mut State, mmu: &mut Mmu, counters: &mut Counters) {
-    let (changes, number) = (mmu.tlb_changes(), mmu.tags_of(false).all);
+    let (changes, number) = (mmu.tlb_changes(), mmu.tags_of(Privilege::Supervisor).all);
     if changes.all {
         counters.tlb_clears += 1;
         clear(state);

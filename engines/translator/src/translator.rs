@@ -315,7 +315,7 @@ impl Translator {
         });
         let tools = &mut self.tools;
         let lowerer = Lowerer::new(at, &self.thunks, tools, source.plane(), number, first_cell);
-        let lowerer = lowerer.windows(expectation);
+        let lowerer = lowerer.windows(expectation).supervisor(source.supervisor);
         let lowerer = lowerer.fars(fars).counted(self.state.counted).returning(returns(source));
         let lowerer = lowerer.knowing(source.insns).narrow(source.width.is_narrow());
         let lowerer = lowerer.turning(turn).steady(steady);

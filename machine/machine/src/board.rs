@@ -6,7 +6,7 @@ use crate::{
     extras::Extras,
     parts::DiskPart,
     place::Place,
-    platform::{Common, Platform},
+    platform::{Common, Platform, Sleep},
     plug::{Plug, PlugError, Ports},
     start::Starter,
     vcpu::VcpuThread,
@@ -110,12 +110,12 @@ impl Platform for Board {
         self.chipset.pm.power_button();
     }
 
-    fn sleep_button(&self) -> bool {
+    fn sleep_button(&self) -> Sleep {
         self.chipset.pm.sleep_button();
-        true
+        Sleep::Pressed
     }
 
-    fn nmi(&self, vcpus: &[VcpuThread]) -> bool {
+    fn nmi(&self, vcpus: &[VcpuThread]) {
         match &self.apics {
             Apics::Board { bus, .. } => bus.apics().iter().for_each(|apic| apic.nmi()),
             Apics::Engine { nmi } => {
@@ -125,7 +125,6 @@ impl Platform for Board {
                 }
             }
         }
-        true
     }
 
     fn has_cpu(&self, id: u32) -> bool {

@@ -17,8 +17,9 @@ pub(crate) struct GuestCpu {
 fn model(engine: &dyn Engine, spec: &VmSpec) -> Result<CpuModel, Error> {
     match &spec.cpu_model {
         Some(name) => CpuModel::named(name).map_err(|e| Error::CpuModel(e.to_string())),
-        None => cpu_model::best_model(&engine.caps().cpuid)
-            .ok_or_else(|| Error::CpuModel("this engine offers not even x86-64-v2".into())),
+        None => cpu_model::best_model(&engine.caps().cpuid).ok_or_else(|| {
+            Error::CpuModel("this engine offers not even x86-64-v2; give --cpu-model host".into())
+        }),
     }
 }
 

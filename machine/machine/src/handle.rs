@@ -1,7 +1,7 @@
 //! What an operator may do to a running machine, from any thread.
 
 use crate::{
-    ScsiAddress,
+    ScsiAddress, Sleep, Wake,
     cpus::{CpusAnswer, CpusInfo},
     extras::{BalloonInfo, MemoryInfo},
     info::{Info, State},
@@ -96,13 +96,19 @@ impl Handle {
         self.tell(Request::PowerButton)
     }
 
-    /// Presses the ACPI sleep button; false if there is none.
-    pub fn sleep_button(&self) -> Result<bool, Gone> {
+    /// Presses the ACPI sleep button, or asks a Xen domain's kernel to suspend itself, which takes it
+    /// a moment.
+    pub fn sleep_button(&self) -> Result<Sleep, Gone> {
         self.ask(Request::SleepButton)
     }
 
-    /// An NMI for every vCPU; false if they take none.
-    pub fn nmi(&self) -> Result<bool, Gone> {
+    /// Lets a Xen domain go on that has suspended itself, or was asked to.
+    pub fn wake(&self) -> Result<Wake, Gone> {
+        self.ask(Request::Wake)
+    }
+
+    /// An NMI for every vCPU.
+    pub fn nmi(&self) -> Result<(), Gone> {
         self.ask(Request::Nmi)
     }
 

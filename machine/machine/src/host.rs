@@ -60,6 +60,12 @@ impl BoardHost {
         if let Interrupts::Board { apic, .. } = &self.interrupts {
             apic.update_steal();
         }
+        if let Interrupts::Xen(xen) = &self.interrupts
+            && xen.counts_delay(self.id)
+            && let Some(delay) = pv_kvm::run_delay_ns()
+        {
+            xen.delayed(self.id, delay);
+        }
     }
 
     pub(crate) fn info(&self, vcpu: &mut dyn Vcpu) -> VcpuInfo {

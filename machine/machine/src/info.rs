@@ -6,6 +6,8 @@ use std::fmt;
 pub enum State {
     Running,
     Paused,
+    /// A Xen domain that has suspended itself.
+    Asleep,
 }
 
 /// What a vCPU does.
@@ -62,6 +64,7 @@ impl fmt::Display for Info {
         let state = match self.state {
             State::Running => "running",
             State::Paused => "paused",
+            State::Asleep => "asleep",
         };
         writeln!(f, "state    {state}, up {:.1} s", self.uptime_ns as f64 / 1e9)?;
         writeln!(f, "engine   {}, CPU model {}", self.engine, self.cpu_model)?;

@@ -59,6 +59,7 @@ pub use info::{Activity, Exits, Info, State, VcpuInfo};
 pub use owner::{DebugStop, Ended};
 pub use parts::{ChannelPart, DiskPart, NetworkPart, Parts, VsockPart};
 pub use place::Place;
+pub use platform::{Sleep, Wake};
 pub use plug::{Carry, Keep, Plug, PlugError};
 pub use saved::tsc_khz;
 pub use start::{FLOPPY, FirmwarePart, Start, Variables};

@@ -14,7 +14,7 @@ use crate::{
     info::{Info, State},
     parts::DiskPart,
     place::Place,
-    platform::Platform,
+    platform::{Platform, Sleep, Wake},
     plug::{Plug, PlugError},
     stats::{MachineStats, add_exits},
     vcpu::{VcpuThread, Why},
@@ -71,10 +71,9 @@ pub(crate) enum Request {
     Resume(Option<u32>, Sender<()>),
     Reset(Sender<()>),
     PowerButton,
-    /// Whether there is one.
-    SleepButton(Sender<bool>),
-    /// Whether there are any.
-    Nmi(Sender<bool>),
+    SleepButton(Sender<Sleep>),
+    Wake(Sender<Wake>),
+    Nmi(Sender<()>),
     Quit,
     /// How many CPUs the guest is to have.
     Cpus(u32, Sender<Result<(), String>>),
@@ -217,8 +216,19 @@ impl Owner {
                 let _ = done.send(());
                 return failed;
             }
-            Request::PowerButton => self.board.power_button(),
-            Request::SleepButton(done) => drop(done.send(self.board.sleep_button())),
+            Request::PowerButton => {
+                self.stop_all();
+                self.board.power_button();
+                self.rerun();
+            }
+            Request::Wake(done) => {
+                self.stop_all();
+                let _ = done.send(self.board.wake());
+                self.rerun();
+            }
+            Request::SleepButton(done) => {
+                let _ = done.send(self.board.sleep_button());
+            }
             // A wish changes a device and interrupts the guest; a save that came in between would
             // have one without the other.
             Request::Memory(bytes, done) => drop(done.send(self.board.set_memory(bytes))),
@@ -246,7 +256,10 @@ impl Owner {
             Request::Ports(to) => drop(to.send(self.board.places())),
             Request::Ejected => self.board.forget_ejected(),
             Request::Resize(columns, rows) => self.board.resize(columns, rows),
-            Request::Nmi(done) => drop(done.send(self.board.nmi(&self.vcpus))),
+            Request::Nmi(done) => {
+                self.board.nmi(&self.vcpus);
+                let _ = done.send(());
+            }
             Request::Info(to) => drop(to.send(self.info())),
             Request::Stats(to) => {
                 self.stop_all();

@@ -36,6 +36,31 @@ impl Drop for Common {
     }
 }
 
+/// What came of asking a guest to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleep {
+    /// A PC's button was pressed.
+    Pressed,
+    /// A Xen domain's kernel was asked to suspend itself.
+    Asked,
+    /// It sleeps.
+    Asleep,
+    /// Its kernel has not said that it can.
+    Unable,
+}
+
+/// What came of waking a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    Woken,
+    /// It was asked to sleep, and does not any more.
+    CalledOff,
+    /// It did not sleep.
+    Awake,
+    /// A PC's guest is woken by its buttons.
+    Buttons,
+}
+
 /// A kind of machine. vCPUs are parked where they are given.
 pub(crate) trait Platform: Send {
     fn common(&self) -> &Common;
@@ -55,10 +80,17 @@ pub(crate) trait Platform: Send {
     fn clocks_go_on(&self);
 
     fn power_button(&self);
-    /// False if it has none.
-    fn sleep_button(&self) -> bool;
-    /// False if there are none.
-    fn nmi(&self, vcpus: &[VcpuThread]) -> bool;
+    fn sleep_button(&self) -> Sleep;
+    /// Lets a guest go on that sleeps.
+    fn wake(&self) -> Wake {
+        Wake::Buttons
+    }
+    /// Whether the guest sleeps, as far as that can be known.
+    fn is_asleep(&self) -> bool {
+        false
+    }
+    /// One for each vCPU.
+    fn nmi(&self, vcpus: &[VcpuThread]);
 
     /// Whether a vCPU may run.
     fn has_cpu(&self, id: u32) -> bool;
@@ -118,6 +150,8 @@ impl dyn Platform {
         for (id, vcpu) in (0..).zip(&mut vcpus) {
             vcpu.present = self.has_cpu(id);
         }
+        let asleep = state == State::Running && self.is_asleep();
+        let state = if asleep { State::Asleep } else { state };
         let common = self.common();
         Info {
             state,

@@ -7,7 +7,7 @@ use disk::Disk;
 use engine::Vm;
 use guest_mem::{Change, GuestMem, Memfd, Slot, SlotId};
 use pci::PciHost;
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 use vcpu_state::VcpuState;
 use vga::Vga;
 use virtio::MmioPlace;
@@ -26,6 +26,9 @@ pub enum Start {
     Disk {
         /// For the end of the kernel's command line.
         words: String,
+        /// The program that reads it, as a child with limits ([`disk_boot::read_by`]). Without one it is
+        /// read here: only for disks that nobody wrote who may mean harm.
+        reader: Option<PathBuf>,
     },
 }
 
@@ -68,7 +71,7 @@ impl fmt::Debug for Start {
         match self {
             Self::Kernel { command_line, .. } => write!(f, "Kernel({command_line})"),
             Self::Firmware(part) => part.fmt(f),
-            Self::Disk { words } => write!(f, "Disk({words})"),
+            Self::Disk { words, .. } => write!(f, "Disk({words})"),
         }
     }
 }

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConsoleDevice, DiskBus, Display, EngineChoice, Kernel, Net, NetModel, SpecError, Trace,
-    VirtioTransport, VmSpec,
+    ConsoleDevice, DiskBus, Display, Kernel, Net, NetModel, SpecError, Trace, VirtioTransport,
+    VmSpec,
 };
 
 const OPTION: &str = "--guest";
@@ -54,9 +54,6 @@ impl GuestKind {
         }
         if self == Self::Pvh {
             return Ok(());
-        }
-        if spec.engine == EngineChoice::Kvm {
-            return refuse("engine kvm cannot run Xen PV guests", "give --engine translate");
         }
         match Self::not_in_a_domain(spec) {
             Some(what) => refuse(
@@ -119,6 +116,7 @@ impl FromStr for GuestKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::EngineChoice;
 
     #[test]
     fn kinds_have_their_words() {
@@ -136,12 +134,13 @@ mod tests {
         assert_eq!(domain().validate(), Ok(()));
         assert_eq!(domain().engine_of_guest(), EngineChoice::Translate);
         assert_eq!(VmSpec::default().engine_of_guest(), EngineChoice::Auto);
+        let by_kvm = VmSpec { engine: EngineChoice::Kvm, cpus: 2, ..domain() };
+        assert_eq!((by_kvm.validate(), by_kvm.engine_of_guest()), (Ok(()), EngineChoice::Kvm));
         for (spec, what) in [
             (VmSpec { rng: true, ..domain() }, "--rng"),
             (VmSpec { ports: 1, ..domain() }, "--ports"),
             (VmSpec { disks: vec!["d,bus=sata".parse().unwrap()], ..domain() }, "bus="),
             (VmSpec { net: "user,model=e1000".parse().unwrap(), ..domain() }, "e1000"),
-            (VmSpec { engine: EngineChoice::Kvm, ..domain() }, "--engine translate"),
             (VmSpec { firmware: "bios".parse().unwrap(), ..domain() }, "--kernel"),
             (VmSpec { display: "vnc=127.0.0.1:0".parse().unwrap(), ..domain() }, "--display"),
         ] {

@@ -2,7 +2,8 @@
 //! `create_bounce_frame` of Xen's documentation of its PV interface).
 
 use crate::{
-    Domain, guest,
+    guest,
+    memory::Memory,
     vcpus::{Callback, Vcpu},
 };
 use engine::CpuView;
@@ -45,22 +46,28 @@ pub fn flat(selector: u16) -> Segment {
 /// What the processor would not let a program have in RFLAGS.
 pub const PRIVILEGED: u64 = rflags::IOPL | rflags::NT | rflags::VM | rflags::VIF | rflags::VIP;
 
+/// What is a vCPU's own while it runs: neither needs the domain.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    pub memory: &'a Memory,
+    /// Where its information is.
+    pub info: u64,
+}
+
 impl Vcpu {
-    pub fn is_masked(&self, domain: &Domain) -> bool {
-        domain.tables.memory.load(domain.info(self.id)) >> 8 & 0xff != 0
+    pub fn is_masked(&self, own: Own<'_>) -> bool {
+        own.memory.load(own.info) >> 8 & 0xff != 0
     }
 
-    pub fn set_mask(&self, domain: &Domain, masked: bool) {
+    pub fn set_mask(&self, own: Own<'_>, masked: bool) {
         // The mask is a byte behind the pending one.
-        let at = domain.info(self.id) + 1;
-        domain.tables.memory.write(at, &[u8::from(masked)]);
+        own.memory.store_byte(own.info + 1, u8::from(masked));
     }
 
     /// From a program to the kernel, or back: tables and the base of GS.
     fn toggle(&mut self, cpu: &mut dyn CpuView) {
         self.in_kernel = !self.in_kernel;
-        let root = if self.in_kernel { self.kernel_root } else { self.user_root };
-        cpu.set_root(root);
+        cpu.enter(self.in_kernel);
         let gs = cpu.segment(SegReg::Gs);
         std::mem::swap(&mut gs.base, &mut self.other_gs);
     }
@@ -68,7 +75,7 @@ impl Vcpu {
     /// Enters the kernel. `Err` where it cannot be: the domain ends.
     pub fn bounce(
         &mut self,
-        domain: &Domain,
+        own: Own<'_>,
         cpu: &mut dyn CpuView,
         bounce: Bounce,
     ) -> Result<(), Errno> {
@@ -82,26 +89,26 @@ impl Vcpu {
         if !from_kernel {
             self.toggle(cpu);
         }
-        let masked = self.is_masked(domain);
+        let masked = self.is_masked(own);
         let stack = if from_kernel { regs.gpr[RSP] } else { self.kernel_sp };
         let shown_cs = if from_kernel { cs & !3 } else { cs };
         let flags = regs.rflags & !rflags::IF | if masked { 0 } else { rflags::IF };
-        let mut frame = vec![regs.gpr[RCX], regs.gpr[R11]];
-        frame.extend(bounce.error.map(u64::from));
-        frame.extend([
-            regs.rip,
-            u64::from(shown_cs) | u64::from(masked) << 32,
-            flags,
-            regs.gpr[RSP],
-            u64::from(ss),
-        ]);
-        self.push(domain, cpu, bounce.to, stack, &frame)
+        let shown_cs = u64::from(shown_cs) | u64::from(masked) << 32;
+        let (rcx, r11, rsp) = (regs.gpr[RCX], regs.gpr[R11], regs.gpr[RSP]);
+        let frame = [rcx, r11, regs.rip, shown_cs, flags, rsp, u64::from(ss)];
+        let Some(error) = bounce.error else {
+            return self.push(own, cpu, bounce.to, stack, &frame);
+        };
+        let [rcx, r11, rest @ ..] = frame;
+        let [rip, cs, flags, rsp, ss] = rest;
+        let frame = [rcx, r11, u64::from(error), rip, cs, flags, rsp, ss];
+        self.push(own, cpu, bounce.to, stack, &frame)
     }
 
     /// Puts a frame on the kernel's stack and enters it.
     fn push(
         &self,
-        domain: &Domain,
+        own: Own<'_>,
         cpu: &mut dyn CpuView,
         to: Callback,
         stack: u64,
@@ -111,7 +118,7 @@ impl Vcpu {
         let at = top.wrapping_sub(frame.len() as u64 * 8);
         guest::write_bytes(cpu, at, frame.as_bytes())?;
         if to.masks_events {
-            self.set_mask(domain, true);
+            self.set_mask(own, true);
         }
         *cpu.segment(SegReg::Cs) = flat(selector::CS64);
         *cpu.segment(SegReg::Ss) = flat(selector::SS);
@@ -124,19 +131,21 @@ impl Vcpu {
     }
 
     /// The kernel returns: what it has put on its stack goes to the registers.
-    pub fn iret(&mut self, domain: &Domain, cpu: &mut dyn CpuView) -> Result<(), Errno> {
+    pub fn iret(&mut self, own: Own<'_>, cpu: &mut dyn CpuView) -> Result<(), Errno> {
         let at = cpu.regs().gpr[RSP];
         let context: IretContext = guest::read(cpu, at)?;
         let to_user = context.cs & 3 == 3;
         if to_user && self.user_root == 0 {
             return Err(Errno::Inval);
         }
-        let cs = domain.code_segment(cpu, context.cs as u16 | 3);
-        let ss = domain.stack_segment(cpu, context.ss as u16 | 3);
-        let (Ok(cs), Ok(ss)) = (cs, ss) else { return self.fail(domain, cpu, &context) };
+        let descriptors = self.descriptors(own.memory);
+        let cs = descriptors.code_segment(cpu, context.cs as u16 | 3);
+        let ss = descriptors.stack_segment(cpu, context.ss as u16 | 3);
+        let (Ok(cs), Ok(ss)) = (cs, ss) else { return self.fail(own, cpu, &context) };
         if to_user {
             self.toggle(cpu);
         }
+        self.nmi_masked = false;
         *cpu.segment(SegReg::Cs) = cs;
         *cpu.segment(SegReg::Ss) = ss;
         let regs = cpu.regs();
@@ -150,7 +159,7 @@ impl Vcpu {
             // As SYSRET leaves them.
             (regs.gpr[R11], regs.gpr[RCX]) = (context.rflags, context.rip);
         }
-        self.set_mask(domain, context.rflags & rflags::IF == 0);
+        self.set_mask(own, context.rflags & rflags::IF == 0);
         Ok(())
     }
 
@@ -158,7 +167,7 @@ impl Vcpu {
     /// data segments before the frame.
     fn fail(
         &self,
-        domain: &Domain,
+        own: Own<'_>,
         cpu: &mut dyn CpuView,
         context: &IretContext,
     ) -> Result<(), Errno> {
@@ -168,7 +177,7 @@ impl Vcpu {
         let mut data = [SegReg::Ds, SegReg::Es, SegReg::Fs, SegReg::Gs].into_iter();
         let [ds, es, fs, gs] =
             [(); 4].map(|()| data.next().map_or(0, |which| u64::from(cpu.segment(which).selector)));
-        let masked = self.is_masked(domain);
+        let masked = self.is_masked(own);
         let frame = [
             context.rcx,
             context.r11,
@@ -183,6 +192,6 @@ impl Vcpu {
             context.ss & 0xffff,
         ];
         let stack = cpu.regs().gpr[RSP].wrapping_add(size_of::<IretContext>() as u64);
-        self.push(domain, cpu, self.failsafe, stack, &frame)
+        self.push(own, cpu, self.failsafe, stack, &frame)
     }
 }

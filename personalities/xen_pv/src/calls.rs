@@ -44,7 +44,7 @@ impl XenPv {
     ) -> Result<(), Errno> {
         let gpr = cpu.regs().gpr;
         if gpr[RAX] == number::IRET {
-            return vcpu.iret(domain, cpu);
+            return vcpu.iret(domain.own(vcpu.id), cpu);
         }
         let args = [gpr[RDI], gpr[RSI], gpr[RDX], gpr[R10], gpr[R8], 0];
         let result = match gpr[RAX] {
@@ -107,11 +107,18 @@ impl XenPv {
         vcpu: &mut Vcpu,
         cpu: &mut dyn CpuView,
         op: u64,
-        [a, b, c, ..]: [u64; 6],
+        [a, b, c, d, ..]: [u64; 6],
     ) -> Partly {
+        domain.limit_lingering(cpu);
         let done = match op {
-            number::MMU_UPDATE => return domain.mmu_update(cpu, a, b, c),
-            number::MMUEXT_OP => return domain.mmuext_op(vcpu, cpu, a, b, c),
+            number::MMU_UPDATE => {
+                Domain::own_tables(d)?;
+                return domain.mmu_update(cpu, a, b, c);
+            }
+            number::MMUEXT_OP => {
+                Domain::own_pages(d)?;
+                return domain.mmuext_op(vcpu, cpu, a, b, c);
+            }
             number::SET_TRAP_TABLE => vcpu.set_trap_table(cpu, a),
             number::SET_GDT => domain.set_gdt(vcpu, cpu, a, b),
             number::STACK_SWITCH => {
@@ -140,7 +147,7 @@ impl XenPv {
             number::VM_ASSIST => domain.vm_assist(vcpu, a, b),
             number::VCPU_OP => self.vcpu_op(domain, vcpu, cpu, a, b, c),
             number::SET_SEGMENT_BASE => vcpu.set_segment_base(domain, cpu, a, b),
-            number::SCHED_OP => self.sched_op(domain, vcpu, cpu, a, b),
+            number::SCHED_OP => self.sched_op(domain, vcpu, cpu, (a, b, c)),
             number::CALLBACK_OP => domain.callback_op(vcpu, cpu, a, b),
             number::EVENT_CHANNEL_OP => self.event_channel_op(domain, vcpu, cpu, a, b),
             // Ports answer nobody, whatever the level.

@@ -3,8 +3,9 @@
 use crate::{
     Domain, Layout,
     bounce::flat,
-    frames::{Flush, Use},
+    frames::{Forget, Use},
     guest,
+    memory::Memory,
     vcpus::Vcpu,
 };
 use engine::CpuView;
@@ -13,8 +14,8 @@ use vcpu_state::{SegReg, Segment};
 use x86_defs::{
     paging::{A, ADDRESS, D, NX, P, RW},
     segment::{
-        ATTR_CODE, ATTR_DB, ATTR_DPL, ATTR_EC, ATTR_L, ATTR_P, ATTR_S, Descriptor, SELECTOR_TI,
-        system_type,
+        ATTR_CODE, ATTR_DB, ATTR_DPL, ATTR_EC, ATTR_L, ATTR_P, ATTR_RW, ATTR_S, Descriptor,
+        SELECTOR_TI, system_type,
     },
 };
 use xen_abi::{
@@ -54,9 +55,9 @@ fn adjusted(descriptor: Descriptor) -> Descriptor {
 
 impl Domain {
     /// Uses a frame for descriptors, which are looked through.
-    fn start_descriptors(&mut self, frame: u64, flush: Flush<'_>) -> Result<(), Errno> {
+    fn start_descriptors(&mut self, frame: u64, forget: Forget<'_>) -> Result<(), Errno> {
         self.tables.frames.hold(frame)?;
-        let started = self.tables.frames.start(frame, Use::Descriptors, flush);
+        let started = self.tables.frames.start(frame, Use::Descriptors, forget);
         let result = match started {
             Ok(true) => self.look_through_descriptors(frame).inspect_err(|_| {
                 self.tables.frames.end(frame);
@@ -136,11 +137,11 @@ impl Domain {
         }
         let at = |page: usize| page as u64;
         for (page, frame) in gdt.iter().enumerate() {
-            self.start_descriptors(*frame, &mut || {})?;
+            self.start_descriptors(*frame, &mut |_| {})?;
             self.map(self.layout.gdt_entry(id, at(page)), Some(frame));
         }
         for (page, frame) in ldt.iter().enumerate() {
-            self.start_descriptors(*frame, &mut || {})?;
+            self.start_descriptors(*frame, &mut |_| {})?;
             self.map(self.layout.ldt_entry(id, at(page)), Some(frame));
         }
         Ok(())
@@ -149,7 +150,9 @@ impl Domain {
     /// All of them, or none.
     fn start_all(&mut self, cpu: &mut dyn CpuView, frames: &[u64]) -> Result<(), Errno> {
         for (index, frame) in frames.iter().enumerate() {
-            if let Err(error) = self.start_descriptors(*frame, &mut || cpu.flush_tlb(!0, None)) {
+            if let Err(error) =
+                self.start_descriptors(*frame, &mut |frame| cpu.forget_writes(frame * PAGE))
+            {
                 for frame in frames.iter().take(index) {
                     self.end_descriptors(*frame);
                 }
@@ -228,26 +231,38 @@ impl Domain {
         }
         // Of a page that is written anyway, there is nothing to keep.
         if !self.tables.frames.is(frame, Use::Descriptors) {
-            let flush: Flush<'_> = &mut || cpu.flush_tlb(!0, None);
-            return self.tables.write_word(at, adjusted(descriptor).0, flush).map(|()| 0);
+            let forget: Forget<'_> = &mut |frame| cpu.forget_writes(frame * PAGE);
+            return self.tables.write_word(at, adjusted(descriptor).0, forget).map(|()| 0);
         }
         self.tables.memory.store(at, adjusted(descriptor).0);
         Ok(0)
     }
+}
 
+/// Where a vCPU's descriptors are.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptors<'a> {
+    pub memory: &'a Memory,
+    /// Frames of its GDT that are the domain's.
+    pub gdt: &'a [u64],
+}
+
+impl Descriptors<'_> {
     /// The descriptor that a selector names.
     fn descriptor(&self, cpu: &mut dyn CpuView, selector: u16) -> Option<Descriptor> {
         let index = u64::from(selector / 8);
-        let mut bytes = [0; 8];
-        if selector & SELECTOR_TI != 0 {
+        let table = if selector & SELECTOR_TI != 0 {
             let ldt = *cpu.segment(SegReg::Ldtr);
             (index * 8 + 7 <= u64::from(ldt.limit) && ldt.usable()).then_some(())?;
-            cpu.read_virt(ldt.base.wrapping_add(index * 8), &mut bytes).ok()?;
+            ldt.base
+        } else if let Some(frame) = self.gdt.get((index / PER_PAGE) as usize) {
+            let at = frame * PAGE + index % PER_PAGE * 8;
+            return Some(Descriptor(self.memory.load(at)));
         } else {
-            let base = cpu.gdt_base();
-            cpu.read_virt(base.wrapping_add(index * 8), &mut bytes).ok()?;
-        }
-        Some(Descriptor(u64::from_le_bytes(bytes)))
+            cpu.gdt_base()
+        };
+        let linear = table.wrapping_add(index * 8) & !7;
+        self.memory.word(cpu.root(), linear).map(Descriptor)
     }
 
     /// What CS is with this selector.
@@ -277,8 +292,10 @@ impl Domain {
         }
         let descriptor = self.descriptor(cpu, selector).ok_or(Errno::Inval)?;
         let attr = descriptor.attr();
-        let good =
-            descriptor.present() && attr & (ATTR_S | ATTR_CODE) == ATTR_S && descriptor.dpl() == 3;
+        // Of data that can be written (SDM volume 3, 3.4.5.1).
+        let good = descriptor.present()
+            && attr & (ATTR_S | ATTR_CODE | ATTR_RW) == ATTR_S | ATTR_RW
+            && descriptor.dpl() == 3;
         if !good {
             return Err(Errno::Inval);
         }
@@ -293,12 +310,16 @@ impl Domain {
             return Segment { selector, ..none };
         }
         match self.descriptor(cpu, selector) {
-            Some(found) if found.present() && !found.is_system() && found.dpl() == 3 => Segment {
-                selector: selector | 3,
-                base: found.base(),
-                limit: found.limit(),
-                attr: found.attr(),
-            },
+            Some(found)
+                if found.present()
+                    && !found.is_system()
+                    && found.dpl() == 3
+                    // Code that can only be executed is no data.
+                    && found.attr() & (ATTR_CODE | ATTR_RW) != ATTR_CODE =>
+            {
+                let (base, limit) = (found.base(), found.limit());
+                Segment { selector: selector | 3, base, limit, attr: found.attr() }
+            }
             _ => none,
         }
     }

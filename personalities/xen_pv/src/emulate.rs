@@ -92,7 +92,7 @@ impl XenPv {
             // No effect: events are what it masks.
             Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Wbinvd | Mnemonic::Invd => true,
             Mnemonic::Invlpg => {
-                cpu.set_root(cpu.root());
+                cpu.forget_own();
                 true
             }
             Mnemonic::Xsetbv => self.xsetbv(cpu),
@@ -212,11 +212,11 @@ impl XenPv {
                 return false;
             };
             if let Some(new) = change.new {
-                let mut flush = || cpu.flush_tlb(!0, None);
-                match domain.tables.compare_exchange(at, Level::L1, old, new, &mut flush) {
+                let mut forget = |frame| cpu.forget_writes(frame * PAGE);
+                match domain.tables.compare_exchange(at, Level::L1, old, new, &mut forget) {
                     Err(_) => return false,
                     Ok(Err(_)) => continue,
-                    Ok(Ok(())) => {}
+                    Ok(Ok(())) => cpu.tables_changed(domain.tables.changes),
                 }
             }
             change.finish(&insn, cpu);

@@ -42,8 +42,10 @@ pub struct Frame {
     /// Entries of page tables that map it, and other holds.
     pub holds: u32,
     pub pinned: bool,
-    /// When it was mapped for writing for the last time, in flushes: TLBs that have not
-    /// forgotten all since then may still have it so.
+    /// A table that may be part of the upper half of an address space.
+    pub upper: bool,
+    /// When it was mapped for writing for the last time, in flushes: TLBs may still have it so that have
+    /// forgotten neither all since then nor this.
     pub written: u64,
     /// When it was a page table for the last time, in flushes: a walk that began before may still
     /// read it as one.
@@ -58,10 +60,17 @@ pub struct Frames {
     ram: u64,
     /// How often all TLBs have forgotten all, and one more.
     flushes: u64,
+    /// Frames that the domain has, or has given back and maps still.
+    in_use: u64,
+    /// Those that became nobody's, whose memory the host does not have yet.
+    left: Vec<u64>,
+    /// Frames, at most, that TLBs may have as what they are no more, since they forgot all.
+    lingering: u64,
 }
 
-/// Makes all TLBs forget all.
-pub type Flush<'a> = &'a mut dyn FnMut();
+/// Makes all TLBs forget that they may write a frame, and waits for walks to end that may read it as a
+/// page table.
+pub type Forget<'a> = &'a mut dyn FnMut(u64);
 
 impl Frames {
     /// `ram` frames of the domain's; what `shared` names behind them are the hypervisor's, which
@@ -73,7 +82,7 @@ impl Frames {
             false => Owner::Nobody,
         };
         let all = (0..total).map(|frame| Frame { owner: owner(frame), ..Frame::default() });
-        Self { all: all.collect(), ram, flushes: 1 }
+        Self { all: all.collect(), ram, flushes: 1, in_use: ram, left: Vec::new(), lingering: 0 }
     }
 
     /// Frames of RAM, whoever has them.
@@ -84,6 +93,12 @@ impl Frames {
     /// How many of them the domain has.
     pub fn owned_by_domain(&self) -> u64 {
         self.all.iter().filter(|frame| frame.owner == Owner::Domain).count() as u64
+    }
+
+    /// How many of them cannot be anybody else's: the domain has them, or has given them back and maps
+    /// them still.
+    pub fn in_use(&self) -> u64 {
+        self.in_use
     }
 
     pub fn get(&self, frame: u64) -> Option<&Frame> {
@@ -115,12 +130,14 @@ impl Frames {
         found.holds = found.holds.saturating_sub(1);
         if found.holds == 0 && found.owner == Owner::Leaving {
             found.owner = Owner::Nobody;
+            self.in_use -= 1;
+            self.left.push(frame);
         }
     }
 
     /// Uses a frame as something. True: it was not used as that before, so that a table or
     /// descriptors have to be looked through; nothing writes to them any more.
-    pub fn start(&mut self, frame: u64, want: Use, flush: Flush<'_>) -> Result<bool, Errno> {
+    pub fn start(&mut self, frame: u64, want: Use, forget: Forget<'_>) -> Result<bool, Errno> {
         let now = self.flushes;
         let found = self.owned(frame)?;
         if found.owner == Owner::Shared && want != Use::Writable {
@@ -135,10 +152,11 @@ impl Frames {
         }
         found.used_as = want;
         found.uses = 1;
+        found.upper = false;
         let lingers = found.walked == now || (want != Use::Writable && found.written == now);
         if lingers {
-            flush();
-            self.flushes += 1;
+            (found.written, found.walked) = (0, 0);
+            forget(frame);
         }
         Ok(true)
     }
@@ -159,6 +177,7 @@ impl Frames {
         let Some(found) = self.get_mut(frame) else { return false };
         found.uses = found.uses.saturating_sub(1);
         let last = found.uses == 0;
+        let before = (found.written, found.walked);
         match found.used_as {
             // Not only the last: that may be a back end's, of which TLBs know nothing.
             Use::Writable => found.written = now,
@@ -168,13 +187,32 @@ impl Frames {
         if last {
             found.used_as = Use::Plain;
         }
+        if (found.written, found.walked) != before {
+            self.lingering += 1;
+        }
         last
+    }
+
+    /// A table may be part of the upper half; false if that is known.
+    pub fn reach_from_above(&mut self, frame: u64) -> bool {
+        self.get_mut(frame).is_some_and(|found| !std::mem::replace(&mut found.upper, true))
     }
 
     pub fn set_pinned(&mut self, frame: u64, pinned: bool) {
         if let Some(found) = self.get_mut(frame) {
             found.pinned = pinned;
         }
+    }
+
+    /// All TLBs have forgotten all.
+    pub fn flushed(&mut self) {
+        self.flushes += 1;
+        self.lingering = 0;
+    }
+
+    /// How many frames all TLBs may have to be made to forget, one by one, while the domain is locked.
+    pub fn lingering(&self) -> u64 {
+        self.lingering
     }
 
     /// Whether a walk may still read the frame as a page table, which only a flush ends.
@@ -193,14 +231,29 @@ impl Frames {
             Some(found) if found.owner == Owner::Domain && !found.pinned => {
                 let gone = found.holds == 0;
                 found.owner = if gone { Owner::Nobody } else { Owner::Leaving };
+                if gone {
+                    self.in_use -= 1;
+                    self.left.push(frame);
+                }
                 Ok(())
             }
             _ => Err(Errno::Inval),
         }
     }
 
+    /// Frames that have become nobody's, and are so still, since this was called last: the first one of
+    /// each run, and how many.
+    pub fn take_left(&mut self) -> Vec<(u64, u64)> {
+        let mut left = std::mem::take(&mut self.left);
+        left.sort_unstable();
+        left.dedup();
+        left.retain(|frame| self.get(*frame).is_some_and(|found| found.owner == Owner::Nobody));
+        let runs = left.chunk_by(|frame, next| frame + 1 == *next);
+        runs.filter_map(|run| Some((*run.first()?, run.len() as u64))).collect()
+    }
+
     /// The domain gets a frame of its RAM again.
-    pub fn take(&mut self, frame: u64, flush: Flush<'_>) -> Result<(), Errno> {
+    pub fn take(&mut self, frame: u64, forget: Forget<'_>) -> Result<(), Errno> {
         let now = self.flushes;
         if frame >= self.ram {
             return Err(Errno::Inval);
@@ -209,9 +262,9 @@ impl Frames {
             Some(found) if found.owner == Owner::Nobody => {
                 let lingers = found.written == now || found.walked == now;
                 *found = Frame::default();
+                self.in_use += 1;
                 if lingers {
-                    flush();
-                    self.flushes += 1;
+                    forget(frame);
                 }
                 Ok(())
             }

@@ -12,9 +12,12 @@
 mod bounce;
 mod calls;
 mod descriptors;
+mod domains;
 mod emulate;
 mod events;
+mod fifo;
 mod frames;
+mod grant_op;
 mod grants;
 mod guest;
 mod layout;
@@ -24,7 +27,9 @@ mod memory_op;
 mod misc;
 mod mmu;
 mod ports;
+mod runstate;
 mod saved;
+mod suspend;
 mod tables;
 #[cfg(test)]
 mod tables_tests;
@@ -35,22 +40,24 @@ mod vcpus;
 
 pub use layout::{Layout, VCPUS_MAX};
 pub use leaves::{HIDDEN, leaves};
+pub use suspend::Rings;
 
 use crate::{
+    bounce::Own,
     events::{Events, Port},
     frames::Frames,
-    grants::{Mapped, Notified},
+    grants::{Mapped, Version},
     memory::Memory,
     tables::{Level, Tables},
     vcpus::{Known, Vcpu, Wait},
 };
-use engine::{ClockSample, CpuView, Flow, Intercepts, Trap};
+use engine::{ClockSample, CpuView, Flow, Intercepts, TableChanges, Trap};
 use guest_mem::{GuestMem, PAGE};
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
 use vcpu_state::{MpState, SegReg, Segment, Table, VcpuState};
@@ -59,7 +66,7 @@ use x86_defs::{
     segment::{ATTR_P, system_type},
 };
 use xen_abi::{errno::Errno, grant_table, trap::selector};
-use xen_front::GrantRef;
+use xen_front::{GrantRef, Notified};
 
 /// All of a VM's clocks, now.
 pub type ClockSource = Arc<dyn Fn() -> ClockSample + Send + Sync>;
@@ -73,7 +80,8 @@ pub trait Board: Send + Sync {
     fn set_timer(&self, vcpu: u32, deadline_ns: Option<u64>);
     /// What the kernel says before it has a console.
     fn console(&self, text: &[u8]);
-    /// The domain ends, or starts again: `SHUTDOWN_*`.
+    /// The domain ends, starts again or is suspended, when [`XenPv::resume`] lets it go on:
+    /// `SHUTDOWN_*`.
     fn shutdown(&self, reason: u32);
     /// A port to the backend of this number was notified.
     fn notify(&self, backend: u32);
@@ -154,6 +162,9 @@ pub struct XenPv {
     vcpus: Vec<Mutex<Vcpu>>,
     /// Of each vCPU: it is to be told of something.
     attention: Vec<AtomicBool>,
+    memory: Memory,
+    /// Of each vCPU that has started: where its information is, as [`Known::info`].
+    infos: Vec<AtomicU64>,
     board: Arc<dyn Board>,
     clock: ClockSource,
 }
@@ -172,6 +183,18 @@ pub struct Domain {
     /// Hypercalls that there are not, and how often they were tried.
     unknown: BTreeMap<(u64, u64), u64>,
     grant_frames: u32,
+    grant_version: Version,
+    /// `VMASST_TYPE_*` that are on, a bit for each.
+    assists: u64,
+    /// The frame of the start info of a domain that is suspended, which is held.
+    suspended: Option<u64>,
+    /// It is to go on at once when it suspends itself.
+    called_off: bool,
+    /// Whoever serves xenstore and the console writes to these frames at any time: they are held, so
+    /// that they become no tables. None before it starts.
+    rings: Option<Rings>,
+    /// The vCPU that is in a hypercall lets others of the host run behind it.
+    yields: bool,
     known: Vec<Known>,
     /// Grants that back ends use.
     mapped: BTreeMap<GrantRef, Mapped>,
@@ -192,20 +215,65 @@ impl Domain {
         let slots = layout.slots();
         let known = |id| Known { info: layout.info(id), ..Known::default() };
         Self {
-            tables: Tables { frames, memory, slots, work: 0 },
+            tables: Tables { frames, memory, slots, work: 0, changes: TableChanges::default() },
             events: Events::new(layout.shared_info()),
             layout,
             unknown: BTreeMap::new(),
             grant_frames: 1,
+            grant_version: Version::One,
+            assists: 0,
+            suspended: None,
+            called_off: false,
+            rings: None,
+            yields: false,
             known: (0..vcpus).map(known).collect(),
             mapped: BTreeMap::new(),
             notified: BTreeMap::new(),
         }
     }
 
+    /// Binds [`STORE_PORT`] and [`CONSOLE_PORT`], of a domain that has no other.
+    fn bind_rings(&mut self) -> Result<(), Errno> {
+        let memory = &self.tables.memory;
+        self.events.bind(Port::Backend(backend::STORE), 0, memory)?;
+        self.events.bind(Port::Backend(backend::CONSOLE), 0, memory)?;
+        Ok(())
+    }
+
+    /// Holds the pages of the rings, once.
+    fn hold_rings(&mut self, rings: Rings) -> Result<(), Errno> {
+        for frame in [rings.store, rings.console] {
+            if frame >= self.tables.frames.ram() {
+                return Err(Errno::Inval);
+            }
+            self.tables.hold_written(frame, &mut |_| {})?;
+        }
+        self.rings = Some(rings);
+        Ok(())
+    }
+
+    /// Grants the rings as a toolstack does, in a table that is empty.
+    fn grant_rings(&self) {
+        let Some(rings) = self.rings else { return };
+        let reserved = [
+            (grant_table::reserved::CONSOLE, rings.console),
+            (grant_table::reserved::XENSTORE, rings.store),
+        ];
+        for (entry, frame) in reserved {
+            // A backend's domain is 0.
+            let value = u64::from(grant_table::flag::PERMIT_ACCESS) | frame << 32;
+            self.tables.memory.store(self.layout.grants() + u64::from(entry) * 8, value);
+        }
+    }
+
     /// Where a vCPU's information is; one that there is not has the first's.
     fn info(&self, vcpu: u32) -> u64 {
         self.known.get(vcpu as usize).map_or_else(|| self.layout.info(0), |known| known.info)
+    }
+
+    /// What is a vCPU's own.
+    fn own(&self, vcpu: u32) -> Own<'_> {
+        Own { memory: &self.tables.memory, info: self.info(vcpu) }
     }
 
     fn known(&mut self, vcpu: u32) -> Result<&mut Known, Errno> {
@@ -221,8 +289,11 @@ impl XenPv {
     /// A domain that has not started.
     pub fn new(config: Config) -> Arc<Self> {
         let Config { memory, layout, vcpus, clock, board } = config;
-        let domain = Domain::new(Memory::new(memory), layout, vcpus);
+        let memory = Memory::new(memory);
+        let domain = Domain::new(memory.clone(), layout, vcpus);
         Arc::new(Self {
+            memory,
+            infos: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             vcpus: (0..vcpus).map(|id| Mutex::new(Vcpu::new(id))).collect(),
             attention: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             domain: Mutex::new(domain),
@@ -243,30 +314,29 @@ impl XenPv {
         *guard = Domain::new(memory, guard.layout, self.vcpus.len() as u32);
         let domain = &mut *guard;
         domain.layout.build(&domain.tables.memory, self.vcpus.len() as u32);
-        domain.events.bind(Port::Backend(backend::STORE), 0)?;
-        domain.events.bind(Port::Backend(backend::CONSOLE), 0)?;
+        domain.bind_rings()?;
+        domain.hold_rings(Rings { store: built.store_frame, console: built.console_frame })?;
         // The first vCPU's, and pinned.
         let frame = built.root / PAGE;
-        let flush: frames::Flush<'_> = &mut || {};
-        domain.tables.start_table(frame, Level::L4, flush)?;
-        domain.tables.start_table(frame, Level::L4, flush)?;
+        let forget: frames::Forget<'_> = &mut |_| {};
+        domain.tables.start_table(frame, Level::L4, forget)?;
+        domain.tables.start_table(frame, Level::L4, forget)?;
         domain.tables.frames.set_pinned(frame, true);
-        let reserved = [
-            (grant_table::reserved::CONSOLE, built.console_frame),
-            (grant_table::reserved::XENSTORE, built.store_frame),
-        ];
-        for (entry, frame) in reserved {
-            // A backend's domain is 0.
-            let value = u64::from(grant_table::flag::PERMIT_ACCESS) | frame << 32;
-            domain.tables.memory.store(domain.layout.grants() + u64::from(entry) * 8, value);
-        }
+        domain.grant_rings();
         if let Some(first) = domain.known.first_mut() {
             (first.up, first.initialised) = (true, true);
         }
+        domain.restart_runstates(self.now_ns());
         self.attention.iter().for_each(|flag| flag.store(false, SeqCst));
+        self.infos.iter().for_each(|info| info.store(0, SeqCst));
         drop(guard);
         self.start_time();
         Ok(())
+    }
+
+    /// Where the rings of a domain that has started are, and stay: nothing else becomes of these frames.
+    pub fn rings(&self) -> Option<Rings> {
+        lock(&self.domain).rings
     }
 
     /// Whether a vCPU is to be told of something.
@@ -276,12 +346,12 @@ impl XenPv {
 
     /// A port becomes pending, for whatever is around the domain.
     pub fn raise(&self, port: u32) {
-        let domain = lock(&self.domain);
-        self.raise_in(&domain, port);
+        let mut domain = lock(&self.domain);
+        self.raise_in(&mut domain, port);
     }
 
     /// The port of a backend, once it is bound.
-    fn raise_in(&self, domain: &Domain, port: u32) {
+    fn raise_in(&self, domain: &mut Domain, port: u32) {
         if let Some(vcpu) = domain.events.raise(port, &domain.tables.memory) {
             self.tell(domain, vcpu, port);
         }
@@ -292,9 +362,20 @@ impl XenPv {
         }
     }
 
+    /// An NMI for every vCPU that is up.
+    pub fn nmi(&self) {
+        let mut domain = lock(&self.domain);
+        for (id, known) in (0..).zip(&mut domain.known) {
+            if known.up {
+                known.nmi = true;
+                self.attend(id);
+            }
+        }
+    }
+
     fn tell(&self, domain: &Domain, vcpu: u32, port: u32) {
         let info = domain.info(vcpu);
-        if events::tell(&domain.tables.memory, info, port) {
+        if domain.events.tell(&domain.tables.memory, info, port) {
             self.attend(vcpu);
         }
     }
@@ -309,6 +390,12 @@ impl XenPv {
     /// An event that a vCPU's engine was to offer here.
     pub fn trap(&self, vcpu: u32, trap: Trap, cpu: &mut dyn CpuView) -> Flow {
         self.handle(vcpu, trap, cpu)
+    }
+
+    fn note_info(&self, domain: &Domain, vcpu: u32) {
+        if let Some(info) = self.infos.get(vcpu as usize) {
+            info.store(domain.info(vcpu), SeqCst);
+        }
     }
 
     /// Whether a vCPU has been brought up.

@@ -4,11 +4,9 @@ use crate::{Domain, guest, vcpus::Vcpu};
 use engine::CpuView;
 use guest_mem::PAGE;
 use xen_abi::{
-    DOMID_SELF,
     errno::Errno,
     hypercall,
     memory::{MachphysMapping, MemoryMap, Reservation, op},
-    xen::MACH2PHYS_VIRT,
 };
 
 /// The operation's number; above it is how much of it was done.
@@ -18,7 +16,7 @@ const E820_ENTRY: usize = 20;
 const E820_RAM: u32 = 1;
 /// Extents of one call.
 const EXTENTS: u64 = 1 << 14;
-/// What one costs, in entries of tables: a page of them where it is cleared.
+/// What one costs, in entries of tables: a page of them where it is cleared, and where the host gets it.
 const WORK: u64 = 4;
 
 impl Domain {
@@ -48,34 +46,45 @@ impl Domain {
                 Ok(0)
             }
             op::MACHPHYS_MAPPING => {
-                let (start, max_mfn) = (MACH2PHYS_VIRT.start, self.layout.m2p_entries() - 1);
+                let (start, max_mfn) = (self.layout.m2p_linear(), self.layout.m2p_entries() - 1);
                 let end = start + self.layout.m2p_entries() * 8;
                 guest::write(cpu, at, &MachphysMapping { start, end, max_mfn })?;
                 Ok(0)
             }
-            op::CURRENT_RESERVATION | op::MAXIMUM_RESERVATION => {
-                let domain: u16 = guest::read(cpu, at)?;
-                if domain != DOMID_SELF {
-                    return Err(Errno::Perm);
-                }
+            op::CURRENT_RESERVATION => {
+                Self::itself(guest::read(cpu, at)?)?;
+                Ok(self.tables.frames.in_use())
+            }
+            // All that it may ask for again.
+            op::MAXIMUM_RESERVATION => {
+                Self::itself(guest::read(cpu, at)?)?;
                 Ok(self.layout.ram / PAGE)
             }
             op::MAXIMUM_RAM_PAGE => Ok(self.layout.ram / PAGE - 1),
             op::DECREASE_RESERVATION => self.each_extent(cpu, at, |this, _, frame, _| {
                 this.tables.frames.give_back(frame).ok()?;
+                this.tables.work += PAGE / 8;
                 this.forget_m2p(frame);
                 Some(None)
             }),
             op::POPULATE_PHYSMAP => self.each_extent(cpu, at, |this, cpu, page, _| {
                 // The domain names the page that it wants to fill: the frame of that number is free
                 // unless it has it already.
-                this.tables.frames.take(page, &mut || cpu.flush_tlb(!0, None)).ok()?;
+                this.tables.frames.take(page, &mut |frame| cpu.forget_writes(frame * PAGE)).ok()?;
                 this.tables.work += PAGE / 8;
                 this.tables.memory.clear(page);
                 this.tables.memory.store(this.layout.m2p() + page * 8, page);
                 Some(Some(page))
             }),
             other => Err(self.not_known(vcpu, hypercall::MEMORY_OP, other)),
+        }
+    }
+
+    /// The host gets the memory of frames that the domain has given back. Where it cannot, as on memory
+    /// of another kind, it keeps what they had, which nobody reads: who takes one gets zeroes.
+    pub fn return_memory(&mut self) {
+        for (frame, count) in self.tables.frames.take_left() {
+            self.tables.memory.whole().discard(frame * PAGE, count * PAGE);
         }
     }
 
@@ -88,9 +97,7 @@ impl Domain {
         mut f: impl FnMut(&mut Self, &mut dyn CpuView, u64, u64) -> Option<Option<u64>>,
     ) -> Result<u64, Errno> {
         let reservation: Reservation = guest::read(cpu, at)?;
-        if reservation.domain != DOMID_SELF {
-            return Err(Errno::Perm);
-        }
+        Self::itself(reservation.domain)?;
         // Larger extents are for devices of a machine.
         if reservation.order != 0 {
             return Ok(0);

@@ -2,18 +2,17 @@
 
 use crate::{
     Domain, XenPv, guest,
-    layout::GRANT_FRAMES,
     vcpus::{Callback, Vcpu, Wait},
 };
 use engine::CpuView;
 use guest_mem::PAGE;
 use vcpu_state::SegReg;
-use x86_defs::is_canonical_48;
+use x86_defs::{exception::NMI, is_canonical_48};
 use xen_abi::{
-    DOMID_SELF, callback,
+    assist, callback,
     errno::Errno,
-    features, grant_table, hypercall, sched,
-    trap::{MASKS_EVENTS, TrapInfo},
+    features, hypercall, sched,
+    trap::{MASKS_EVENTS, TrapInfo, selector},
     version,
 };
 
@@ -24,7 +23,7 @@ const CAPABILITIES: &[u8] = b"xen-3.0-x86_64 \0";
 /// `console_io`: what is written at once, at most.
 const CONSOLE_MAX: u64 = 4096;
 const CONSOLEIO_WRITE: u64 = 0;
-/// `VMASST_TYPE_*` that need nothing.
+/// `VMASST_TYPE_*` that there may be; but for [`assist::RUNSTATE_UPDATE_FLAG`] they need nothing.
 const ASSISTS: u64 = 8;
 
 impl Vcpu {
@@ -86,7 +85,7 @@ impl Vcpu {
             GS_USER_SEL => {
                 // As MOV GS between two SWAPGS.
                 let selector = base as u16;
-                let new = domain.data_segment(cpu, selector);
+                let new = self.descriptors(&domain.tables.memory).data_segment(cpu, selector);
                 let gs = cpu.segment(SegReg::Gs);
                 let kernel = gs.base;
                 self.other_gs = new.base;
@@ -141,8 +140,13 @@ impl Domain {
     }
 
     pub fn vm_assist(&mut self, vcpu: &Vcpu, command: u64, kind: u64) -> Result<u64, Errno> {
-        if command > 1 || kind >= ASSISTS {
-            return Err(self.not_known(vcpu, hypercall::VM_ASSIST, kind));
+        match command {
+            _ if kind >= ASSISTS => {
+                return Err(self.not_known(vcpu, hypercall::VM_ASSIST, kind));
+            }
+            assist::ENABLE => self.assists |= 1 << kind,
+            assist::DISABLE => self.assists &= !(1 << kind),
+            _ => return Err(self.not_known(vcpu, hypercall::VM_ASSIST, kind)),
         }
         Ok(0)
     }
@@ -176,59 +180,19 @@ impl Domain {
             callback::kind::SYSCALL => &mut vcpu.syscall,
             callback::kind::SYSCALL32 => &mut vcpu.syscall32,
             callback::kind::SYSENTER => &mut vcpu.sysenter,
-            callback::kind::NMI => &mut vcpu.nmi,
+            // The same as its entry in the trap table, and it masks no events.
+            callback::kind::NMI => {
+                if let Some(slot) = vcpu.traps.get_mut(usize::from(NMI)) {
+                    let (vector, cs, address) = (NMI, selector::CS64, new.address);
+                    *slot = TrapInfo { vector, flags: 0, cs, padding: 0, address };
+                }
+                return Ok(0);
+            }
             other => {
                 return Err(self.not_known(vcpu, hypercall::CALLBACK_OP, 0x100 + u64::from(other)));
             }
         };
         *slot = new;
-        Ok(0)
-    }
-
-    pub fn grant_table_op(
-        &mut self,
-        vcpu: &Vcpu,
-        cpu: &mut dyn CpuView,
-        operation: u64,
-        at: u64,
-        count: u64,
-    ) -> Result<u64, Errno> {
-        use grant_table::{QuerySize, SetupTable, op, status};
-        if count != 1 {
-            return Err(Errno::Inval);
-        }
-        match operation {
-            op::SETUP_TABLE => {
-                let mut call: SetupTable = guest::read(cpu, at)?;
-                if call.domain != DOMID_SELF || u64::from(call.frames) > GRANT_FRAMES {
-                    call.status = status::GENERAL_ERROR;
-                } else {
-                    self.grant_frames = self.grant_frames.max(call.frames);
-                    let first = self.layout.grants() / PAGE;
-                    for index in 0..u64::from(call.frames) {
-                        let at = guest::element::<u64>(call.list, index)?;
-                        guest::write(cpu, at, &(first + index))?;
-                    }
-                    call.status = status::OKAY;
-                }
-                guest::write(cpu, at, &call)?;
-            }
-            op::QUERY_SIZE => {
-                let mut call: QuerySize = guest::read(cpu, at)?;
-                (call.frames, call.max_frames) = (self.grant_frames, GRANT_FRAMES as u32);
-                call.status = status::OKAY;
-                guest::write(cpu, at, &call)?;
-            }
-            op::SET_VERSION => {
-                let wanted: u32 = guest::read(cpu, at)?;
-                guest::write(cpu, at, &1u32)?;
-                if wanted != 1 {
-                    return Err(Errno::Inval);
-                }
-            }
-            op::GET_VERSION => guest::write(cpu, guest::element::<u32>(at, 1)?, &1u32)?,
-            other => return Err(self.not_known(vcpu, hypercall::GRANT_TABLE_OP, other)),
-        }
         Ok(0)
     }
 }
@@ -256,13 +220,13 @@ impl XenPv {
         domain: &mut Domain,
         vcpu: &Vcpu,
         cpu: &mut dyn CpuView,
-        operation: u64,
-        at: u64,
+        (operation, at, more): (u64, u64, u64),
     ) -> Result<u64, Errno> {
         match operation {
-            sched::op::YIELD => std::thread::yield_now(),
+            // When nobody waits for the domain any more.
+            sched::op::YIELD => domain.yields = true,
             sched::op::BLOCK => {
-                vcpu.set_mask(domain, false);
+                vcpu.set_mask(domain.own(vcpu.id), false);
                 if !crate::events::wanted(&domain.tables.memory, domain.info(vcpu.id)) {
                     domain.known(vcpu.id)?.wait = Wait::Event;
                     cpu.halt();
@@ -270,6 +234,9 @@ impl XenPv {
             }
             sched::op::SHUTDOWN => {
                 let reason: u32 = guest::read(cpu, at)?;
+                if reason == sched::reason::SUSPEND {
+                    return self.suspend(domain, cpu, more);
+                }
                 self.board.shutdown(reason);
                 cpu.halt();
             }

@@ -11,6 +11,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Entries that one call looks at before it lets the vCPU see to other things: it goes on after that.
 const WORK: u64 = 1 << 20;
+/// Frames that TLBs are made to forget one by one.
+const LINGERING: u64 = 1 << 10;
 /// Elements that one call takes at once.
 const ELEMENTS: u64 = 1 << 12;
 /// What it costs to wait until all vCPUs have flushed their TLBs, in entries looked at.
@@ -39,8 +41,8 @@ fn level_of(domain: &Domain, frame: u64) -> Option<Level> {
     }
 }
 
-fn all(cpu: &mut dyn CpuView) {
-    cpu.flush_tlb(!0, None);
+fn forget(cpu: &mut dyn CpuView, frame: u64) {
+    cpu.forget_writes(frame * PAGE);
 }
 
 impl Domain {
@@ -81,6 +83,7 @@ impl Domain {
                 break;
             }
             self.tables.work += 1;
+            self.limit_lingering(cpu);
             if let Err(error) = guest::read(cpu, at).and_then(|element| one(self, cpu, element)) {
                 result = Err(error);
                 break;
@@ -104,10 +107,12 @@ impl Domain {
                 }
                 match level_of(self, frame) {
                     Some(level) => {
-                        self.tables.update(at, level, update.value, keep, &mut || all(cpu))?;
+                        self.update(cpu, at, level, update.value, keep)?;
                     }
                     // A page of the domain's that is no table.
-                    None => self.tables.write_word(at, update.value, &mut || all(cpu))?,
+                    None => {
+                        self.tables.write_word(at, update.value, &mut |frame| forget(cpu, frame))?
+                    }
                 }
             }
             command::MACHPHYS_UPDATE => {
@@ -121,7 +126,27 @@ impl Domain {
         Ok(0)
     }
 
-    fn is_own_ram(&self, frame: u64) -> bool {
+    /// Changes an entry; vCPUs hear of that before anything is flushed.
+    fn update(
+        &mut self,
+        cpu: &mut dyn CpuView,
+        at: u64,
+        level: Level,
+        value: u64,
+        keep: bool,
+    ) -> Result<(), Errno> {
+        self.tables.update(at, level, value, keep, &mut |frame| forget(cpu, frame))?;
+        cpu.tables_changed(self.tables.changes);
+        Ok(())
+    }
+
+    /// See [`CpuView::set_roots`].
+    pub fn load_roots(&self, vcpu: &Vcpu, cpu: &mut dyn CpuView, lasting: bool) {
+        cpu.tables_changed(self.tables.changes);
+        cpu.set_roots(vcpu.roots(), lasting);
+    }
+
+    pub fn is_own_ram(&self, frame: u64) -> bool {
         let frames = &self.tables.frames;
         frame < frames.ram()
             && frames.get(frame).is_some_and(|found| found.owner == crate::frames::Owner::Domain)
@@ -143,7 +168,7 @@ impl Domain {
         if level_of(self, at / PAGE) != Some(Level::L1) {
             return Err(Errno::Inval);
         }
-        self.tables.update(at, Level::L1, value, false, &mut || all(cpu))?;
+        self.update(cpu, at, Level::L1, value, false)?;
         let which = match flags & !(flush::TYPE) {
             0 => Self::bit(vcpu.id),
             flush::ALL => !0,
@@ -151,7 +176,7 @@ impl Domain {
         };
         self.tables.work += if flags & flush::TYPE == 0 { 0 } else { FLUSH };
         match flags & flush::TYPE {
-            flush::TLB_FLUSH => flush_some(cpu, which),
+            flush::TLB_FLUSH => self.flush_some(cpu, which),
             flush::INVLPG => cpu.flush_tlb(which, Some(linear)),
             _ => {}
         }
@@ -183,21 +208,26 @@ impl Domain {
             ext::UNPIN_TABLE => self.unpin(op.arg1)?,
             ext::NEW_BASEPTR => {
                 Self::root(op.arg1)?;
-                self.tables.start_table(op.arg1, Level::L4, &mut || all(cpu))?;
+                self.tables.start_table(op.arg1, Level::L4, &mut |frame| forget(cpu, frame))?;
                 let old = std::mem::replace(&mut vcpu.kernel_root, op.arg1 * PAGE);
-                cpu.set_root(vcpu.kernel_root);
+                // The program's follows.
+                self.load_roots(vcpu, cpu, false);
                 self.tables.end_table(old / PAGE, Level::L4);
             }
             ext::NEW_USER_BASEPTR => {
                 if op.arg1 != 0 {
-                    self.tables.start_table(op.arg1, Level::L4, &mut || all(cpu))?;
+                    self.tables.start_table(op.arg1, Level::L4, &mut |frame| forget(cpu, frame))?;
                 }
                 let old = std::mem::replace(&mut vcpu.user_root, op.arg1.wrapping_mul(PAGE));
+                self.load_roots(vcpu, cpu, true);
                 if old != 0 {
                     self.tables.end_table(old / PAGE, Level::L4);
                 }
             }
-            ext::TLB_FLUSH_LOCAL => cpu.set_root(cpu.root()),
+            ext::TLB_FLUSH_LOCAL => {
+                cpu.tables_changed(self.tables.changes);
+                cpu.forget_own();
+            }
             ext::INVLPG_LOCAL => {
                 if guest::is_the_domains(op.arg1, 1) {
                     cpu.flush_tlb(Self::bit(vcpu.id), Some(op.arg1));
@@ -206,7 +236,7 @@ impl Domain {
             ext::TLB_FLUSH_MULTI => {
                 self.tables.work += FLUSH;
                 let which = guest::read(cpu, op.arg2)?;
-                flush_some(cpu, which);
+                self.flush_some(cpu, which);
             }
             ext::INVLPG_MULTI => {
                 self.tables.work += FLUSH;
@@ -215,7 +245,7 @@ impl Domain {
             }
             ext::TLB_FLUSH_ALL => {
                 self.tables.work += FLUSH;
-                all(cpu);
+                self.flush_some(cpu, !0);
             }
             ext::INVLPG_ALL => {
                 self.tables.work += FLUSH;
@@ -238,7 +268,7 @@ impl Domain {
         if !self.is_own_ram(frame) {
             return Err(Errno::Inval);
         }
-        self.tables.start_table(frame, level, &mut || all(cpu))?;
+        self.tables.start_table(frame, level, &mut |frame| forget(cpu, frame))?;
         if self.tables.frames.get(frame).is_some_and(|found| found.pinned) {
             self.tables.end_table(frame, level);
             return Err(Errno::Inval);
@@ -255,16 +285,28 @@ impl Domain {
         Ok(())
     }
 
+    /// All pages, of some vCPUs.
+    fn flush_some(&mut self, cpu: &mut dyn CpuView, which: u64) {
+        // Every TLB of the domain's forgets; it asks for no more than its own.
+        if which != 0 {
+            // Tables that are none any more, too.
+            cpu.tables_changed(self.tables.changes);
+            cpu.flush_tlb(!0, None);
+            self.tables.frames.flushed();
+        }
+    }
+
+    /// One call may use any number of frames as something else. If there are many that each TLB would
+    /// have to forget by itself, all forget all, once.
+    pub(crate) fn limit_lingering(&mut self, cpu: &mut dyn CpuView) {
+        if self.tables.frames.lingering() > LINGERING {
+            self.tables.work += FLUSH;
+            self.flush_some(cpu, !0);
+        }
+    }
+
     /// A frame has left the domain: nothing of the list names it.
     pub fn forget_m2p(&mut self, frame: u64) {
         self.tables.memory.store(self.layout.m2p() + frame * 8, INVALID_M2P_ENTRY);
-    }
-}
-
-/// All pages, of some vCPUs.
-fn flush_some(cpu: &mut dyn CpuView, which: u64) {
-    // Every TLB of the domain's forgets; it asks for no more than its own.
-    if which != 0 {
-        cpu.flush_tlb(!0, None);
     }
 }

@@ -3,12 +3,20 @@
 use crate::{Domain, XenPv, events::Port, guest, vcpus::Vcpu};
 use engine::CpuView;
 use xen_abi::{
-    DOMID_SELF,
     errno::Errno,
-    event_channel::{AllocUnbound, BindIpi, BindVcpu, BindVirq, Status, op, virq},
+    event_channel::{AllocUnbound, BindIpi, BindVcpu, BindVirq, InitControl, Status, op, virq},
 };
 
+/// Ports that are looked at for the work of an entry of a table.
+const PORTS_AN_ENTRY: u64 = 16;
+
 impl Domain {
+    /// A port that is bound to this.
+    fn bind(&mut self, port: Port, vcpu: u32) -> Result<u32, Errno> {
+        self.tables.work += self.events.channels().len() as u64 / PORTS_AN_ENTRY;
+        self.events.bind(port, vcpu, &self.tables.memory)
+    }
+
     /// A port that the kernel could not be told of is none.
     fn told(&mut self, port: u32, result: Result<(), Errno>) -> Result<(), Errno> {
         if result.is_err() {
@@ -38,21 +46,19 @@ impl XenPv {
                 if domain.events.of_virq(call.virq, call.vcpu).is_some() {
                     return Err(Errno::Exist);
                 }
-                call.port = domain.events.bind(Port::Virq(call.virq), call.vcpu)?;
+                call.port = domain.bind(Port::Virq(call.virq), call.vcpu)?;
                 domain.told(call.port, guest::write(cpu, at, &call))?;
             }
             op::BIND_IPI => {
                 let mut call: BindIpi = guest::read(cpu, at)?;
                 domain.known(call.vcpu)?;
-                call.port = domain.events.bind(Port::Ipi, call.vcpu)?;
+                call.port = domain.bind(Port::Ipi, call.vcpu)?;
                 domain.told(call.port, guest::write(cpu, at, &call))?;
             }
             op::ALLOC_UNBOUND => {
                 let mut call: AllocUnbound = guest::read(cpu, at)?;
-                if call.domain != DOMID_SELF {
-                    return Err(Errno::Perm);
-                }
-                call.port = domain.events.bind(Port::Unbound(call.remote_domain), 0)?;
+                Domain::itself(call.domain)?;
+                call.port = domain.bind(Port::Unbound(call.remote_domain), 0)?;
                 domain.told(call.port, guest::write(cpu, at, &call))?;
             }
             op::CLOSE => {
@@ -73,9 +79,7 @@ impl XenPv {
             }
             op::STATUS => {
                 let mut call: Status = guest::read(cpu, at)?;
-                if call.domain != DOMID_SELF {
-                    return Err(Errno::Perm);
-                }
+                Domain::itself(call.domain)?;
                 let (status, vcpu, bound) = domain.events.status(call.port);
                 (call.status, call.vcpu, call.bound) = (status, vcpu, [bound, 0]);
                 guest::write(cpu, at, &call)?;
@@ -91,6 +95,16 @@ impl XenPv {
                     self.tell(domain, vcpu, port);
                 }
             }
+            op::INIT_CONTROL => {
+                let call: InitControl = guest::read(cpu, at)?;
+                let done = domain.init_control(cpu, &call)?;
+                guest::write(cpu, at, &done)?;
+            }
+            op::EXPAND_ARRAY => {
+                let frame: u64 = guest::read(cpu, at)?;
+                self.expand_array(domain, cpu, frame)?;
+            }
+            op::SET_PRIORITY => Self::set_priority(domain, guest::read(cpu, at)?)?,
             other => {
                 return Err(domain.not_known(vcpu, xen_abi::hypercall::EVENT_CHANNEL_OP, other));
             }

@@ -6,19 +6,27 @@
 
 use crate::{
     Domain, Level, Vcpu, XenPv, bounce,
-    events::{Channel, Port},
+    events::{Channel, Events, Port},
+    fifo::{PORTS_FIFO, Queues},
     frames::{Owner, Use},
+    grants::Version,
     layout::Layout,
     lock,
+    suspend::Rings,
     vcpus::{Callback, Wait},
 };
 use guest_mem::PAGE;
 use saved_state::{Error, Reader, Schema, Writer, malformed};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering::SeqCst;
-use vcpu_state::{SegReg, VcpuState};
-use x86_defs::cr::cr0;
-use xen_abi::{DOMID_SELF, event_channel::PORTS_2LEVEL, trap::TrapInfo, vcpu::GuestContext};
+use vcpu_state::{MpState, SegReg, VcpuState};
+use x86_defs::{cr::cr0, msr};
+use xen_abi::{
+    DOMID_SELF,
+    event_channel::{PORTS_2LEVEL, fifo::PRIORITY_MIN},
+    trap::TrapInfo,
+    vcpu::{GuestContext, RunstateInfo},
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +59,72 @@ struct KnownState {
     info_registered: bool,
     wait: WaitState,
     timer: Option<u64>,
+    nmi: bool,
+    runstate: RunstateState,
+}
+
+/// `struct vcpu_runstate_info`, and where the kernel has copies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunstateState {
+    state: u32,
+    entered_ns: u64,
+    time_ns: [u64; 4],
+    area: u64,
+    time_area: u64,
+}
+
+/// Queues of event channels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FifoState {
+    /// Frames of the words.
+    array: Vec<u64>,
+    /// By vCPU: the address of its control block, and the last port of each queue.
+    queues: Vec<Option<(u64, [u32; 16])>>,
+    /// By port: its priority, the vCPU and priority of the queue that it was in last, and whether it is
+    /// pending without a word.
+    ports: Vec<(u8, u32, u8, bool)>,
+}
+
+impl FifoState {
+    fn of(events: &Events) -> Option<Self> {
+        let fifo = events.fifo.as_ref()?;
+        let queues = |queues: &Option<Queues>| queues.as_ref().map(|all| (all.at, all.tails));
+        let port = |channel: &Channel| {
+            let (vcpu, priority) = channel.last;
+            (channel.priority, vcpu, priority, channel.waits)
+        };
+        Some(Self {
+            array: fifo.array.clone(),
+            queues: fifo.queues.iter().map(queues).collect(),
+            ports: events.channels().iter().map(port).collect(),
+        })
+    }
+
+    /// Behind the ports.
+    fn put_into(self, domain: &mut Domain) -> Result<(), &'static str> {
+        let queue_is_there = |(priority, vcpu, last, _): &(u8, u32, u8, bool)| {
+            *priority <= PRIORITY_MIN
+                && *last <= PRIORITY_MIN
+                && (*vcpu as usize) < domain.known.len()
+        };
+        let channels = domain.events.channels();
+        if self.ports.len() != channels.len() || !self.ports.iter().all(queue_is_there) {
+            return Err("its ports are in queues that there are not");
+        }
+        let queued = |(channel, (priority, vcpu, last, waits)): (&Channel, _)| Channel {
+            priority,
+            last: (vcpu, last),
+            waits,
+            ..*channel
+        };
+        let channels = channels.iter().zip(self.ports).map(queued).collect();
+        domain.events.set_channels(channels);
+        let queues = |queues: Option<(u64, _)>| queues.map(|(at, tails)| Queues { at, tails });
+        let queues = self.queues.into_iter().map(queues).collect();
+        domain.fifo_again(self.array, queues).map_err(|_| "its queues are in no pages of its own")
+    }
 }
 
 type Runs = Vec<(u64, u64)>;
@@ -77,13 +151,22 @@ struct DomainState {
     leaving: Runs,
     /// By port, with the vCPU that is told.
     ports: Vec<(PortState, u32)>,
+    /// If it has chosen them.
+    fifo: Option<FifoState>,
     grant_frames: u32,
+    grant_version: u32,
+    assists: u64,
+    /// The frame of the start info of a domain that is suspended.
+    suspended: Option<u64>,
+    called_off: bool,
+    /// Frames of the rings of xenstore and of the console.
+    rings: Option<(u64, u64)>,
     vcpus: Vec<KnownState>,
 }
 
 impl Schema for DomainState {
     const KIND: &'static str = "xen-domain";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 4;
 }
 
 type CallbackState = (u64, bool);
@@ -105,7 +188,7 @@ struct XenVcpuState {
     syscall: CallbackState,
     syscall32: CallbackState,
     sysenter: CallbackState,
-    nmi: CallbackState,
+    nmi_masked: bool,
     gdt_frames: Vec<u64>,
     ldt_frames: Vec<u64>,
     cr4: u64,
@@ -114,7 +197,7 @@ struct XenVcpuState {
 
 impl Schema for XenVcpuState {
     const KIND: &'static str = "xen-vcpu";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 }
 
 fn saved(callback: Callback) -> CallbackState {
@@ -164,6 +247,14 @@ impl DomainState {
                 Wait::Ports(ports, until) => WaitState::Ports { ports, until },
             },
             timer: known.timer,
+            nmi: known.nmi,
+            runstate: RunstateState {
+                state: known.runstate.state,
+                entered_ns: known.runstate.entered_ns,
+                time_ns: known.runstate.time_ns,
+                area: known.runstate_area,
+                time_area: known.time_area,
+            },
         });
         let channels = domain.events.channels();
         Self {
@@ -172,7 +263,13 @@ impl DomainState {
             given_back,
             leaving,
             ports: channels.iter().map(|channel| (port(channel), channel.vcpu)).collect(),
+            fifo: FifoState::of(&domain.events),
             grant_frames: domain.grant_frames,
+            grant_version: domain.grant_version as u32,
+            assists: domain.assists,
+            suspended: domain.suspended,
+            called_off: domain.called_off,
+            rings: domain.rings.map(|rings| (rings.store, rings.console)),
             vcpus: vcpus.collect(),
         }
     }
@@ -188,29 +285,42 @@ impl DomainState {
             return Err("its grant table has another size");
         }
         domain.grant_frames = self.grant_frames;
+        domain.grant_version =
+            Version::new(self.grant_version).ok_or("its grant table has no version")?;
+        (domain.assists, domain.called_off) = (self.assists, self.called_off);
         let first =
             self.ports.first().is_some_and(|(port, _)| *port == PortState::Unbound(DOMID_SELF));
         let vcpu_is_there = |(_, vcpu): &(PortState, u32)| (*vcpu as usize) < vcpus;
-        if !first
-            || self.ports.len() > PORTS_2LEVEL as usize
-            || !self.ports.iter().all(vcpu_is_there)
-        {
+        let limit = if self.fifo.is_some() { PORTS_FIFO } else { PORTS_2LEVEL as usize };
+        if !first || self.ports.len() > limit || !self.ports.iter().all(vcpu_is_there) {
             return Err("its ports are none");
         }
-        let channel = |(port, vcpu): (PortState, u32)| Channel {
-            vcpu,
-            port: match port {
+        let channel = |(port, vcpu): (PortState, u32)| {
+            let port = match port {
                 PortState::Free => Port::Free,
                 PortState::Unbound(by) => Port::Unbound(by),
                 PortState::Virq(number) => Port::Virq(number),
                 PortState::Ipi => Port::Ipi,
                 PortState::Backend(number) => Port::Backend(number),
-            },
+            };
+            Channel::new(port, vcpu)
         };
         domain.events.set_channels(self.ports.into_iter().map(channel).collect());
         give_back(domain, self.given_back)?;
+        if let Some((store, console)) = self.rings {
+            let held = domain.hold_rings(Rings { store, console });
+            held.map_err(|_| "a ring is in no page of its own")?;
+        }
+        if let Some(fifo) = self.fifo {
+            fifo.put_into(domain)?;
+        }
         for (id, state) in (0..).zip(self.vcpus) {
             state.put_into(domain, id)?;
+        }
+        if let Some(frame) = self.suspended {
+            let held = domain.hold_start_info(frame, &mut |_| {});
+            held.map_err(|_| "a start info is in no page of its own")?;
+            domain.suspended = Some(frame);
         }
         for (frame, number) in self.pinned {
             let level = level(number).ok_or("a pinned table has no level")?;
@@ -239,7 +349,7 @@ impl KnownState {
             if !self.info.is_multiple_of(8) || self.info % PAGE > PAGE - size {
                 return Err(wrong);
             }
-            domain.tables.hold_written(self.info / PAGE, &mut || {}).map_err(|_| wrong)?;
+            domain.tables.hold_written(self.info / PAGE, &mut |_| {}).map_err(|_| wrong)?;
         } else if self.info != domain.layout.info(id) {
             return Err(wrong);
         }
@@ -255,7 +365,10 @@ impl KnownState {
             WaitState::Event => Wait::Event,
             WaitState::Ports { ports, until } => Wait::Ports(ports, until),
         };
-        known.timer = self.timer;
+        (known.timer, known.nmi) = (self.timer, self.nmi);
+        let RunstateState { state, entered_ns, time_ns, area, time_area } = self.runstate;
+        known.runstate = RunstateInfo { state, padding: 0, entered_ns, time_ns };
+        (known.runstate_area, known.time_area) = (area, time_area);
         Ok(())
     }
 }
@@ -277,7 +390,7 @@ impl XenVcpuState {
             syscall: saved(vcpu.syscall),
             syscall32: saved(vcpu.syscall32),
             sysenter: saved(vcpu.sysenter),
-            nmi: saved(vcpu.nmi),
+            nmi_masked: vcpu.nmi_masked,
             gdt_frames: vcpu.gdt_frames.clone(),
             ldt_frames: vcpu.ldt_frames.clone(),
             cr4: vcpu.cr4,
@@ -290,13 +403,15 @@ impl XenVcpuState {
             if !root.is_multiple_of(PAGE) {
                 return Err("a root is no table");
             }
-            let started = domain.tables.start_table(root / PAGE, Level::L4, &mut || {});
+            let started = domain.tables.start_table(root / PAGE, Level::L4, &mut |_| {});
             started.map_err(|_| "a root breaks the rules")?;
         }
         let begun = domain
             .known(id)
             .is_ok_and(|known| (known.up || known.initialised) && known.start.is_none());
-        if begun && self.kernel_root == 0 {
+        let none = (self.kernel_root == 0, self.user_root == 0);
+        // A program without tables would have whatever is at address 0 for them.
+        if (begun && none.0) || (!self.in_kernel && none.1) || (none.0 && !none.1) {
             return Err("a vCPU has no tables");
         }
         domain
@@ -314,7 +429,7 @@ impl XenVcpuState {
             syscall: callback(self.syscall),
             syscall32: callback(self.syscall32),
             sysenter: callback(self.sysenter),
-            nmi: callback(self.nmi),
+            nmi_masked: self.nmi_masked,
             gdt_frames: self.gdt_frames,
             ldt_frames: self.ldt_frames,
             cr4: self.cr4,
@@ -385,8 +500,18 @@ impl XenPv {
         if ring_3 != [true; 2] || state.regs.rflags & bounce::PRIVILEGED != 0 {
             return Err("it is not in ring 3");
         }
-        let kept = state.clone();
+        let (kept, fresh) = (state.clone(), VcpuState::reset(id));
         crate::set_up(state, id);
+        // What ring 3 can neither write nor is to be served by, as SYSENTER is and debug registers.
+        (state.msrs, state.debug) = (fresh.msrs, fresh.debug);
+        // Its events are those of its domain, and there is no APIC.
+        (state.events, state.apic) = (fresh.events, fresh.apic);
+        for index in [msr::TSC_AUX, msr::IA32_PAT] {
+            kept.msrs.get(index).into_iter().for_each(|value| state.msrs.set(index, value));
+        }
+        if not_begun {
+            (state.regs, state.mp, state.control.cr3) = (fresh.regs, MpState::Halted, 0);
+        }
         for which in [SegReg::Cs, SegReg::Ss, SegReg::Ds, SegReg::Es, SegReg::Fs, SegReg::Gs] {
             *state.segment_mut(which) = *kept.segment(which);
         }

@@ -1,9 +1,10 @@
 //! Page tables of the domain: every entry is checked when it comes, and let go when it goes.
 
 use crate::{
-    frames::{Flush, Frames, Use},
+    frames::{Forget, Frames, Use},
     memory::Memory,
 };
+use engine::TableChanges;
 use guest_mem::PAGE;
 use x86_defs::paging::{A, ADDRESS, D, G, NX, P, PCD, PS, PWT, RW, US};
 use xen_abi::{errno::Errno, xen::HYPERVISOR_SLOTS};
@@ -47,6 +48,14 @@ const ENTRIES: usize = 512;
 /// The hypervisor's entries of each L4 table.
 pub type Slots = [u64; 16];
 
+/// The table that an entry is in.
+#[derive(Clone, Copy, Debug)]
+struct Parent {
+    level: Level,
+    /// The entry may be part of the upper half of an address space.
+    upper: bool,
+}
+
 /// Page tables, and what is known of all frames.
 #[derive(Debug)]
 pub struct Tables {
@@ -55,6 +64,7 @@ pub struct Tables {
     pub slots: Slots,
     /// Entries that were looked at.
     pub work: u64,
+    pub changes: TableChanges,
 }
 
 fn frame_of(entry: u64) -> u64 {
@@ -76,11 +86,16 @@ fn is_hypervisors(level: Level, index: usize) -> bool {
 
 impl Tables {
     /// Uses a frame as a table of this level, and holds it.
-    pub fn start_table(&mut self, frame: u64, level: Level, flush: Flush<'_>) -> Result<(), Errno> {
+    pub fn start_table(
+        &mut self,
+        frame: u64,
+        level: Level,
+        forget: Forget<'_>,
+    ) -> Result<(), Errno> {
         self.frames.hold(frame)?;
-        let started = self.frames.start(frame, Use::Table(level), flush);
+        let started = self.frames.start(frame, Use::Table(level), forget);
         let result = match started {
-            Ok(true) => self.look_through(frame, level, flush).inspect_err(|_| {
+            Ok(true) => self.look_through(frame, level, forget).inspect_err(|_| {
                 self.frames.end(frame);
             }),
             Ok(false) => Ok(()),
@@ -96,6 +111,7 @@ impl Tables {
     pub fn end_table(&mut self, frame: u64, level: Level) {
         if self.frames.end(frame) {
             self.work += ENTRIES as u64;
+            self.changes.any += 1;
             for index in 0..ENTRIES {
                 if !is_hypervisors(level, index) {
                     let entry = self.memory.load(address(frame, index));
@@ -111,32 +127,37 @@ impl Tables {
         if frame >= self.frames.ram() || self.frames.get(frame).is_some_and(|found| found.pinned) {
             return Err(Errno::Inval);
         }
-        self.start_table(frame, level, &mut || {})?;
+        self.start_table(frame, level, &mut |_| {})?;
         self.frames.set_pinned(frame, true);
         Ok(())
     }
 
     /// Holds a page that the hypervisor writes: it becomes no table.
-    pub fn hold_written(&mut self, frame: u64, flush: Flush<'_>) -> Result<(), Errno> {
+    pub fn hold_written(&mut self, frame: u64, forget: Forget<'_>) -> Result<(), Errno> {
         self.frames.hold(frame)?;
-        self.frames.start(frame, Use::Writable, flush).inspect_err(|_| {
+        self.frames.start(frame, Use::Writable, forget).inspect_err(|_| {
             self.frames.let_go(frame);
         })?;
         Ok(())
     }
 
-    /// One word is written to a page of the domain's that is not used otherwise.
-    pub fn write_word(&mut self, at: u64, value: u64, flush: Flush<'_>) -> Result<(), Errno> {
-        let frame = at / PAGE;
-        self.hold_written(frame, flush)?;
-        self.memory.store(at, value);
+    /// The opposite of [`Tables::hold_written`].
+    pub fn release_written(&mut self, frame: u64) {
         self.frames.end(frame);
         self.frames.let_go(frame);
+    }
+
+    /// One word is written to a page of the domain's that is not used otherwise.
+    pub fn write_word(&mut self, at: u64, value: u64, forget: Forget<'_>) -> Result<(), Errno> {
+        let frame = at / PAGE;
+        self.hold_written(frame, forget)?;
+        self.memory.store(at, value);
+        self.release_written(frame);
         Ok(())
     }
 
     /// Takes all that a new table maps; nothing if one entry is not allowed.
-    fn look_through(&mut self, frame: u64, level: Level, flush: Flush<'_>) -> Result<(), Errno> {
+    fn look_through(&mut self, frame: u64, level: Level, forget: Forget<'_>) -> Result<(), Errno> {
         self.work += ENTRIES as u64;
         for index in 0..ENTRIES {
             if is_hypervisors(level, index) {
@@ -144,7 +165,7 @@ impl Tables {
             }
             let at = address(frame, index);
             let entry = self.memory.load(at);
-            match self.take(level, entry, flush) {
+            match self.take(self.parent(level, at), entry, forget) {
                 Ok(()) => {
                     let right = adjusted(level, entry);
                     if right != entry {
@@ -168,18 +189,48 @@ impl Tables {
         Ok(())
     }
 
+    /// A table, and all below it, may be part of the upper half from now on.
+    fn reach_from_above(&mut self, frame: u64, level: Level) {
+        if !self.frames.reach_from_above(frame) {
+            return;
+        }
+        let Some(below) = level.below() else { return };
+        self.work += ENTRIES as u64;
+        for index in 0..ENTRIES {
+            let entry = self.memory.load(address(frame, index));
+            if entry & P != 0 {
+                self.reach_from_above(frame_of(entry), below);
+            }
+        }
+    }
+
+    /// Where the entry at `at` is.
+    fn parent(&self, level: Level, at: u64) -> Parent {
+        let upper = match level {
+            Level::L4 => at % PAGE / 8 >= ENTRIES as u64 / 2,
+            _ => self.frames.get(at / PAGE).is_none_or(|found| found.upper),
+        };
+        Parent { level, upper }
+    }
+
     /// What an entry names is used by it from now on.
-    fn take(&mut self, level: Level, entry: u64, flush: Flush<'_>) -> Result<(), Errno> {
+    fn take(&mut self, from: Parent, entry: u64, forget: Forget<'_>) -> Result<(), Errno> {
         if entry & P == 0 {
             return Ok(());
         }
         let frame = frame_of(entry);
-        match level.below() {
-            Some(below) if entry & !TABLE_BITS == 0 => self.start_table(frame, below, flush),
+        match from.level.below() {
+            Some(below) if entry & !TABLE_BITS == 0 => {
+                self.start_table(frame, below, forget)?;
+                if from.upper {
+                    self.reach_from_above(frame, below);
+                }
+                Ok(())
+            }
             None if entry & !PAGE_BITS == 0 => {
                 self.frames.hold(frame)?;
                 if entry & RW != 0
-                    && let Err(error) = self.frames.start(frame, Use::Writable, flush)
+                    && let Err(error) = self.frames.start(frame, Use::Writable, forget)
                 {
                     self.frames.let_go(frame);
                     return Err(error);
@@ -214,20 +265,40 @@ impl Tables {
         level: Level,
         value: u64,
         keep: bool,
-        flush: Flush<'_>,
+        forget: Forget<'_>,
     ) -> Result<(), Errno> {
         if is_hypervisors(level, (at % PAGE / 8) as usize) {
             return Err(Errno::Inval);
         }
-        self.take(level, value, flush)?;
+        let from = self.parent(level, at);
+        self.take(from, value, forget)?;
         let value = adjusted(level, value);
         loop {
             let old = self.memory.load(at);
             let kept = if keep && value & old & P != 0 { old & (A | D) } else { 0 };
             if self.memory.exchange(at, old, value | kept) {
+                self.note(from, old, value | kept);
                 self.let_go(level, old);
                 return Ok(());
             }
+        }
+    }
+
+    /// An entry has become another: TLBs may still have it as it was. What only gives a right that
+    /// it did not give is none: without it, an access looks at the entry again.
+    fn note(&mut self, from: Parent, old: u64, new: u64) {
+        let page = |entry: u64| entry & (P | ADDRESS | PS | PWT | PCD);
+        let same = page(old) == page(new);
+        // What was accessed or written is said again only by who looks at the entry.
+        let taken = old & !new & (RW | A | D) != 0 || new & NX & !old != 0;
+        if old & P == 0 || from.level == Level::L1 && same && !taken {
+            return;
+        }
+        self.changes.any += 1;
+        if from.upper {
+            self.changes.upper += 1;
+            let code = from.level != Level::L1 || old & NX == 0 && (!same || new & NX != 0);
+            self.changes.code += u64::from(code);
         }
     }
 
@@ -239,13 +310,15 @@ impl Tables {
         level: Level,
         old: u64,
         value: u64,
-        flush: Flush<'_>,
+        forget: Forget<'_>,
     ) -> Result<Result<(), u64>, Errno> {
         if is_hypervisors(level, (at % PAGE / 8) as usize) {
             return Err(Errno::Inval);
         }
-        self.take(level, value, flush)?;
+        let from = self.parent(level, at);
+        self.take(from, value, forget)?;
         if self.memory.exchange(at, old, adjusted(level, value)) {
+            self.note(from, old, value);
             self.let_go(level, old);
             return Ok(Ok(()));
         }
@@ -253,17 +326,9 @@ impl Tables {
         Ok(Err(self.memory.load(at)))
     }
 
-    /// The L1 entry of a linear address below this L4 table.
+    /// See [`Memory::l1_entry`].
     pub fn l1_entry(&self, root: u64, linear: u64) -> Option<u64> {
-        let mut table = root & ADDRESS;
-        for level in [Level::L4, Level::L3, Level::L2] {
-            let entry = self.memory.load(table + (linear >> level.shift() & 511) * 8);
-            if entry & P == 0 || entry & PS != 0 {
-                return None;
-            }
-            table = entry & ADDRESS;
-        }
-        Some(table + (linear >> 12 & 511) * 8)
+        self.memory.l1_entry(root, linear)
     }
 }
 

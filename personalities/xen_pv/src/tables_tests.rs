@@ -1,13 +1,13 @@
 //! What a domain may not do with its page tables.
 
 use crate::{
-    frames::{Flush, Frames, Use},
+    frames::{Forget, Frames, Use},
     memory::Memory,
     tables::{Level, Tables},
 };
 use guest_mem::{Change, GuestMem, Memfd, PAGE, Slot};
 use proptest::prelude::*;
-use x86_defs::paging::{ADDRESS, P, PS, RW, US};
+use x86_defs::paging::{A, ADDRESS, D, NX, P, PS, RW, US};
 use xen_abi::errno::Errno;
 
 /// Frames of RAM; behind it one that is shared and one that is the hypervisor's own.
@@ -20,8 +20,8 @@ const L3: u64 = 3;
 const L2: u64 = 2;
 const L1: u64 = 1;
 
-fn none<'a>(flush: &'a mut dyn FnMut()) -> Flush<'a> {
-    flush
+fn none<'a>(forget: &'a mut dyn FnMut(u64)) -> Forget<'a> {
+    forget
 }
 
 /// A frame's address.
@@ -38,7 +38,13 @@ fn tables() -> Tables {
     memory.update(&[Change::Map(slot)], |_, _| Ok(())).unwrap();
     let frames = Frames::new(RAM, RAM + 2, |frame| frame == SHARED);
     let slots = [page(OWN) | P; 16];
-    let tables = Tables { frames, memory: Memory::new(memory), slots, work: 0 };
+    let tables = Tables {
+        frames,
+        memory: Memory::new(memory),
+        slots,
+        work: 0,
+        changes: engine::TableChanges::default(),
+    };
     for (table, below) in [(L4, L3), (L3, L2), (L2, L1)] {
         tables.memory.store(table * PAGE, page(below) | P | RW | US);
     }
@@ -46,11 +52,11 @@ fn tables() -> Tables {
 }
 
 fn start(tables: &mut Tables, frame: u64, level: Level) -> Result<(), Errno> {
-    tables.start_table(frame, level, none(&mut || {}))
+    tables.start_table(frame, level, none(&mut |_| {}))
 }
 
 fn set(tables: &mut Tables, index: u64, value: u64) -> Result<(), Errno> {
-    tables.update(L1 * PAGE + index * 8, Level::L1, value, false, none(&mut || {}))
+    tables.update(L1 * PAGE + index * 8, Level::L1, value, false, none(&mut |_| {}))
 }
 
 #[test]
@@ -86,15 +92,15 @@ fn no_table_is_ever_writable() {
     set(&mut tables, 6, page(20) | P | RW).unwrap();
     assert_eq!(start(&mut tables, 20, Level::L1), Err(Errno::Busy));
     set(&mut tables, 6, page(20) | P).unwrap();
-    let mut flushes = 0;
-    tables.start_table(20, Level::L1, none(&mut || flushes += 1)).unwrap();
-    assert_eq!(flushes, 1, "TLBs may have had it as writable");
+    let mut forgotten = Vec::new();
+    tables.start_table(20, Level::L1, none(&mut |frame| forgotten.push(frame))).unwrap();
+    assert_eq!(forgotten, [20], "TLBs may have had it as writable");
 }
 
-/// How often all TLBs had to forget all for this.
-fn flushes(f: impl FnOnce(Flush<'_>)) -> u32 {
+/// How often TLBs had to forget a page for this.
+fn forgets(f: impl FnOnce(Forget<'_>)) -> u32 {
     let mut count = 0;
-    f(&mut || count += 1);
+    f(&mut |_| count += 1);
     count
 }
 
@@ -105,11 +111,11 @@ fn what_a_back_end_lets_go_last_may_be_in_a_tlb() {
     let mut tables = tables();
     start(&mut tables, L4, Level::L4).unwrap();
     set(&mut tables, 6, page(20) | P | RW).unwrap();
-    tables.hold_written(20, none(&mut || {})).unwrap();
+    tables.hold_written(20, none(&mut |_| {})).unwrap();
     set(&mut tables, 6, page(20) | P).unwrap();
     tables.frames.end_outside(20);
     tables.frames.let_go(20);
-    assert_eq!(flushes(|flush| tables.start_table(20, Level::L1, flush).unwrap()), 1);
+    assert_eq!(forgets(|forget| tables.start_table(20, Level::L1, forget).unwrap()), 1);
 }
 
 /// Another vCPU may be in the middle of a walk when a table becomes something else: it would take for
@@ -122,13 +128,15 @@ fn what_was_a_table_is_forgotten_before_it_is_written() {
         start(&mut tables, 20, Level::L1).unwrap();
         tables.end_table(20, Level::L1);
         assert!(tables.frames.is_walked(20));
-        let count = flushes(|flush| match n {
-            0 => tables.update(L1 * PAGE + 48, Level::L1, page(20) | P | RW, false, flush).unwrap(),
-            1 => tables.write_word(20 * PAGE, 0, flush).unwrap(),
-            2 => tables.start_table(20, again, flush).unwrap(),
+        let count = forgets(|forget| match n {
+            0 => {
+                tables.update(L1 * PAGE + 48, Level::L1, page(20) | P | RW, false, forget).unwrap()
+            }
+            1 => tables.write_word(20 * PAGE, 0, forget).unwrap(),
+            2 => tables.start_table(20, again, forget).unwrap(),
             _ => {
                 tables.frames.give_back(20).unwrap();
-                tables.frames.take(20, flush).unwrap();
+                tables.frames.take(20, forget).unwrap();
             }
         });
         assert_eq!(count, 1, "{n}");
@@ -150,11 +158,11 @@ fn a_frame_is_a_table_of_one_level() {
     let at = L2 * PAGE + 8;
     for frame in [L2, L3, L4] {
         let value = page(frame) | P | RW;
-        let result = tables.update(at, Level::L2, value, false, none(&mut || {}));
+        let result = tables.update(at, Level::L2, value, false, none(&mut |_| {}));
         assert_eq!(result, Err(Errno::Busy), "{frame}");
     }
     let large = page(8) | P | PS;
-    let result = tables.update(at, Level::L2, large, false, none(&mut || {}));
+    let result = tables.update(at, Level::L2, large, false, none(&mut |_| {}));
     assert_eq!(result, Err(Errno::Inval));
 }
 
@@ -170,15 +178,15 @@ fn only_the_domains_frames_are_mapped() {
     assert_eq!(start(&mut tables, OWN, Level::L1), Err(Errno::Inval));
     // The hypervisor's entries.
     let at = L4 * PAGE + 256 * 8;
-    let result = tables.update(at, Level::L4, 0, false, none(&mut || {}));
+    let result = tables.update(at, Level::L4, 0, false, none(&mut |_| {}));
     assert_eq!(result, Err(Errno::Inval));
     // What was given back is nobody's, once nothing maps it.
     set(&mut tables, 3, page(21) | P | RW).unwrap();
     tables.frames.give_back(21).unwrap();
     assert_eq!(set(&mut tables, 4, page(21) | P), Err(Errno::Inval));
-    assert_eq!(tables.frames.take(21, none(&mut || {})), Err(Errno::NoMem));
+    assert_eq!(tables.frames.take(21, none(&mut |_| {})), Err(Errno::NoMem));
     set(&mut tables, 3, 0).unwrap();
-    tables.frames.take(21, none(&mut || {})).unwrap();
+    tables.frames.take(21, none(&mut |_| {})).unwrap();
 }
 
 #[test]
@@ -239,7 +247,7 @@ proptest! {
                     let at = frame * PAGE + index * 8;
                     match is {
                         Some(level) => {
-                            let _ = tables.update(at, level, value, act == 1, none(&mut || {}));
+                            let _ = tables.update(at, level, value, act == 1, none(&mut |_| {}));
                         }
                         // As the domain would, where it can.
                         None if frame < RAM => tables.memory.store(at, value),
@@ -271,4 +279,85 @@ proptest! {
             prop_assert_eq!((found.uses, found.holds), (0, 0));
         }
     }
+}
+
+/// What a TLB may have wrong is counted, by where it may be.
+#[test]
+fn changes_are_counted_by_what_they_make_wrong() {
+    let mut tables = tables();
+    start(&mut tables, L4, Level::L4).unwrap();
+    let counts = |tables: &Tables| {
+        let engine::TableChanges { any, upper, code } = tables.changes;
+        [any, upper, code]
+    };
+    for (value, changed) in [
+        (page(20) | P | NX, false),
+        (page(20) | P | RW | NX, false),
+        (page(20) | P | RW | A | D | NX, false),
+        (page(20) | P | RW | A | NX, true),
+        (page(20) | P | A | NX, true),
+        (page(20) | P | A, false),
+        (page(20) | P | A | NX, true),
+        (page(21) | P | NX, true),
+        (0, true),
+        (page(21) | P, false),
+        (0, true),
+    ] {
+        let before = counts(&tables);
+        set(&mut tables, 7, value).unwrap();
+        let after = counts(&tables);
+        let expected = [before[0] + u64::from(changed), before[1], before[2]];
+        assert_eq!(after, expected, "{value:#x}: a table of the lower half");
+    }
+    // All that is below an entry of the upper half belongs to it.
+    let upper = page(L3) | P | RW;
+    tables.update(L4 * PAGE + 300 * 8, Level::L4, upper, false, none(&mut |_| {})).unwrap();
+    for (value, [any, upper, code]) in [
+        (page(20) | P | NX, [0; 3]),
+        (0, [1, 1, 0]),
+        (page(20) | P, [0; 3]),
+        (page(20) | P | NX, [1, 1, 1]),
+    ] {
+        let before = counts(&tables);
+        set(&mut tables, 7, value).unwrap();
+        let expected = [before[0] + any, before[1] + upper, before[2] + code];
+        assert_eq!(counts(&tables), expected, "{value:#x}: a table of the upper half");
+    }
+}
+
+#[test]
+fn frames_that_are_nobodys_are_told_of_once_and_in_runs() {
+    let mut frames = Frames::new(64, 64, |_| false);
+    frames.hold(9).unwrap();
+    for frame in [7, 3, 5, 4, 9, 8] {
+        frames.give_back(frame).unwrap();
+    }
+    // Taken again before anybody asked, and again given back.
+    frames.take(4, &mut |_| {}).unwrap();
+    frames.take(7, &mut |_| {}).unwrap();
+    frames.give_back(7).unwrap();
+    assert_eq!(frames.take_left(), [(3, 1), (5, 1), (7, 2)]);
+    assert_eq!(frames.take_left(), []);
+    // It was mapped until now.
+    frames.let_go(9);
+    assert_eq!(frames.take_left(), [(9, 1)]);
+}
+
+#[test]
+fn frames_that_linger_are_counted_until_all_is_forgotten() {
+    let mut frames = Frames::new(64, 64, |_| false);
+    for frame in [3, 4] {
+        frames.start(frame, Use::Writable, &mut |_| {}).unwrap();
+        frames.start(frame, Use::Writable, &mut |_| {}).unwrap();
+    }
+    frames.end(3);
+    assert_eq!(frames.lingering(), 1, "others may have it, too, and it counts once");
+    frames.end(3);
+    frames.end(4);
+    assert_eq!(frames.lingering(), 2);
+    frames.flushed();
+    assert_eq!(frames.lingering(), 0);
+    frames.start(5, Use::Table(Level::L1), &mut |_| {}).unwrap();
+    frames.end(5);
+    assert_eq!(frames.lingering(), 1);
 }

@@ -19,7 +19,7 @@ fn publish(memory: &Memory, at: u64, version: u32, rest: &[u8]) {
     memory.write(at, &version.wrapping_add(2).to_le_bytes());
 }
 
-fn time_info(now: &ClockSample) -> VcpuTimeInfo {
+pub(crate) fn time_info(now: &ClockSample) -> VcpuTimeInfo {
     let (mul, shift) = time_scale(now.khz);
     VcpuTimeInfo {
         tsc_timestamp: now.tsc,
@@ -34,11 +34,13 @@ fn time_info(now: &ClockSample) -> VcpuTimeInfo {
 impl XenPv {
     /// Tells the domain of the clocks as they are when it starts, or goes on.
     pub fn start_time(&self) {
+        let roots: Vec<u64> = self.vcpus.iter().map(|vcpu| lock(vcpu).kernel_root).collect();
         let domain = lock(&self.domain);
         let now = (self.clock)();
         let memory = &domain.tables.memory;
-        for known in &domain.known {
+        for (known, root) in domain.known.iter().zip(roots) {
             write_time(memory, known.info, &now);
+            domain.copy_time(known, root, &now);
         }
         // The time of day at system time 0.
         let boot = now.realtime_ns.saturating_sub(now.guest_ns);
@@ -59,7 +61,7 @@ impl XenPv {
         let due = known.timer.take_if(|at| *at <= now).is_some();
         let polls = matches!(known.wait, Wait::Ports(_, 1..));
         if due && let Some(port) = domain.events.of_virq(virq::TIMER, vcpu) {
-            self.raise_in(&domain, port);
+            self.raise_in(&mut domain, port);
         }
         self.arm(&mut domain, vcpu);
         if polls {

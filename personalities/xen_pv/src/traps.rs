@@ -2,7 +2,7 @@
 
 use crate::{
     Domain, XenPv,
-    bounce::Bounce,
+    bounce::{Bounce, Own},
     events, guest, lock,
     tables::Level,
     vcpus::{Vcpu, Wait},
@@ -12,11 +12,11 @@ use guest_mem::PAGE;
 use std::sync::atomic::Ordering::SeqCst;
 use vcpu_state::{Exception, SegReg};
 use x86_defs::{
-    exception::{DB, GP, PF, UD, selector_error},
+    exception::{DB, GP, NMI, PF, UD, selector_error},
     gpr::{R11, RAX, RCX},
     segment::ATTR_L,
 };
-use xen_abi::{errno::Errno, sched::reason};
+use xen_abi::{errno::Errno, hypercall, sched::reason};
 
 /// Bits of a page fault's error code.
 const PF_PRESENT: u32 = 1 << 0;
@@ -28,26 +28,11 @@ impl XenPv {
     pub(crate) fn handle(&self, id: u32, trap: Trap, cpu: &mut dyn CpuView) -> Flow {
         let Some(own) = self.vcpus.get(id as usize) else { return Flow::Stop };
         let mut vcpu = lock(own);
-        let mut domain = lock(&self.domain);
-        let result = match trap.cause {
-            Cause::Syscall => self.syscall(&mut domain, &mut vcpu, cpu, trap.next),
-            Cause::Exception(exception) => {
-                // The instruction is complete where it is a trap.
-                cpu.regs().rip = trap.next;
-                self.exception(&mut domain, &mut vcpu, cpu, exception)
-            }
-            // CPUID is not intercepted.
-            Cause::Cpuid => Ok(()),
-            Cause::Asked => self.asked(&mut domain, &mut vcpu, cpu),
+        let done = match self.quickly(&mut vcpu, trap, cpu) {
+            None => self.with_domain(&mut vcpu, trap, cpu),
+            Some(done) => done,
         };
-        if result.is_ok()
-            && domain.known(id).is_ok_and(|known| known.wait == Wait::None && known.up)
-        {
-            let result = self.upcall(&domain, &mut vcpu, cpu);
-            if result.is_ok() {
-                return Flow::Continue;
-            }
-        } else if result.is_ok() {
+        if done.is_ok() {
             return Flow::Continue;
         }
         // As Xen does where a frame cannot be delivered.
@@ -56,12 +41,66 @@ impl XenPv {
         Flow::Stop
     }
 
-    /// Enters the kernel if it has events that it wants to know of.
-    fn upcall(&self, domain: &Domain, vcpu: &mut Vcpu, cpu: &mut dyn CpuView) -> Result<(), Errno> {
-        if vcpu.event.address == 0 || !events::wanted(&domain.tables.memory, domain.info(vcpu.id)) {
-            return Ok(());
+    /// What needs nothing but the vCPU's own: system calls, and the way back. All vCPUs do them at
+    /// once.
+    fn quickly(
+        &self,
+        vcpu: &mut Vcpu,
+        trap: Trap,
+        cpu: &mut dyn CpuView,
+    ) -> Option<Result<(), Errno>> {
+        let info = self.infos.get(vcpu.id as usize)?.load(SeqCst);
+        let known = info != 0 && cpu.roots() == Some(vcpu.roots());
+        let call = trap.cause == Cause::Syscall && vcpu.is_quick(cpu);
+        if !known || !call {
+            return None;
         }
-        vcpu.bounce(domain, cpu, Bounce { to: vcpu.event, error: None })
+        let own = Own { memory: &self.memory, info };
+        let in_kernel = vcpu.in_kernel;
+        syscalled(cpu, trap.next);
+        let done = match in_kernel {
+            true => vcpu.iret(own, cpu),
+            false => vcpu.bounce(own, cpu, Bounce { to: vcpu.syscall, error: None }),
+        };
+        Some(done.and_then(|()| upcall(own, vcpu, cpu)))
+    }
+
+    fn with_domain(&self, vcpu: &mut Vcpu, trap: Trap, cpu: &mut dyn CpuView) -> Result<(), Errno> {
+        let id = vcpu.id;
+        let mut domain = lock(&self.domain);
+        self.note_info(&domain, id);
+        if vcpu.kernel_root != 0 && cpu.roots() != Some(vcpu.roots()) {
+            domain.load_roots(vcpu, cpu, true);
+            cpu.enter(vcpu.in_kernel);
+        }
+        match trap.cause {
+            Cause::Syscall => self.syscall(&mut domain, vcpu, cpu, trap.next),
+            Cause::Exception(exception) => {
+                // The instruction is complete where it is a trap.
+                cpu.regs().rip = trap.next;
+                self.exception(&mut domain, vcpu, cpu, exception)
+            }
+            // CPUID is not intercepted.
+            Cause::Cpuid => Ok(()),
+            Cause::Asked => self.asked(&mut domain, vcpu, cpu),
+        }?;
+        if domain.runs(id) {
+            if vcpu.takes_nmi(&domain) {
+                domain.known(id)?.nmi = false;
+                vcpu.nmi_masked = true;
+                let to = vcpu.handler(NMI);
+                vcpu.bounce(domain.own(id), cpu, Bounce { to, error: None })?;
+            }
+            upcall(domain.own(id), vcpu, cpu)?;
+        }
+        self.keep_runstate(&mut domain, vcpu);
+        domain.return_memory();
+        let yields = std::mem::take(&mut domain.yields);
+        drop(domain);
+        if yields {
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// The vCPU is to look at something.
@@ -74,8 +113,9 @@ impl XenPv {
         if let Some(flag) = self.attention.get(vcpu.id as usize) {
             flag.store(false, SeqCst);
         }
+        let suspended = domain.suspended.is_some();
         let known = domain.known(vcpu.id)?;
-        if !known.up {
+        if !known.up || suspended {
             cpu.halt();
             return Ok(());
         }
@@ -94,7 +134,7 @@ impl XenPv {
                     || ports.iter().any(|port| domain.events.is_pending(*port, memory))
             }
         };
-        if over {
+        if over || vcpu.takes_nmi(domain) {
             domain.known(vcpu.id)?.wait = Wait::None;
         } else {
             cpu.halt();
@@ -110,18 +150,16 @@ impl XenPv {
         next: u64,
     ) -> Result<(), Errno> {
         let wide = cpu.segment(SegReg::Cs).attr & ATTR_L != 0;
-        let regs = cpu.regs();
-        (regs.gpr[RCX], regs.gpr[R11]) = (next, regs.rflags);
-        regs.rip = next;
+        syscalled(cpu, next);
         if vcpu.in_kernel {
             return self.hypercall(domain, vcpu, cpu);
         }
         let to = if wide { vcpu.syscall } else { vcpu.syscall32 };
         if to.address == 0 {
             let to = vcpu.handler(UD);
-            return vcpu.bounce(domain, cpu, Bounce { to, error: None });
+            return vcpu.bounce(domain.own(vcpu.id), cpu, Bounce { to, error: None });
         }
-        vcpu.bounce(domain, cpu, Bounce { to, error: None })
+        vcpu.bounce(domain.own(vcpu.id), cpu, Bounce { to, error: None })
     }
 
     fn exception(
@@ -157,7 +195,7 @@ impl XenPv {
                     domain.info(vcpu.id) + std::mem::offset_of!(xen_abi::xen::VcpuInfo, cr2) as u64;
                 domain.tables.memory.store(at, payload);
                 let to = vcpu.handler(PF);
-                return vcpu.bounce(domain, cpu, Bounce { to, error: Some(shown) });
+                return vcpu.bounce(domain.own(vcpu.id), cpu, Bounce { to, error: Some(shown) });
             }
             DB => {
                 if let Some(dr6) = vcpu.debug.get_mut(6) {
@@ -167,7 +205,7 @@ impl XenPv {
             _ => {}
         }
         let to = vcpu.handler(vector);
-        vcpu.bounce(domain, cpu, Bounce { to, error })
+        vcpu.bounce(domain.own(vcpu.id), cpu, Bounce { to, error })
     }
 
     /// INT n, which the processor refuses for want of a gate.
@@ -185,11 +223,11 @@ impl XenPv {
             // CD and the number; INT3 and INTO are intercepted.
             let regs = cpu.regs();
             regs.rip = regs.rip.wrapping_add(2);
-            return vcpu.bounce(domain, cpu, Bounce { to, error: None });
+            return vcpu.bounce(domain.own(vcpu.id), cpu, Bounce { to, error: None });
         }
         let error = u32::from(vector) * 8 + selector_error::IDT;
         let to = vcpu.handler(GP);
-        vcpu.bounce(domain, cpu, Bounce { to, error: Some(error) })
+        vcpu.bounce(domain.own(vcpu.id), cpu, Bounce { to, error: Some(error) })
     }
 
     /// Whether an address is in an L1 table that is mapped for reading.
@@ -215,17 +253,18 @@ impl XenPv {
     ) -> Result<(), Errno> {
         let cr3 = |value: u64| value >> 12;
         let [_, user, _, kernel, ..] = context.control;
-        let mut flush = || cpu.flush_tlb(!0, None);
-        domain.tables.start_table(cr3(kernel), Level::L4, &mut flush)?;
+        let mut forget = |frame| cpu.forget_writes(frame * PAGE);
+        domain.tables.start_table(cr3(kernel), Level::L4, &mut forget)?;
         if user != 0 {
-            domain.tables.start_table(cr3(user), Level::L4, &mut flush)?;
+            domain.tables.start_table(cr3(user), Level::L4, &mut forget)?;
         }
         let frames = context.gdt_frames.len().min(context.gdt_entries.div_ceil(512) as usize);
         let frames = context.gdt_frames.get(..frames).unwrap_or(&[]).to_vec();
         vcpu.kernel_root = cr3(kernel) * PAGE;
         vcpu.user_root = cr3(user) * PAGE;
         vcpu.in_kernel = true;
-        cpu.set_root(vcpu.kernel_root);
+        domain.load_roots(vcpu, cpu, true);
+        cpu.enter(true);
         domain.use_gdt(vcpu, cpu, frames)?;
         vcpu.traps = context.traps;
         vcpu.kernel_ss = context.kernel_ss;
@@ -235,15 +274,17 @@ impl XenPv {
         vcpu.syscall.address = context.syscall_callback;
         vcpu.other_gs = context.gs_base_user;
         let user = &context.user_regs;
-        *cpu.segment(SegReg::Cs) = domain.code_segment(cpu, user.cs | 3)?;
-        *cpu.segment(SegReg::Ss) = domain.stack_segment(cpu, user.ss as u16 | 3)?;
+        let memory = &domain.tables.memory;
+        *cpu.segment(SegReg::Cs) = vcpu.descriptors(memory).code_segment(cpu, user.cs | 3)?;
+        *cpu.segment(SegReg::Ss) =
+            vcpu.descriptors(memory).stack_segment(cpu, user.ss as u16 | 3)?;
         for (which, selector) in [
             (SegReg::Ds, user.ds),
             (SegReg::Es, user.es),
             (SegReg::Fs, user.fs),
             (SegReg::Gs, user.gs),
         ] {
-            *cpu.segment(which) = domain.data_segment(cpu, selector as u16);
+            *cpu.segment(which) = vcpu.descriptors(memory).data_segment(cpu, selector as u16);
         }
         cpu.segment(SegReg::Fs).base = context.fs_base;
         cpu.segment(SegReg::Gs).base = context.gs_base_kernel;
@@ -273,5 +314,32 @@ impl XenPv {
         (regs.gpr[0], regs.gpr[3], regs.gpr[1], regs.gpr[2]) = (eax, ebx, ecx, edx);
         regs.rip = regs.rip.wrapping_add(BYTES.len() as u64);
         true
+    }
+}
+
+/// What SYSCALL does to registers.
+fn syscalled(cpu: &mut dyn CpuView, next: u64) {
+    let regs = cpu.regs();
+    (regs.gpr[RCX], regs.gpr[R11]) = (next, regs.rflags);
+    regs.rip = next;
+}
+
+/// Enters the kernel if it has events that it wants to know of.
+fn upcall(own: Own<'_>, vcpu: &mut Vcpu, cpu: &mut dyn CpuView) -> Result<(), Errno> {
+    if vcpu.event.address == 0 || !events::wanted(own.memory, own.info) {
+        return Ok(());
+    }
+    vcpu.bounce(own, cpu, Bounce { to: vcpu.event, error: None })
+}
+
+impl Vcpu {
+    /// The kernel returns, but for an NMI's handler, behind which another may wait, or a 64-bit program
+    /// calls it.
+    fn is_quick(&self, cpu: &mut dyn CpuView) -> bool {
+        match self.in_kernel {
+            true if self.nmi_masked => false,
+            true => cpu.regs().gpr[RAX] == hypercall::IRET,
+            false => self.syscall.address != 0 && cpu.segment(SegReg::Cs).attr & ATTR_L != 0,
+        }
     }
 }

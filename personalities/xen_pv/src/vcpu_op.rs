@@ -1,6 +1,6 @@
 //! The hypercall `vcpu_op`.
 
-use crate::{Domain, XenPv, guest, vcpus::Vcpu};
+use crate::{Domain, XenPv, guest, runstate, vcpus::Vcpu};
 use engine::CpuView;
 use guest_mem::PAGE;
 use x86_defs::is_canonical_48;
@@ -8,7 +8,7 @@ use xen_abi::{
     errno::Errno,
     hypercall,
     trap::FIRST_RESERVED_GDT_ENTRY,
-    vcpu::{GuestContext, RegisterVcpuInfo, RunstateInfo, SetSingleshotTimer, TIMER_FUTURE, op},
+    vcpu::{GuestContext, RegisterVcpuInfo, SetSingleshotTimer, TIMER_FUTURE, op},
     xen::VcpuInfo,
 };
 
@@ -76,15 +76,32 @@ impl XenPv {
                 let call = guest::read(cpu, at)?;
                 self.register_info(domain, cpu, id, call)?;
             }
-            // Both may be another's. A vCPU that is up counts as one that runs.
+            op::GET_RUNSTATE_INFO => {
+                let info = runstate::until(domain.known(id)?.runstate, self.now_ns());
+                guest::write(cpu, at, &info)?;
+            }
+            // Both may be another's; without an address there is none any more.
             op::REGISTER_RUNSTATE_MEMORY_AREA => {
                 let area = guest::read(cpu, at)?;
-                let info = RunstateInfo { entered_ns: self.now_ns(), ..RunstateInfo::default() };
-                guest::write(cpu, area, &info)?;
+                let info = runstate::until(domain.known(id)?.runstate, self.now_ns());
+                if area != 0 {
+                    guest::write(cpu, area, &info)?;
+                }
+                domain.known(id)?.runstate_area = area;
             }
             op::REGISTER_VCPU_TIME_MEMORY_AREA => {
                 let area = guest::read(cpu, at)?;
-                guest::write_bytes(cpu, area, &self.time_bytes())?;
+                if area != 0 {
+                    guest::write_bytes(cpu, area, &self.time_bytes())?;
+                }
+                domain.known(id)?.time_area = area;
+            }
+            op::SEND_NMI => {
+                if at != 0 {
+                    return Err(Errno::Inval);
+                }
+                domain.known(id)?.nmi = true;
+                self.attend(id);
             }
             op::STOP_PERIODIC_TIMER => {}
             op::SET_SINGLESHOT_TIMER if own => {
@@ -114,7 +131,7 @@ impl XenPv {
         if !offset.is_multiple_of(8) || offset > PAGE - size || domain.known(id)?.info_registered {
             return Err(Errno::Inval);
         }
-        domain.tables.hold_written(call.mfn, &mut || cpu.flush_tlb(!0, None))?;
+        domain.tables.hold_written(call.mfn, &mut |frame| cpu.forget_writes(frame * PAGE))?;
         let new = call.mfn * PAGE + offset;
         let old = domain.info(id);
         for word in (0..size).step_by(8) {
@@ -123,6 +140,7 @@ impl XenPv {
         }
         let known = domain.known(id)?;
         (known.info, known.info_registered) = (new, true);
+        self.note_info(domain, id);
         // Whatever was told meanwhile: look at all.
         let memory = &domain.tables.memory;
         memory.store(new + 8, !0);

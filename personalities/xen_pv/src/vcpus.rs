@@ -1,7 +1,13 @@
 //! What Xen knows of a vCPU, beside its registers.
 
+use crate::{Domain, descriptors::Descriptors, memory::Memory};
+use engine::Roots;
 use std::array;
-use xen_abi::{trap::TrapInfo, vcpu::GuestContext};
+use x86_defs::exception::NMI;
+use xen_abi::{
+    trap::TrapInfo,
+    vcpu::{GuestContext, RunstateInfo},
+};
 
 /// Where the kernel is entered.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +42,12 @@ pub struct Known {
     pub wait: Wait,
     /// System time at which its timer fires.
     pub timer: Option<u64>,
+    /// An NMI is to be delivered.
+    pub nmi: bool,
+    pub runstate: RunstateInfo,
+    /// Linear addresses, of its kernel's, where copies of that and of the time are kept; 0 for none.
+    pub runstate_area: u64,
+    pub time_area: u64,
 }
 
 /// What only its own thread touches.
@@ -57,15 +69,33 @@ pub struct Vcpu {
     pub syscall: Callback,
     pub syscall32: Callback,
     pub sysenter: Callback,
-    pub nmi: Callback,
+    /// Its handler has not returned yet.
+    pub nmi_masked: bool,
     pub gdt_frames: Vec<u64>,
     pub ldt_frames: Vec<u64>,
     /// As the guest sees it.
     pub cr4: u64,
     pub debug: [u64; 8],
+    /// How long its thread had waited for a processor of the host's in all, when it was looked at
+    /// last.
+    pub run_delay: Option<u64>,
 }
 
 impl Vcpu {
+    pub fn descriptors<'a>(&'a self, memory: &'a Memory) -> Descriptors<'a> {
+        Descriptors { memory, gdt: &self.gdt_frames }
+    }
+
+    pub fn roots(&self) -> Roots {
+        Roots { kernel: self.kernel_root, program: self.user_root }
+    }
+
+    /// Whether an NMI waits that the kernel can be entered for now.
+    pub fn takes_nmi(&self, domain: &Domain) -> bool {
+        let waits = domain.known.get(self.id as usize).is_some_and(|known| known.nmi);
+        waits && !self.nmi_masked && self.handler(NMI).address != 0
+    }
+
     pub fn new(id: u32) -> Self {
         Self {
             id,
@@ -81,11 +111,12 @@ impl Vcpu {
             syscall: Callback::default(),
             syscall32: Callback::default(),
             sysenter: Callback::default(),
-            nmi: Callback::default(),
+            nmi_masked: false,
             gdt_frames: Vec::new(),
             ldt_frames: Vec::new(),
             cr4: 0,
             debug: [0; 8],
+            run_delay: None,
         }
     }
 }

@@ -166,3 +166,33 @@ fn a_port_is_bound_once_and_told_both_ways() {
     drop(channel);
     assert_eq!(send(&mut guest), Errno::Inval.result());
 }
+
+/// A back end whose port the domain has closed does not take it from who has it now.
+#[test]
+fn a_port_is_unbound_by_who_has_bound_it() {
+    let mut guest = Guest::new();
+    let all = domain(&guest);
+    let port = |guest: &mut Guest| {
+        guest.put(DATA * PAGE, &[0x7ff0, 0]);
+        assert_eq!(guest.call(call::EVENT_CHANNEL_OP, &[op::ALLOC_UNBOUND, DATA * PAGE]), 0);
+        (guest.cpu.load(DATA * PAGE) >> 32) as u32
+    };
+    let heard = Arc::new(AtomicU32::new(0));
+    let hears = || {
+        let heard = heard.clone();
+        Arc::new(move || {
+            heard.fetch_add(1, SeqCst);
+        })
+    };
+    let first = port(&mut guest);
+    let old = Channel::bind(&all, first, hears()).unwrap();
+    guest.put(DATA * PAGE, &[u64::from(first)]);
+    assert_eq!(guest.call(call::EVENT_CHANNEL_OP, &[op::CLOSE, DATA * PAGE]), 0);
+    assert_eq!(port(&mut guest), first);
+    let new = Channel::bind(&all, first, hears()).unwrap();
+    drop(old);
+    guest.put(DATA * PAGE, &[u64::from(first)]);
+    assert_eq!(guest.call(call::EVENT_CHANNEL_OP, &[op::SEND, DATA * PAGE]), 0);
+    assert_eq!(heard.load(SeqCst), 1);
+    drop(new);
+}

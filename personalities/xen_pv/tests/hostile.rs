@@ -173,6 +173,126 @@ fn ports_have_an_end_and_come_back() {
     assert_eq!(guest.call(call::EVENT_CHANNEL_OP, &[event_channel::op::BIND_IPI, AT]), 0);
 }
 
+/// Pages and tables of other domains are not this one's to change, nor is their memory to be asked for.
+#[test]
+fn other_domains_are_not_its_own() {
+    let mut guest = Guest::new();
+    let (perm, srch) = (Errno::Perm.result(), Errno::Srch.result());
+    // A flush, and an entry of the list of frames.
+    for (foreign, flush, update) in [
+        (SELF, 0, 0),
+        (0, perm, perm),
+        (1, srch, srch),
+        (2, srch, srch),
+        (0x7ff1, perm, perm),
+        (0x7ff4, srch, srch),
+        (SELF | 2 << 16, 0, 0),
+        (SELF | 1 << 16, 0, perm),
+        (SELF | 3 << 16, 0, Errno::Inval.result()),
+    ] {
+        guest.put(AT, &[6, 0, 0]);
+        assert_eq!(guest.call(call::MMUEXT_OP, &[AT, 1, 0, foreign]), flush, "{foreign:#x}");
+        guest.put(AT, &[(DATA * PAGE) | 1, DATA]);
+        assert_eq!(guest.call(call::MMU_UPDATE, &[AT, 1, 0, foreign]), update, "{foreign:#x}");
+        // The same in a multicall.
+        guest.put(AT + 64, &[call::MMU_UPDATE, 1, AT, 1, 0, foreign, 0, 0]);
+        assert_eq!(guest.call(call::MULTICALL, &[AT + 64, 1]), 0);
+        assert_eq!(guest.cpu.load(AT + 72), update, "{foreign:#x}");
+    }
+    for (domain, result) in [(SELF, RAM), (1, RAM), (0, perm), (2, srch)] {
+        guest.put(AT, &[domain]);
+        assert_eq!(guest.call(call::MEMORY_OP, &[3, AT]), result, "{domain:#x}");
+        assert_eq!(guest.call(call::MEMORY_OP, &[4, AT]), result, "{domain:#x}");
+    }
+    for (domain, result) in [(SELF, 0), (1, 0), (0, perm), (2, srch)] {
+        guest.put(AT, &[domain]);
+        let alloc = [event_channel::op::ALLOC_UNBOUND, AT];
+        assert_eq!(guest.call(call::EVENT_CHANNEL_OP, &alloc), result, "{domain:#x}");
+        guest.put(AT, &[AT + 64, 0, 0, domain]);
+        assert_eq!(guest.call(call::MEMORY_OP, &[1, AT]), result, "{domain:#x}");
+    }
+}
+
+/// Whoever serves xenstore and the console writes what the domain asks for into its rings: as a page
+/// table, one would be the domain's to fill.
+#[test]
+fn a_ring_becomes_nothing_else() {
+    let mut guest = Guest::new();
+    let busy = Errno::Busy.result();
+    let refused = |guest: &mut Guest, ring: u64, what: &str| {
+        assert_eq!(mmuext(guest, 0, ring), busy, "{what}: pinned");
+        guest.put(AT, &[ring]);
+        assert_eq!(guest.call(call::SET_GDT, &[AT, 512]), busy, "{what}: descriptors");
+        let upper = (L4 + 1) * PAGE + 8;
+        guest.put(AT, &[upper, (ring * PAGE) | P | RW | US]);
+        assert_eq!(guest.call(call::MMU_UPDATE, &[AT, 1, 0, SELF]), busy, "{what}: linked");
+    };
+    for ring in [RAM - 1, RAM - 2] {
+        assert_eq!(map(&mut guest, ring * PAGE, 0), 0);
+        refused(&mut guest, ring, "at first");
+    }
+    let parts = save(&guest);
+    guest.xen.restore(&mut Reader::new(parts).unwrap()).unwrap();
+    for ring in [RAM - 1, RAM - 2] {
+        refused(&mut guest, ring, "restored");
+        // Given back, it is nobody else's, nor does the host take it.
+        guest.put(ring * PAGE, &[ring]);
+        guest.put(AT, &[AT + 64, 1, 0, SELF]);
+        guest.put(AT + 64, &[ring]);
+        assert_eq!(guest.call(call::MEMORY_OP, &[1, AT]), 1);
+        guest.put(AT, &[AT + 64, 1, 0, SELF]);
+        assert_eq!(guest.call(call::MEMORY_OP, &[6, AT]), 0);
+        assert_eq!(guest.cpu.load(ring * PAGE), ring);
+    }
+    let parts = save(&guest);
+    guest.xen.restore(&mut Reader::new(parts.clone()).unwrap()).unwrap();
+    assert_eq!(save(&guest), parts);
+}
+
+/// The host gets what the domain gives back, once nothing maps it any more.
+#[test]
+fn memory_that_is_given_back_is_the_hosts() {
+    let mut guest = Guest::new();
+    unmapped(&mut guest, &[50]);
+    for frame in [50, 51] {
+        guest.put(frame * PAGE + 8, &[frame]);
+    }
+    let there = |guest: &Guest| [50, 51].map(|frame| guest.cpu.load(frame * PAGE + 8));
+    guest.put(AT, &[AT + 64, 2, 0, SELF]);
+    guest.put(AT + 64, &[50, 51]);
+    assert_eq!(guest.call(call::MEMORY_OP, &[1, AT]), 2);
+    assert_eq!(there(&guest), [0, 51], "one is mapped still");
+    unmapped(&mut guest, &[51]);
+    assert_eq!(there(&guest), [0, 0]);
+}
+
+/// What a domain has follows what it gives back, once nothing maps it any more.
+#[test]
+fn a_domain_has_what_it_has_not_given_back() {
+    let mut guest = Guest::new();
+    unmapped(&mut guest, &[50]);
+    let memory = |guest: &mut Guest, operation: u64, frames: &[u64]| {
+        guest.put(AT, &[AT + 64, frames.len() as u64, 0, SELF]);
+        guest.put(AT + 64, frames);
+        guest.call(call::MEMORY_OP, &[operation, AT])
+    };
+    let now = |guest: &mut Guest| {
+        guest.put(AT, &[SELF]);
+        [3, 4].map(|operation| guest.call(call::MEMORY_OP, &[operation, AT]))
+    };
+    assert_eq!(now(&mut guest), [RAM, RAM]);
+    assert_eq!(memory(&mut guest, 1, &[50, 51]), 2);
+    assert_eq!(now(&mut guest), [RAM - 1, RAM], "one is mapped still");
+    guest.xen.restore(&mut Reader::new(save(&guest)).unwrap()).unwrap();
+    assert_eq!(now(&mut guest), [RAM - 1, RAM]);
+    unmapped(&mut guest, &[51]);
+    assert_eq!(now(&mut guest), [RAM - 2, RAM]);
+    assert_eq!(memory(&mut guest, 6, &[51, 50]), 2);
+    assert_eq!(now(&mut guest), [RAM, RAM]);
+    assert_eq!(memory(&mut guest, 6, &[50]), 0);
+    assert_eq!(now(&mut guest), [RAM, RAM]);
+}
+
 /// How often the vCPU comes back before it is done.
 fn slices(guest: &mut Guest, number: u64, args: &[u64]) -> u32 {
     use engine::{Cause, Flow, Trap};

@@ -18,7 +18,7 @@ fn what_is_not_there_says_so() {
     assert_eq!(guest.xen.unknown(), [((999, 0), 1)]);
     let bad = 0x5000_0000;
     for number in [call::MMU_UPDATE, call::MMUEXT_OP, call::MULTICALL] {
-        assert_eq!(guest.call(number, &[bad, 1, 0]), Errno::Fault.result(), "{number}");
+        assert_eq!(guest.call(number, &[bad, 1, 0, 0x7ff0]), Errno::Fault.result(), "{number}");
     }
     // The hypervisor's addresses are nobody's to read or write.
     let own = Layout::gdt_linear(0) + 14 * PAGE;
@@ -39,7 +39,7 @@ fn a_long_list_goes_on_where_it_was() {
         guest.put(DATA * PAGE + n * 16, &[entry, value]);
     }
     let done = (DATA + 30) * PAGE;
-    assert_eq!(guest.call(call::MMU_UPDATE, &[DATA * PAGE, 5000, done]), 0);
+    assert_eq!(guest.call(call::MMU_UPDATE, &[DATA * PAGE, 5000, done, 0x7ff0]), 0);
     assert_eq!(guest.cpu.load(done) as u32, 5000);
     assert_eq!(guest.cpu.load(entry) & (P | RW), P);
     // The same in a multicall, whose entry changes on the way.

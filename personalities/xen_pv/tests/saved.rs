@@ -3,11 +3,13 @@
 #[expect(dead_code, reason = "other tests use the rest")]
 mod guest;
 
+use ciborium::Value;
 use guest::{DATA, Guest, L4, RAM};
 use guest_mem::PAGE;
 use saved_state::{Part, Reader, Writer};
-use vcpu_state::{SegReg, VcpuState};
+use vcpu_state::{MpState, SegReg, VcpuState};
 use x86_defs::{
+    msr,
     paging::{P, RW, US},
     rflags,
 };
@@ -129,6 +131,44 @@ fn a_part_that_is_not_there_is_missed() {
     }
 }
 
+/// A state with something else under a name.
+fn changed(parts: &[Part], kind: &str, changes: &[(&str, Value)]) -> Vec<Part> {
+    let mut parts = parts.to_vec();
+    let part = parts.iter_mut().rev().find(|part| part.kind == kind).unwrap();
+    let mut state: Value = ciborium::from_reader(part.payload.as_slice()).unwrap();
+    for (name, new) in changes {
+        let fields = state.as_map_mut().unwrap();
+        let field = fields.iter_mut().find(|(field, _)| field.as_text() == Some(name)).unwrap();
+        field.1 = new.clone();
+    }
+    part.payload.clear();
+    ciborium::into_writer(&state, &mut part.payload).unwrap();
+    parts
+}
+
+#[test]
+fn rings_and_roots_that_are_none_are_refused() {
+    let guest = busy();
+    let parts = save(&guest);
+    let number = |n: u64| Value::from(n);
+    let ring = |frame: u64| ("rings", Value::Array(vec![number(frame), number(RAM - 2)]));
+    let bad: [(&str, &[(&str, Value)]); 6] = [
+        // A table, what was given back, what is not RAM.
+        ("xen-domain", &[ring(L4)]),
+        ("xen-domain", &[ring(DATA + 3)]),
+        ("xen-domain", &[ring(RAM)]),
+        ("xen-domain", &[ring(u64::MAX)]),
+        // A program whose tables would be what is at address 0; one without a kernel.
+        ("xen-vcpu", &[("in_kernel", Value::from(false))]),
+        ("xen-vcpu", &[("kernel_root", number(0)), ("user_root", number(L4 * PAGE))]),
+    ];
+    for (kind, changes) in bad {
+        assert!(restore(&guest, changed(&parts, kind, changes)).is_err(), "{changes:?}");
+    }
+    assert_eq!(changed(&parts, "xen-vcpu", &[]), parts);
+    restore(&guest, parts).unwrap();
+}
+
 #[test]
 fn only_a_domain_s_own_vcpu_is_admitted() {
     let guest = busy();
@@ -137,6 +177,7 @@ fn only_a_domain_s_own_vcpu_is_admitted() {
     good.control.cr3 = L4 * PAGE;
     good.control.cr0 |= x86_defs::cr::cr0::TS;
     good.regs.rflags = rflags::FIXED | rflags::IF;
+    good.msrs.set(msr::TSC_AUX, 5);
     let mut kept = good.clone();
     guest.xen.admit(0, &mut kept).unwrap();
     assert_eq!(kept, good);
@@ -144,6 +185,12 @@ fn only_a_domain_s_own_vcpu_is_admitted() {
     kept.control.cr4 = 0;
     kept.segments.gdtr.base = 0;
     kept.segments.idtr.limit = 0xfff;
+    // SYSENTER, a word that KVM writes, and a break in what the hypervisor has there.
+    for index in [msr::IA32_SYSENTER_CS, msr::IA32_SYSENTER_EIP, 0x4b56_4d03] {
+        kept.msrs.set(index, 9);
+    }
+    kept.debug.dr7 |= 0x3;
+    (kept.events.interrupt, kept.apic.regs[0x20]) = (Some(0x20), 1);
     guest.xen.admit(0, &mut kept).unwrap();
     assert_eq!(kept, good);
     let refused: [fn(&mut VcpuState); 4] = [
@@ -156,5 +203,11 @@ fn only_a_domain_s_own_vcpu_is_admitted() {
         let mut state = good.clone();
         change(&mut state);
         assert!(guest.xen.admit(0, &mut state).is_err(), "{n}");
-    }
+    } // One that has not begun waits, whatever it says.
+    let mut other = VcpuState::reset(1);
+    xen_pv::set_up(&mut other, 1);
+    (other.regs.rip, other.control.cr3) = (0x1000, 0x7000);
+    guest.xen.admit(1, &mut other).unwrap();
+    assert_eq!((other.mp, other.control.cr3), (MpState::Halted, 0));
+    assert_eq!(other.regs, VcpuState::reset(1).regs);
 }

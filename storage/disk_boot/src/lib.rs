@@ -5,11 +5,14 @@
 //! ext3 or ext2 file system that has a kernel counts. What GRUB would start by default is taken from
 //! its `grub.cfg`; without one it is the kernel of the latest version in `/boot` or `/`.
 //!
-//! A guest has written all of this: sizes are bounded before anything is read.
+//! A guest has written all of this. The size of a file is bounded before it is read, but what a file
+//! system costs its reader is not: a VM has a child read it, with limits ([`read_by`]).
 
+mod child;
 mod grub;
 mod partitions;
 
+pub use child::{ARGUMENT, read_by, serve};
 pub use partitions::Partition;
 
 use disk::Disk;
@@ -44,10 +47,19 @@ pub enum Error {
     File { place: String, path: String, why: String },
     #[error("{place}: {path} has {size} bytes, more than the {most} that there is room for")]
     TooLarge { place: String, path: String, size: u64, most: u64 },
+    #[error("the process that is to read the disk cannot start")]
+    Process(#[source] std::io::Error),
+    #[error(
+        "the disk's file system cannot be read in the time and memory that one takes: it is broken, or made so; give a kernel with --kernel"
+    )]
+    GaveUp,
+    /// What the process that read it found.
+    #[error("{0}")]
+    Said(String),
 }
 
 /// Reads what the disk boots. `room` is how many bytes of memory the guest has, and `name` what it
-/// will call the disk: `xvda`.
+/// will call the disk: `xvda`. Of a disk that may have been made to harm who reads it, see [`read_by`].
 pub fn read(disk: &Arc<dyn Disk>, room: u64, name: &str) -> Result<BootFiles, Error> {
     for partition in partitions::of(&**disk)? {
         let part = Part { disk: disk.clone(), from: partition.start, length: partition.length };

@@ -82,7 +82,7 @@ impl Disk for Spy {
 }
 
 pub fn config() -> Config {
-    Config { index: 0, queues: 2, cdrom: false }
+    Config { index: 0, queues: 2, cdrom: false, persistent_grants: true }
 }
 
 /// One queue of a driver.

@@ -62,6 +62,25 @@ pub(crate) fn map_slot(vm: &VmFd, region: &Region, len: u64, log: bool) -> Resul
     set.map_err(crate::os("KVM_SET_USER_MEMORY_REGION"))
 }
 
+/// A slot that no guest's tables lead to comes, and goes.
+pub(crate) fn come_and_go(vm: &VmFd, region: &Region) -> Result<(), Error> {
+    // Beyond all others, in number and in place.
+    let (slot, guest_phys_addr) = (0x7000, 1 << 46);
+    for memory_size in [guest_mem::PAGE, 0] {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr: region.host_address(),
+        };
+        // SAFETY: the caller's region keeps the mapping until the slot is gone again.
+        let set = unsafe { vm.set_user_memory_region(slot) };
+        set.map_err(crate::os("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
 /// Binding and unbinding of an irqfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IrqfdRequest {

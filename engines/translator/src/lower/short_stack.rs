@@ -204,7 +204,7 @@ impl Lowerer<'_> {
         if insn.code() != Code::Pushfw {
             return Err(Untranslated);
         }
-        self.supervisor()?;
+        self.needs_supervisor()?;
         let place = self.short_push_place(2);
         self.asm.lea(SB, place.host(), true);
         self.flags_image();

@@ -68,7 +68,7 @@ impl Lowerer<'_> {
     }
 
     pub(super) fn sysret(&mut self, insn: &Instruction) -> Done {
-        if insn.code() != Code::Sysretq || self.narrow || self.plane == USER {
+        if insn.code() != Code::Sysretq || self.narrow || !self.supervisor {
             return Err(Untranslated);
         }
         self.unless_zero(field!(sysret_bad));

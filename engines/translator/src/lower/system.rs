@@ -2,7 +2,7 @@
 //!
 //! RFLAGS is spread over [`crate::state::State`]: the status flags are the host's, IF and AC
 //! have words of their own, and the rest is a third. Code of the supervisor's planes runs at
-//! level 0 only.
+//! level 0 only, or in all of a guest at level 3.
 
 use super::{BASE, Done, Lowerer, Untranslated};
 use crate::{
@@ -28,15 +28,12 @@ pub fn ends(insn: &Instruction, plane: usize) -> bool {
 }
 
 impl Lowerer<'_> {
-    pub(super) fn supervisor(&self) -> Done {
-        match self.plane {
-            SUPERVISOR | SUPERVISOR_AC => Ok(()),
-            _ => Err(Untranslated),
-        }
+    pub(super) fn needs_supervisor(&self) -> Done {
+        if self.supervisor { Ok(()) } else { Err(Untranslated) }
     }
 
     pub(super) fn cli(&mut self) -> Done {
-        self.supervisor()?;
+        self.needs_supervisor()?;
         self.asm.store_imm(field!(intf), 0, true);
         Ok(())
     }
@@ -45,7 +42,7 @@ impl Lowerer<'_> {
     /// STI): requests are looked at between blocks only, and there is one that follows in this
     /// block.
     pub(super) fn sti(&mut self) -> Done {
-        self.supervisor()?;
+        self.needs_supervisor()?;
         if self.last {
             return Err(Untranslated);
         }
@@ -59,7 +56,7 @@ impl Lowerer<'_> {
 
     /// MOV from CR0, CR2, CR3 or CR4, which only handlers change. CR8 is the host's to know.
     pub(super) fn mov_from_control(&mut self, insn: &Instruction) -> Done {
-        self.supervisor()?;
+        self.needs_supervisor()?;
         if insn.code() != Code::Mov_r64_cr || self.narrow {
             return Err(Untranslated);
         }
@@ -74,7 +71,7 @@ impl Lowerer<'_> {
     }
 
     pub(super) fn swapgs(&mut self) -> Done {
-        self.supervisor()?;
+        self.needs_supervisor()?;
         self.asm.load(SA, field!(gs));
         self.asm.load(SB, field!(kernel_gs));
         self.asm.store(field!(gs), SB);
@@ -85,7 +82,7 @@ impl Lowerer<'_> {
     /// SIDT, SGDT: only handlers change the registers. (EDK II keeps a pointer beside its IDT,
     /// and looks for it in each of its functions.)
     pub(super) fn store_table(&mut self, insn: &Instruction) -> Done {
-        self.supervisor()?;
+        self.needs_supervisor()?;
         if self.short.is_some() {
             return Err(Untranslated);
         }
@@ -137,7 +134,7 @@ impl Lowerer<'_> {
 
     /// STAC, CLAC: what follows has other rights to memory.
     pub(super) fn set_ac(&mut self, insn: &Instruction) -> Done {
-        self.supervisor()?;
+        self.needs_supervisor()?;
         let set = insn.mnemonic() == Mnemonic::Stac;
         self.asm.store_imm(field!(ac), if set { rflags::AC as i32 } else { 0 }, true);
         if !ends(insn, self.plane) {

@@ -11,14 +11,12 @@ use crate::{
 };
 use iced_x86::{Instruction, Mnemonic};
 
-const USER: usize = 2;
-
 impl Lowerer<'_> {
     pub(super) fn rdtsc(&mut self, insn: &Instruction) -> Done {
         if self.counted || self.narrow {
             return Err(Untranslated);
         }
-        if self.plane == USER {
+        if !self.supervisor {
             self.unless_zero(field!(tsc_bad));
         }
         self.light_call(self.thunks.tsc);

@@ -81,7 +81,17 @@ pub fn source<'s>(
     width: Width,
 ) -> Source<'s> {
     let start = (linear % x86_defs::PAGE_SIZE) as u16;
-    Source { insns, bytes, linear, start, version: plane, width, registers: [0; 16], check: None }
+    Source {
+        insns,
+        bytes,
+        linear,
+        start,
+        version: plane,
+        supervisor: plane < 2,
+        width,
+        registers: [0; 16],
+        check: None,
+    }
 }
 
 /// One handler. False if control goes elsewhere.

@@ -10,7 +10,7 @@ use crate::{
     Error, ScsiAddress,
     parts::DiskPart,
     place::Place,
-    platform::{Common, Platform},
+    platform::{Common, Platform, Sleep, Wake},
     plug::{Plug, PlugError},
     vcpu::{VcpuThread, Waker},
 };
@@ -67,6 +67,8 @@ impl xen_pv::Board for Around {
         self.power.request(match why {
             reason::POWEROFF => PowerEvent::PowerOff,
             reason::REBOOT => PowerEvent::Reset,
+            // It waits until it is woken.
+            reason::SUSPEND => return,
             _ => PowerEvent::GuestPanicked,
         });
     }
@@ -147,15 +149,26 @@ impl Platform for Domain {
     }
 
     fn power_button(&self) {
-        self.toolstack.shut_down(Shutdown::PowerOff);
+        // As that of a PC does. One that is about to sleep would not see the request before it wakes.
+        if self.toolstack.wake() != Wake::Woken {
+            self.toolstack.shut_down(Shutdown::PowerOff);
+        }
     }
 
-    fn sleep_button(&self) -> bool {
-        false
+    fn sleep_button(&self) -> Sleep {
+        self.toolstack.sleep()
     }
 
-    fn nmi(&self, _: &[VcpuThread]) -> bool {
-        false
+    fn wake(&self) -> Wake {
+        self.toolstack.wake()
+    }
+
+    fn is_asleep(&self) -> bool {
+        self.toolstack.is_asleep()
+    }
+
+    fn nmi(&self, _: &[VcpuThread]) {
+        self.xen.nmi();
     }
 
     fn has_cpu(&self, _: u32) -> bool {

@@ -53,12 +53,12 @@ pub(crate) fn build(
         power: power.clone(),
     });
     let count = spec.cpus_most();
-    let of_clock = clock.clone();
+    let sample = clock_source(engine, &clock, &vm);
     let xen = XenPv::new(Config {
         memory: vm.memory().clone(),
         layout,
         vcpus: count,
-        clock: Arc::new(move || of_clock.sample()),
+        clock: sample,
         board: around.clone(),
     });
     // Set once, here, as all of these.
@@ -73,7 +73,7 @@ pub(crate) fn build(
     let thread = ServiceThread::start(service.clone(), toolstack.clone(), obituary);
     let vcpus = vcpus(&vm, engine, &xen, &parts.tracer, (&clock, &power), (count, owner))?;
     let _ = around.wakers.set(vcpus.iter().map(|vcpu| vcpu.waker.clone()).collect());
-    let mut units = Units::new(toolstack.clone(), count);
+    let mut units = Units::new(toolstack.clone(), count, spec.memory);
     units.add_all(parts.disks, parts.networks)?;
     let common = Common {
         vm,
@@ -121,6 +121,7 @@ fn create_vm(
     }
     let config = VmConfig {
         intercepts: xen_pv::INTERCEPTS,
+        ring0: Some(layout.ring0()),
         cpuid: cpu.table.clone(),
         memory: layout.end(),
         tsc_khz: Some(tsc_khz),
@@ -137,6 +138,23 @@ fn create_vm(
     vm.set_layout(&[Change::Map(Slot { id: 0, gpa: 0, mem, offset: 0, len, writable: true })])
         .map_err(failed)?;
     Ok(vm)
+}
+
+/// Where the engine keeps the vCPUs' TSCs itself, it says what they read.
+fn clock_source(
+    engine: &dyn Engine,
+    clock: &Arc<GuestClock>,
+    vm: &Arc<dyn Vm>,
+) -> xen_pv::ClockSource {
+    let of_engine = engine.caps().local_apic.then(|| vm.clone());
+    let clock = clock.clone();
+    Arc::new(move || {
+        let mut sample = clock.sample();
+        if let Some(Ok(own)) = of_engine.as_ref().map(|vm| vm.clock()) {
+            sample.tsc = own.tsc;
+        }
+        sample
+    })
 }
 
 /// Fires what a vCPU asked for.

@@ -3,9 +3,12 @@
 use crate::{Error, Image, Start};
 use boot::{XenPv, XenPvRequest};
 use disk::Disk;
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 use xen_pv::{CONSOLE_PORT, Layout, STORE_PORT};
 
@@ -21,7 +24,7 @@ pub(crate) struct Builder {
 
 enum Source {
     Files { kernel: Image, initrd: Option<Image>, command_line: String },
-    Disk { disk: Arc<dyn Disk>, words: String },
+    Disk { disk: Arc<dyn Disk>, words: String, reader: Option<PathBuf> },
 }
 
 impl Builder {
@@ -31,7 +34,9 @@ impl Builder {
             Start::Kernel { kernel, initrd, command_line } => {
                 Source::Files { kernel, initrd, command_line }
             }
-            Start::Disk { words } => Source::Disk { disk: disk.ok_or(Error::DomainDisk)?, words },
+            Start::Disk { words, reader } => {
+                Source::Disk { disk: disk.ok_or(Error::DomainDisk)?, words, reader }
+            }
             Start::Firmware(_) => return Err(Error::DomainFirmware),
         };
         Ok(Self { source, description: Mutex::default(), built: AtomicBool::new(false) })
@@ -63,8 +68,11 @@ impl Builder {
                 let kernel = kernel.bytes().map_err(Error::Image)?;
                 (kernel, initrd.map_err(Error::Image)?, command_line.clone(), String::new())
             }
-            Source::Disk { disk, words } => {
-                let found = disk_boot::read(disk, layout.ram, FIRST_DISK)?;
+            Source::Disk { disk, words, reader } => {
+                let found = match reader {
+                    Some(program) => disk_boot::read_by(program, disk, layout.ram, FIRST_DISK)?,
+                    None => disk_boot::read(disk, layout.ram, FIRST_DISK)?,
+                };
                 let command_line = format!("{} {words}", of_domain(&found.command_line));
                 let place = format!("{}: ", found.description);
                 (found.kernel.into(), found.initrd.map(Into::into), command_line, place)

@@ -16,6 +16,18 @@ use xen_bus::{Id, Removal};
 use xen_front::Backend;
 use xen_net::XenNet;
 
+/// What Linux's xen-blkfront puts aside for each queue of a disk, used or not: 32 requests of 32
+/// segments.
+const KEPT_BY_QUEUE: u64 = 4 << 20;
+/// What part of a domain's memory a disk may take so.
+const KEPT_PART: u64 = 32;
+
+/// How many queues a disk offers to a domain of this size: of little memory fewer.
+fn disk_queues(vcpus: u32, memory: u64) -> u16 {
+    let afforded = (memory / KEPT_PART / KEPT_BY_QUEUE).max(1);
+    disks::queues(vcpus).min(u16::try_from(afforded).unwrap_or(u16::MAX))
+}
+
 /// A device of the domain's.
 pub(crate) struct Unit {
     /// Of its folders in xenstore.
@@ -35,13 +47,15 @@ impl Unit {
 pub(crate) struct Units {
     toolstack: Arc<Toolstack>,
     vcpus: u32,
+    /// Bytes of the domain's memory.
+    memory: u64,
     /// As the operator calls each; nothing for those that were there from the start.
     there: Vec<(Unit, Option<String>)>,
 }
 
 impl Units {
-    pub(crate) fn new(toolstack: Arc<Toolstack>, vcpus: u32) -> Self {
-        Self { toolstack, vcpus, there: Vec::new() }
+    pub(crate) fn new(toolstack: Arc<Toolstack>, vcpus: u32, memory: u64) -> Self {
+        Self { toolstack, vcpus, memory, there: Vec::new() }
     }
 
     /// Those that a domain has from its start.
@@ -73,8 +87,9 @@ impl Units {
 
     /// A disk or CD, the first that there is not.
     fn disk(&self, disk: Arc<dyn Disk>, bus: DiskBus) -> Unit {
-        let queues = disks::queues(self.vcpus);
-        let config = |index| xen_blk::Config { index, queues, cdrom: bus.is_cd() };
+        let queues = disk_queues(self.vcpus, self.memory);
+        let config =
+            |index| xen_blk::Config { index, queues, cdrom: bus.is_cd(), persistent_grants: false };
         let is_free = |index: &u32| !self.has(Id { kind: "vbd", number: config(*index).number() });
         let config = config((0..).find(is_free).unwrap_or(u32::MAX));
         let backend = XenBlk::new(&config, disk);
@@ -148,5 +163,19 @@ impl Units {
             (Place::Device(unit.id()), label.clone().or_else(from_start))
         };
         self.there.iter().map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::disk_queues;
+
+    #[test]
+    fn disks_leave_a_small_domain_its_memory() {
+        let queues =
+            |vcpus| [0, 64, 128, 256, 512, 4096, 1 << 24].map(|mib| disk_queues(vcpus, mib << 20));
+        assert_eq!(queues(1), [1; 7]);
+        assert_eq!(queues(4), [1, 1, 1, 2, 4, 4, 4]);
+        assert_eq!(disk_queues(32, u64::MAX), 4);
     }
 }

@@ -67,6 +67,9 @@ impl Domain {
         reader.finish().map_err(text)?;
         for ((id, vcpu), mut state) in (0..).zip(vcpus).zip(states) {
             self.xen.admit(id, &mut state).map_err(|why| format!("vCPU {id}: {why}"))?;
+            // The common one: what a TSC means is told anew when the clocks go on, and one that goes on
+            // from elsewhere would not be what is told.
+            state.tsc.value = 0;
             let set = vcpu.with(move |vcpu, _| vcpu.set_state(&state)).ok_or("a vCPU is gone")?;
             set.map_err(|error| with_source(&error))?;
         }

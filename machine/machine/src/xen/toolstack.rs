@@ -10,6 +10,7 @@ use crate::{
     extras::{BalloonInfo, MemoryInfo},
     info::{Activity, VcpuInfo},
     owner::Request,
+    platform::{Sleep, Wake},
     watch::Watch,
 };
 use chipset::cpus::Cpu;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
         mpsc::Sender,
     },
     thread,
@@ -31,14 +32,15 @@ use xen_front::Page;
 use xen_pv::{CONSOLE_PORT, STORE_PORT, XenPv};
 use xen_store::{GUEST, Permissions, Ring, Store};
 
+/// Where a kernel reads what it is to do, which it acknowledges by emptying it.
+const SHUTDOWN: &str = "control/shutdown";
+const CAN_SUSPEND: &str = "control/feature-suspend";
 /// How long a kernel has for its answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A domain from the outside.
 pub(crate) struct Toolstack {
     state: Mutex<State>,
-    /// Guest-physical addresses of the rings' pages.
-    pages: Mutex<(u64, u64)>,
     xen: Arc<XenPv>,
     pub(crate) console: Arc<XenConsole>,
     service: Arc<Service>,
@@ -51,6 +53,8 @@ pub(crate) struct Toolstack {
     /// What was asked for since.
     wanted_cpus: AtomicU32,
     wanted_memory: AtomicU64,
+    /// The kernel was asked to suspend itself, and has not gone on since.
+    sleep_wanted: AtomicBool,
 }
 
 struct State {
@@ -63,23 +67,22 @@ struct State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ToolstackState {
-    /// Guest-physical addresses of the rings' pages.
-    store_page: u64,
-    console_page: u64,
     cpus: u32,
     /// Bytes.
     memory: u64,
+    sleep_wanted: bool,
 }
 
 impl Schema for ToolstackState {
     const KIND: &'static str = "xen-toolstack";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 3;
 }
 
 /// What a kernel is asked to do, in its own words.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shutdown {
     PowerOff,
+    Suspend,
 }
 
 fn of_domain(path: &str) -> String {
@@ -98,7 +101,6 @@ impl Toolstack {
         let (store, bus) = (Store::default(), Bus::new(xen.clone()));
         Arc::new(Self {
             state: Mutex::new(State { store, ring: None, bus }),
-            pages: Mutex::default(),
             xen: xen.clone(),
             console,
             service,
@@ -108,6 +110,7 @@ impl Toolstack {
             cpus_most,
             wanted_cpus: AtomicU32::new(cpus),
             wanted_memory: AtomicU64::new(memory),
+            sleep_wanted: AtomicBool::new(false),
         })
     }
 
@@ -119,7 +122,7 @@ impl Toolstack {
     pub(crate) fn start(&self, store_page: Page, console_page: Page) {
         self.wanted_cpus.store(self.cpus, SeqCst);
         self.wanted_memory.store(self.memory, SeqCst);
-        *self.lock_pages() = (store_page.gpa(), console_page.gpa());
+        self.sleep_wanted.store(false, SeqCst);
         let mut guard = self.lock();
         let state = &mut *guard;
         (state.store, state.ring) = (self.tree(), Some(Ring::new(store_page)));
@@ -159,15 +162,11 @@ impl Toolstack {
         self.console.attach(None);
     }
 
-    fn lock_pages(&self) -> MutexGuard<'_, (u64, u64)> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The service is paused.
     pub(crate) fn save(&self, to: &mut Writer) {
-        let (store_page, console_page) = *self.lock_pages();
         let (cpus, memory) = (self.wanted_cpus.load(SeqCst), self.wanted_memory.load(SeqCst));
-        to.put(0, &ToolstackState { store_page, console_page, cpus, memory });
+        let sleep_wanted = self.sleep_wanted.load(SeqCst);
+        to.put(0, &ToolstackState { cpus, memory, sleep_wanted });
         let state = self.lock();
         state.store.save(to);
         if let Some(ring) = &state.ring {
@@ -178,25 +177,23 @@ impl Toolstack {
     /// The opposite, when memory, the domain and its devices are restored; devices go on.
     pub(crate) fn restore(&self, from: &mut Reader, memory: &Arc<GuestMem>) -> Result<(), Error> {
         let saved: ToolstackState = from.take(0)?;
-        let page = |at: u64| {
-            let of_ram = at < self.memory;
-            let page = Page::new(memory.clone(), at).filter(|_| of_ram);
-            page.ok_or_else(|| malformed::<ToolstackState>("a ring is not in RAM"))
-        };
-        let (store_page, console_page) = (page(saved.store_page)?, page(saved.console_page)?);
+        let no_ring = || malformed::<ToolstackState>("it is of a domain without rings");
+        let rings = self.xen.rings().ok_or_else(no_ring)?;
+        let page = |frame: u64| Page::new(memory.clone(), frame * PAGE).ok_or_else(no_ring);
+        let (store_page, console_page) = (page(rings.store)?, page(rings.console)?);
         if !(1..=self.cpus_most).contains(&saved.cpus) || saved.memory > self.memory {
             return Err(malformed::<ToolstackState>("it is of a domain of another size"));
         }
-        let store = Store::restore(from)?;
+        let mut store = Store::restore(from)?;
         let ring = Ring::restore(store_page, from)?;
-        *self.lock_pages() = (saved.store_page, saved.console_page);
         self.wanted_cpus.store(saved.cpus, SeqCst);
         self.wanted_memory.store(saved.memory, SeqCst);
+        self.sleep_wanted.store(saved.sleep_wanted, SeqCst);
         let mut guard = self.lock();
         let state = &mut *guard;
         let devices = state.bus.devices(&store);
         let devices = devices.into_iter().map(|(id, backend, _)| (id.number, backend)).collect();
-        let gone_on = state.bus.restore(&store, devices);
+        let gone_on = state.bus.restore(&mut store, devices);
         gone_on.map_err(|error| malformed::<ToolstackState>(error.to_string()))?;
         (state.store, state.ring) = (store, Some(ring));
         self.console.attach(Some(console_page));
@@ -215,6 +212,11 @@ impl Toolstack {
             ("memory/target", &kib),
             ("device", ""),
             ("control", ""),
+            // The kernel says here what it can do; libxl makes them.
+            ("control/feature-poweroff", ""),
+            ("control/feature-reboot", ""),
+            ("control/feature-suspend", ""),
+            ("control/platform-feature-multiprocessor-suspend", "1"),
             ("control/platform-feature-xs_reset_watches", "1"),
             ("data", ""),
             ("error", ""),
@@ -241,8 +243,61 @@ impl Toolstack {
     pub(crate) fn shut_down(&self, how: Shutdown) {
         let word = match how {
             Shutdown::PowerOff => "poweroff",
+            Shutdown::Suspend => "suspend",
         };
-        self.tell("control/shutdown", word);
+        self.tell(SHUTDOWN, word);
+    }
+
+    /// Asks the kernel to suspend itself.
+    pub(crate) fn sleep(&self) -> Sleep {
+        if self.xen.is_suspended() {
+            return Sleep::Asleep;
+        }
+        if self.lock().store.read(&of_domain(CAN_SUSPEND)).as_deref() != Some("1") {
+            return Sleep::Unable;
+        }
+        self.sleep_wanted.store(true, SeqCst);
+        self.xen.call_off(false);
+        self.shut_down(Shutdown::Suspend);
+        Sleep::Asked
+    }
+
+    /// Lets a kernel go on that has suspended itself, or has been asked to. No vCPU runs.
+    pub(crate) fn wake(&self) -> Wake {
+        let mut guard = self.lock();
+        let asked = self.sleep_wanted.swap(false, SeqCst);
+        if guard.store.read(&of_domain(SHUTDOWN)).as_deref() == Some("suspend") {
+            // It has not seen that.
+            guard.store.write(&of_domain(SHUTDOWN), "", None);
+        }
+        if !self.xen.is_suspended() {
+            if !asked {
+                return Wake::Awake;
+            }
+            // It may have seen that, or what it was asked before and was not to do either: then it is
+            // on its way.
+            self.xen.call_off(true);
+            return Wake::CalledOff;
+        }
+        let state = &mut *guard;
+        // It finds its devices as a domain that starts does, and asks anew for what it watches.
+        state.bus.disconnect();
+        state.store.forget();
+        if !state.bus.resume(&mut state.store).is_empty() {
+            drop(self.owner.send(Request::Ejected));
+        }
+        if let Some(ring) = &mut state.ring {
+            ring.restart();
+        }
+        self.xen.resume();
+        drop(guard);
+        self.service.ring_store();
+        self.service.ring_console();
+        Wake::Woken
+    }
+
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.xen.is_suspended()
     }
 
     /// Asks the kernel to do with so many bytes of memory.

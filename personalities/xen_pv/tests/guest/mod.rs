@@ -1,6 +1,6 @@
 //! A domain whose vCPU has no engine, for calls one at a time.
 
-use engine::{Cause, ClockSample, CpuView, Flow, Trap};
+use engine::{Cause, ClockSample, CpuView, Flow, Roots, TableChanges, Trap};
 use guest_mem::{Change, GuestMem, Memfd, PAGE, Slot};
 use std::sync::{
     Arc, Mutex,
@@ -53,6 +53,8 @@ pub struct Cpu {
     pub regs: Regs,
     pub segments: [Segment; 8],
     pub root: u64,
+    pub roots: Roots,
+    pub in_kernel: bool,
     pub halted: bool,
 }
 
@@ -95,9 +97,25 @@ impl CpuView for Cpu {
         self.root
     }
 
-    fn set_root(&mut self, cr3: u64) {
-        self.root = cr3;
+    fn set_roots(&mut self, roots: Roots, _: bool) {
+        self.roots = roots;
+        self.enter(self.in_kernel);
     }
+
+    fn roots(&self) -> Option<Roots> {
+        Some(self.roots)
+    }
+
+    fn enter(&mut self, kernel: bool) {
+        self.in_kernel = kernel;
+        self.root = if kernel { self.roots.kernel } else { self.roots.program };
+    }
+
+    fn tables_changed(&mut self, _: TableChanges) {}
+
+    fn forget_own(&mut self) {}
+
+    fn forget_writes(&mut self, _: u64) {}
 
     fn read_virt(&mut self, gva: u64, out: &mut [u8]) -> Result<(), Exception> {
         for (at, byte) in self.each(gva, out.len(), false)?.into_iter().zip(out) {
@@ -176,6 +194,8 @@ impl Guest {
             regs: Regs::default(),
             segments: [Segment::default(); 8],
             root: L4 * PAGE,
+            roots: Roots { kernel: L4 * PAGE, program: 0 },
+            in_kernel: true,
             halted: false,
         };
         cpu.segment(SegReg::Cs).attr = ATTR_P | ATTR_L;
