@@ -44,6 +44,7 @@ const ARROWS: &[(&str, &str, &str)] = &[
     ("interp", "semantics", "the interpreter runs what the semantics say"),
     ("interp", "soft_mmu", "the interpreter fetches through the page walk"),
     ("interp", "emit", "decoding makes the stubs of the host's units"),
+    ("engine_kvm", "soft_mmu", "what a guest without a ring 0 hands over is found by its tables"),
     ("engine_translate", "interp", "what has no translation is interpreted"),
     ("engine_translate", "translator", "the engine gives each vCPU one"),
     ("engine_translate", "semantics", "the translator shares the semantics"),

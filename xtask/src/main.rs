@@ -28,7 +28,7 @@ usage: cargo xtask COMMAND
   check             all of the above, with rustfmt and clippy
   test [OPTIONS]    run every test of the workspace
       --long          millions of differential cases instead of tens of thousands
-      --few-boots     of guests, boot only the default one
+      --few-boots     of guests, boot only a few
       --unprivileged  insist on an ordinary user; checks of the source are left out
       --no-check      leave out checks of the source (format, lints, tiers, sizes)
       --no-boot       leave out the tests that boot real guests

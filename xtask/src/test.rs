@@ -22,8 +22,9 @@ const SUITES: &[(&str, &str)] =
 const FUZZING: &str = "2";
 /// The crate whose tests boot guests.
 const BOOTS: &str = "testkit";
-/// Of those, what `--few-boots` leaves: what is made of packages, a terminal, and refusals.
-const FEW: &[&str] = &["default_guest", "terminal", "refusals"];
+/// Of those, what `--few-boots` leaves: what is made of packages, a terminal, refusals, and what needs
+/// a `/dev/kvm` that an ordinary user may not open.
+const FEW: &[&str] = &["default_guest", "terminal", "refusals", "xen_kvm"];
 /// The crate whose tests boot them under two engines at once.
 const LOCKSTEP: &str = "lockstep";
 /// The crate whose tests boot them as Xen PV domains.
@@ -111,7 +112,7 @@ pub fn add(steps: &mut Steps, options: &Options) {
         // Tests' own profile would take minutes for them.
         let mut boots = tree::cargo();
         boots.args(["test", "--release", "--package", LOCKSTEP, "--package", DOMAIN]);
-        boots.args(["--test", "boots", "debian"]);
+        boots.args(["--test", "boots", "--test", "disk", "--test", "network", "debian"]);
         if options.long {
             boots.env("SARANG_LONG", "1");
         }
@@ -126,8 +127,8 @@ fn host_notes(steps: &mut Steps) {
         steps.skip("engine kvm", &format!("/dev/kvm: {e}; its cases skip themselves"));
     } else if !has_hardware_virtualization() {
         steps.skip(
-            "stock kernels under kvm",
-            "/dev/kvm is there but the processor shows neither VMX nor SVM; micro-guests only",
+            "stock kernels under kvm as PCs",
+            "/dev/kvm is there but the processor shows neither VMX nor SVM; micro-guests and Xen PV guests only",
         );
     }
 }

@@ -1,4 +1,5 @@
-/* Driver: gbench [-c] [-t ms] [-r reps] [-l] [latency] [pair] [name|group ...]
+/* Driver: gbench [-c] [-t ms] [-r reps] [-l] [latency] [pair] [disk LABEL FILE]
+ *        [net ADDRESS PORT] [name|group ...]
  * -c times by CPU time instead of CLOCK_MONOTONIC (for a busy machine);
  * -t is the shortest timed loop, -r how often it runs (the best counts).
  * As /init (pid 1) it mounts what it needs, reads "gbench.args=a,b,c" from the
@@ -29,7 +30,8 @@ TABLE
 #undef X
 void k_chase_setup(void), k_lz_setup(void), l_zlib_setup(void), l_inflate_setup(void),
      s_file_setup(void), s_mprotect_setup(void), s_signal_setup(void), s_segv_setup(void), s_smc_setup(void),
-     s_jit_setup(void), k_mem_setup(void), pair(int, int);
+     s_jit_setup(void), k_mem_setup(void), pair(int, int), io_disk(const char *, const char *, int),
+     io_net(const char *, int, int);
 #define X(n, g, u, p, s, r, c) {#n, #g, u, p, s, r, c},
 static const struct bench all[] = { TABLE };
 #define COUNT (sizeof all / sizeof *all)
@@ -113,6 +115,8 @@ static int run(int argc, char **argv)
         else if (!strcmp(argv[i], "none")) any = 1;
         else if (!strcmp(argv[i], "latency")) { latency(); any = 1; }
         else if (!strcmp(argv[i], "pair")) { pair(ms, reps); any = 1; }
+        else if (!strcmp(argv[i], "disk") && i + 2 < argc) { io_disk(argv[i + 1], argv[i + 2], ms); i += 2; any = 1; }
+        else if (!strcmp(argv[i], "net") && i + 2 < argc) { io_net(argv[i + 1], atoi(argv[i + 2]), ms); i += 2; any = 1; }
         else {
             int hit = 0;
             for (size_t k = 0; k < COUNT; k++)

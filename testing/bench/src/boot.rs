@@ -125,7 +125,7 @@ impl Times {
             let (seconds, pid) = ((time - session.started()).as_secs_f64(), session.pid());
             let idle = rest::idle(pid);
             let mut memory = memory::usage(pid);
-            if contender == Contender::Sarang && setup.engine != "kvm" {
+            if contender.is_ours() && setup.engine != "kvm" {
                 memory.kept_kib = memory::kept_of_code(&counters(&mut session)?);
             }
             Ok((seconds, memory, idle))

@@ -18,6 +18,8 @@ pub enum Contender {
     Uml,
     /// This project.
     Sarang,
+    /// The same with the guest as a Xen PV domain.
+    XenPv,
 }
 
 /// What all contenders are given.
@@ -59,8 +61,18 @@ impl Setup {
 
 impl Contender {
     /// In the order in which a round runs them.
-    pub const ALL: [Self; 5] =
-        [Self::Native, Self::Qemu, Self::QemuMicrovm, Self::Uml, Self::Sarang];
+    pub const ALL: [Self; 6] =
+        [Self::Native, Self::Qemu, Self::QemuMicrovm, Self::Uml, Self::Sarang, Self::XenPv];
+
+    /// It is this project's program.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Sarang | Self::XenPv)
+    }
+
+    /// The kernel's name for the guest's console.
+    pub fn console(self) -> &'static str {
+        if self == Self::XenPv { "hvc0" } else { "ttyS0" }
+    }
 
     /// It ends when its guest has powered off. A machine without ACPI halts, and is killed.
     pub fn powers_off(self) -> bool {
@@ -75,6 +87,7 @@ impl Contender {
             Self::QemuMicrovm => "qemu-microvm",
             Self::Uml => "uml",
             Self::Sarang => "sarang",
+            Self::XenPv => "xen-pv",
         }
     }
 
@@ -82,7 +95,7 @@ impl Contender {
     pub fn named(name: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|c| c.name() == name);
         found.ok_or_else(|| {
-            format!("no contender `{name}` (native, qemu, qemu-microvm, uml, sarang)")
+            format!("no contender `{name}` (native, qemu, qemu-microvm, uml, sarang, xen-pv)")
         })
     }
 
@@ -98,7 +111,7 @@ impl Contender {
             Self::Uml => first_line(Command::new("linux.uml").arg("--version"))
                 .map(|version| format!("User-Mode Linux {version}"))
                 .map_err(|e| format!("{e} (apt-get install user-mode-linux)")),
-            Self::Sarang => {
+            Self::Sarang | Self::XenPv => {
                 setup.kernel()?;
                 first_line(Command::new(&setup.sarang).arg("--version"))
             }
@@ -134,7 +147,7 @@ impl Contender {
                 qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
                 qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
                 qemu.arg("-kernel").arg(setup.kernel()?).arg("-initrd").arg(initrd);
-                qemu.arg("-append").arg(format!("console=ttyS0 {append}"));
+                qemu.arg("-append").arg(format!("console={} {append}", self.console()));
                 Ok(qemu)
             }
             Self::Uml => {
@@ -145,16 +158,28 @@ impl Contender {
                 uml.args(["con0=fd:0,fd:1", "con1=fd:0,fd:1"]).args(append.split(' '));
                 Ok(uml)
             }
-            Self::Sarang => {
-                let mut sarang = Command::new(&setup.sarang);
-                sarang.args(["run", "--engine", &setup.engine, "--console", "stdio"]);
-                sarang.arg("--cpus").arg(setup.cpus.to_string());
-                sarang.arg("--memory").arg(format!("{memory}M"));
+            Self::Sarang | Self::XenPv => {
+                let mut sarang = self.ours(setup, memory);
                 sarang.arg("--kernel").arg(setup.kernel()?).arg("--initrd").arg(initrd);
-                sarang.arg("--append").arg(format!("console=ttyS0 {append}"));
+                sarang.arg("--append").arg(format!("console={} {append}", self.console()));
                 Ok(sarang)
             }
         }
+    }
+
+    /// What begins a command of this project's program.
+    pub fn ours(self, setup: &Setup, memory_mib: u32) -> Command {
+        let mut sarang = Command::new(&setup.sarang);
+        sarang.args(["run", "--console", "stdio"]);
+        if self == Self::XenPv {
+            // No other engine has it.
+            sarang.args(["--engine", "translate", "--guest", "xen-pv"]);
+        } else {
+            sarang.args(["--engine", &setup.engine]);
+        }
+        sarang.arg("--cpus").arg(setup.cpus.to_string());
+        sarang.arg("--memory").arg(format!("{memory_mib}M"));
+        sarang
     }
 }
 
@@ -164,4 +189,49 @@ fn first_line(command: &mut Command) -> Result<String, String> {
     let text = String::from_utf8_lossy(&out.stdout);
     let line = text.lines().map(str::trim).find(|l| !l.is_empty());
     line.map(str::to_owned).ok_or_else(|| format!("{name} tells no version ({})", out.status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_has_one_contender() {
+        for contender in Contender::ALL {
+            assert_eq!(Contender::named(contender.name()), Ok(contender));
+        }
+        assert!(Contender::named("xen").unwrap_err().contains("xen-pv"));
+    }
+
+    #[test]
+    fn a_domain_is_the_same_guest_with_another_console() {
+        let setup = Setup {
+            built: Built {
+                program: "gbench".into(),
+                initramfs: "initramfs".into(),
+                io: "io".into(),
+                uml_shim: "shim".into(),
+            },
+            files: Files { kernel: Some("vmlinuz".into()), ..Files::default() },
+            memory_mib: 512,
+            cpus: 2,
+            engine: "kvm".to_owned(),
+            sarang: "sarang".into(),
+        };
+        let line = |contender: Contender| {
+            let command = contender.command(&setup, "-t,1,fib").unwrap();
+            let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
+            args.join(" ")
+        };
+        let rest = "--cpus 2 --memory 512M --kernel vmlinuz --initrd initramfs --append console=";
+        let words = "quiet gbench.args=-t,1,fib";
+        assert_eq!(
+            line(Contender::Sarang),
+            format!("run --console stdio --engine kvm {rest}ttyS0 {words}")
+        );
+        assert_eq!(
+            line(Contender::XenPv),
+            format!("run --console stdio --engine translate --guest xen-pv {rest}hvc0 {words}")
+        );
+    }
 }

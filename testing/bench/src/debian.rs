@@ -15,7 +15,7 @@ const PROMPT: &str = " login: ";
 const MEMORY_MIB: u32 = 1024;
 /// A boot that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(1800);
-const APPEND: &str = "root=/dev/vda1 net.ifnames=0 quiet";
+const APPEND: &str = "net.ifnames=0 quiet";
 
 /// One contender's boots.
 #[derive(Debug, Serialize)]
@@ -88,6 +88,8 @@ fn boot(command: &mut Command, timeout: Duration) -> Result<f64, String> {
 /// `None` of who has no disk of its own, or boots nothing.
 fn command(contender: Contender, setup: &Setup, debian: &Debian) -> Option<Command> {
     let disk = debian.disk.display();
+    let root = if contender == Contender::XenPv { "xvda1" } else { "vda1" };
+    let append = format!("console={} root=/dev/{root} {APPEND}", contender.console());
     match contender {
         Contender::Qemu => {
             let mut qemu = Command::new("qemu-system-x86_64");
@@ -96,18 +98,15 @@ fn command(contender: Contender, setup: &Setup, debian: &Debian) -> Option<Comma
             qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
             qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
             qemu.arg("-kernel").arg(&debian.kernel).arg("-initrd").arg(&debian.initrd);
-            qemu.args(["-append", &format!("console=ttyS0 {APPEND}")]);
+            qemu.args(["-append", &append]);
             let drive = format!("file={disk},format=qcow2,if=none,id=disk,snapshot=on");
             qemu.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
             Some(qemu)
         }
-        Contender::Sarang => {
-            let mut sarang = Command::new(&setup.sarang);
-            sarang.args(["run", "--engine", &setup.engine, "--console", "stdio"]);
-            sarang.arg("--cpus").arg(setup.cpus.to_string());
-            sarang.args(["--memory", &format!("{MEMORY_MIB}M")]);
+        Contender::Sarang | Contender::XenPv => {
+            let mut sarang = contender.ours(setup, MEMORY_MIB);
             sarang.arg("--kernel").arg(&debian.kernel).arg("--initrd").arg(&debian.initrd);
-            sarang.args(["--append", &format!("console=ttyS0 {APPEND}")]);
+            sarang.args(["--append", &append]);
             sarang.args(["--disk", &format!("{disk},format=qcow2,ephemeral")]);
             Some(sarang)
         }

@@ -11,6 +11,8 @@ pub struct Built {
     pub program: PathBuf,
     /// An initramfs whose `/init` is the same program.
     pub initramfs: PathBuf,
+    /// Put behind the default guest's initramfs, to measure devices.
+    pub io: PathBuf,
     /// Preloaded into User-Mode Linux; see its source.
     pub uml_shim: PathBuf,
 }
@@ -31,27 +33,15 @@ pub fn root() -> PathBuf {
 /// Compiles the guest's program; an error says which packages are missing.
 pub fn build() -> Result<Built, String> {
     let (sources, out) = (Path::new(env!("CARGO_MANIFEST_DIR")), out_dir().join("guest"));
-    std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
-    let mut make = Command::new("make");
-    make.arg("--silent").arg("-C").arg(sources.join("guest"));
-    make.arg(format!("OUT={}", out.display()));
+    let built = testkit::build_gbench(&out)?;
     let shim = out.join("xstate_shim.so");
     let mut cc = Command::new("cc");
     cc.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&shim).arg(sources.join("uml/xstate_shim.c"));
-    for command in [&mut make, &mut cc] {
-        let name = command.get_program().to_string_lossy().into_owned();
-        let result = command.output();
-        let problem = match result {
-            Ok(out) if out.status.success() => continue,
-            Ok(out) => String::from_utf8_lossy(&out.stderr).into_owned(),
-            Err(e) => format!("{name}: {e}"),
-        };
-        return Err(format!(
-            "the guest's program does not build:\n{problem}\nit needs: apt-get install gcc make libc6-dev \
-             libsqlite3-dev zlib1g-dev cpio"
-        ));
+    let done = cc.output().map_err(|e| format!("cc: {e}"))?;
+    if !done.status.success() {
+        return Err(format!("{}: {}", shim.display(), String::from_utf8_lossy(&done.stderr)));
     }
-    Ok(Built { program: out.join("gbench"), initramfs: out.join("gbench.cpio.gz"), uml_shim: shim })
+    Ok(Built { program: built.program, initramfs: built.initramfs, io: built.io, uml_shim: shim })
 }
 
 /// What is booted.

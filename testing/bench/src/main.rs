@@ -10,6 +10,7 @@ mod contender;
 mod debian;
 mod guest;
 mod host;
+mod io;
 mod members;
 mod memory;
 mod options;
@@ -71,6 +72,8 @@ fn run(options: &Options) -> Result<bool, String> {
     if options.debian {
         logins = debian::measure(options, &setup, &names)?;
     }
+    let devices =
+        if options.io { io::measure(options, &setup, &names)? } else { io::Io::default() };
     contenders.retain(|(contender, _)| *contender != Contender::QemuMicrovm);
     let names: Vec<Contender> = contenders.iter().map(|(c, _)| *c).collect();
     let mut suite = match options.members.as_slice() {
@@ -81,7 +84,7 @@ fn run(options: &Options) -> Result<bool, String> {
     if options.smp {
         pairs = pair::measure(options, &setup, &names, &mut suite.faults);
     }
-    let guests = report::Guests { boots, logins, pairs };
+    let guests = report::Guests { boots, logins, devices, pairs };
     let report = report::Report::new(options, &setup, contenders, absent, suite, guests);
     let good = report.faults.is_empty();
     let markdown = report.markdown();

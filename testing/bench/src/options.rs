@@ -10,12 +10,14 @@ pub const USAGE: &str = "\
 usage: cargo xtask bench [OPTIONS]
 
   --members LIST     members or groups, comma separated, or none [all]
-  --contenders LIST  of native,sarang,qemu,qemu-microvm,uml [all that are here]
+  --contenders LIST  of native,qemu,qemu-microvm,uml,sarang,xen-pv [all that are here]
   --rounds N         rounds, each of which runs every contender once [5]
   --ms N             shortest timed loop of a member, in milliseconds [50]
   --boot             also measure boot time, memory beyond guest RAM, an idle guest's
                      processor time and the lateness of timers
   --debian           also boot a whole Debian from a qcow2 disk to its login prompt
+  --io               also measure disks and a network, each for as long as a member's loop; a
+                     second or more is a good length
   --smp              also measure what a second vCPU gives, for 100 ms or more at a time
   --rings            only measure how much of a virtio request is the handling of its rings
   --kernel FILE      the guest's bzImage [that of the default guest]
@@ -36,6 +38,7 @@ pub struct Options {
     pub ms: u32,
     pub boot: bool,
     pub debian: bool,
+    pub io: bool,
     pub smp: bool,
     pub rings: bool,
     pub kernel: Option<PathBuf>,
@@ -59,6 +62,7 @@ impl Options {
             ms: 50,
             boot: false,
             debian: false,
+            io: false,
             smp: false,
             rings: false,
             kernel: None,
@@ -75,6 +79,7 @@ impl Options {
             match arg.as_str() {
                 "--boot" => options.boot = true,
                 "--debian" => options.debian = true,
+                "--io" => options.io = true,
                 "--smp" => options.smp = true,
                 "--rings" => options.rings = true,
                 _ => {

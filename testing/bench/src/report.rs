@@ -4,6 +4,7 @@ use crate::boot::Boot;
 use crate::contender::{Contender, Setup};
 use crate::debian::Login;
 use crate::host::Host;
+use crate::io::Io;
 use crate::members;
 use crate::options::Options;
 use crate::pair::Pair;
@@ -13,6 +14,30 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+
+/// A column that compares two contenders' times.
+struct Quotient {
+    head: &'static str,
+    above: &'static str,
+    below: &'static str,
+}
+
+/// How much faster than the peer that this is measured against; and what it costs a guest to be a
+/// Xen PV domain.
+const QUOTIENTS: [Quotient; 2] = [
+    Quotient { head: "faster than qemu", above: "qemu", below: "sarang" },
+    Quotient { head: "xen-pv to sarang", above: "xen-pv", below: "sarang" },
+];
+
+impl Quotient {
+    fn is_of(&self, peers: &[&str]) -> bool {
+        [self.above, self.below].iter().all(|name| peers.contains(name))
+    }
+
+    fn value(&self, ratios: &BTreeMap<&'static str, f64>) -> Option<f64> {
+        Some(ratios.get(self.above)? / ratios.get(self.below)?)
+    }
+}
 
 /// One member of the benchmark under all contenders.
 #[derive(Debug, Serialize)]
@@ -32,6 +57,7 @@ struct Row {
 pub struct Guests {
     pub boots: Vec<Boot>,
     pub logins: Vec<Login>,
+    pub devices: Io,
     pub pairs: Vec<Pair>,
 }
 
@@ -76,6 +102,7 @@ impl Report {
         let mut faults = suite.faults;
         faults.extend(guests.boots.iter().flat_map(|b| b.faults.iter().cloned()));
         faults.extend(guests.logins.iter().flat_map(|login| login.faults.iter().cloned()));
+        faults.extend(guests.devices.faults.iter().cloned());
         Self {
             command: format!("cargo xtask bench {}", options.given).trim_end().to_owned(),
             host: Host::here(),
@@ -119,6 +146,7 @@ impl Report {
         self.suite_table(&mut out);
         self.boot_table(&mut out);
         self.login_table(&mut out);
+        self.guests.devices.markdown(&mut out);
         self.pair_table(&mut out);
         for (name, why) in &self.absent {
             let _ = writeln!(out, "{name} is left out: {why}\n");
@@ -137,16 +165,18 @@ impl Report {
         }
         let peers: Vec<&str> =
             self.order.iter().filter(|c| **c != Contender::Native).map(|c| c.name()).collect();
-        // How much faster than the peer that this is measured against.
-        let rival = ["sarang", "qemu"].iter().all(|name| peers.contains(name));
-        let mut heads = peers.clone();
-        heads.extend(rival.then_some("faster than qemu"));
+        let columns: Vec<&Quotient> = QUOTIENTS.iter().filter(|q| q.is_of(&peers)).collect();
+        let heads: Vec<&str> =
+            peers.iter().copied().chain(columns.iter().map(|q| q.head)).collect();
         let cells = |ratios: Option<&BTreeMap<&'static str, f64>>, bold| {
             let of = |name: &str| ratios.and_then(|r| r.get(name)).copied();
-            let faster = of("qemu").zip(of("sarang")).map(|(qemu, sarang)| qemu / sarang);
             let mut cells: Vec<String> =
                 peers.iter().map(|p| number(of(p).as_ref(), bold)).collect();
-            cells.extend(rival.then(|| number(faster.as_ref(), bold)));
+            cells.extend(
+                columns
+                    .iter()
+                    .map(|q| number(ratios.and_then(|ratios| q.value(ratios)).as_ref(), bold)),
+            );
             cells.join(" | ")
         };
         let _ = writeln!(out, "Time relative to native (smaller is better), medians:\n");
@@ -223,7 +253,7 @@ impl Report {
             // Others keep code in memory that cannot be told from the rest. What is kept of code
             // is known of boots to the shell.
             let other = match boot.contender {
-                Contender::Sarang => mib(boot.memory.rest_kib()),
+                ours if ours.is_ours() => mib(boot.memory.rest_kib()),
                 _ => "-".to_owned(),
             };
             let rest = boot.idle_percent.map_or("-".to_owned(), |p| format!("{p:.1} %"));
@@ -336,6 +366,20 @@ mod tests {
         assert!((full["memory"]["qemu"] - 4.0).abs() < 1e-9);
         let part = means(&[row("memcpy", Some(2.0)), row("memset", None)], &order);
         assert!(part["memory"].is_empty());
+    }
+
+    #[test]
+    fn quotients_are_of_two_that_ran() {
+        let ratios = BTreeMap::from([("qemu", 12.0), ("sarang", 3.0), ("xen-pv", 6.0)]);
+        let values = |peers: &[&str]| {
+            let columns = QUOTIENTS.iter().filter(|q| q.is_of(peers));
+            columns.map(|q| (q.head, q.value(&ratios))).collect::<Vec<_>>()
+        };
+        let both = [("faster than qemu", Some(4.0)), ("xen-pv to sarang", Some(2.0))];
+        assert_eq!(values(&["qemu", "sarang", "xen-pv"]), both);
+        assert_eq!(values(&["sarang", "xen-pv"]), both[1..]);
+        assert!(values(&["qemu", "xen-pv"]).is_empty());
+        assert_eq!(QUOTIENTS[0].value(&BTreeMap::new()), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 mod script;
 
 /// Raised when what is put into the image changes.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 /// Of root, in the image.
 pub const PASSWORD: &str = "sarang";
 const PACKAGES: &str = "systemd-sysv,udev,dbus,openssh-server,linux-image-cloud-amd64,\
@@ -35,12 +35,15 @@ const DISK: u64 = 2 << 30;
 const ROOT: (u64, u64) = (1 << 20, DISK - (33 << 20));
 const ESP: (u64, u64) = (DISK - (32 << 20), 32 << 20);
 
-/// The image, its kernel and its initrd. The image is to be written by nobody.
+/// The image, its kernel and its initrd, which are to be written by nobody.
 #[derive(Clone, Debug)]
 pub struct Debian {
     pub kernel: PathBuf,
     pub initrd: PathBuf,
     pub disk: PathBuf,
+    /// `stress-ng` with its libraries, a tar archive: for guests that have another kernel than the
+    /// disk has modules for.
+    pub stress: PathBuf,
 }
 
 /// Debian 12, made if the cache has it not, which takes some minutes. `None`, with a line that
@@ -70,8 +73,12 @@ fn find_or_make() -> Result<Debian, String> {
     let lock = File::create(folder.join("lock")).map_err(said)?;
     lock.lock().map_err(said)?;
     let file = |name: &str| folder.join(name);
-    let debian =
-        Debian { kernel: file("vmlinuz"), initrd: file("initrd.img"), disk: file("disk.qcow2") };
+    let debian = Debian {
+        kernel: file("vmlinuz"),
+        initrd: file("initrd.img"),
+        disk: file("disk.qcow2"),
+        stress: file("stress.tar"),
+    };
     if !file("complete").exists() {
         make(&folder)?;
         File::create(file("complete")).map_err(said)?;
@@ -114,6 +121,7 @@ fn make(folder: &Path) -> Result<(), String> {
         "root.tar",
     ])?;
     run(&["fakeroot", "sh", "-ec", &script::root()])?;
+    run(&["sh", "-ec", script::stress()])?;
     run(&["sh", "-ec", &script::loaders()])?;
     partition(&folder.join("disk.raw")).map_err(|e| format!("disk.raw: {e}"))?;
     run(&["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2"])?;

@@ -9,6 +9,9 @@ pub const KERNEL_6_12: &str = "linux-image-6.12*-cloud-amd64";
 /// lack.
 pub const KERNEL_FULL: &str = "linux-image-6.12.*+deb12-amd64";
 
+/// Debian's 6.1 kernel for all PCs.
+pub const KERNEL_6_1_FULL: &str = "linux-image-6.1.0-??-amd64";
+
 /// The guest of this kernel package, fetched if the cache has it not. `None`, with a line that
 /// says so, when it cannot be had here; where the tests must be whole (`CI=true`), that is a
 /// failure.

@@ -9,6 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// What the shell says before its first prompt.
+const BANNER: &str = "built-in shell (ash)";
+
+/// How long its prompt may take to come after that.
+const PROMPT: Duration = Duration::from_secs(10);
+
 /// One `sarang run` with its console on pipes.
 #[derive(Debug)]
 pub struct Guest {
@@ -80,20 +86,24 @@ impl Guest {
     /// # Errors
     /// When the pattern does not come in time, or the guest ends without it.
     pub fn expect(&mut self, pattern: &str, timeout: Duration) -> Result<String, Error> {
+        let text = self.comes(pattern, timeout)?;
+        text.ok_or_else(|| self.error(format!("no `{pattern}` within {timeout:?}")))
+    }
+
+    /// The same; none when it does not come in time.
+    fn comes(&mut self, pattern: &str, timeout: Duration) -> Result<Option<String>, Error> {
         let deadline = Instant::now() + timeout;
         loop {
             let rest = self.console.get(self.taken..).unwrap_or_default();
             if let Some(at) = rest.find(pattern) {
                 let text = rest[..at + pattern.len()].to_owned();
                 self.taken += text.len();
-                return Ok(text);
+                return Ok(Some(text));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match self.output.recv_timeout(left) {
                 Ok(bytes) => self.console.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(self.error(format!("no `{pattern}` within {timeout:?}")));
-                }
+                Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(self.error(format!("the console ended without `{pattern}`")));
                 }
@@ -132,9 +142,25 @@ impl Guest {
     /// # Errors
     /// When it does not come up.
     pub fn shell(&mut self) -> Result<(), Error> {
-        self.expect("\nsarang:", crate::BOOT)?;
-        self.expect("# ", crate::COMMAND)?;
-        self.command("dmesg -n 1", crate::COMMAND).map(drop)
+        let limit = Instant::now() + crate::BOOT;
+        while self.comes("\nsarang:", PROMPT)?.is_none() {
+            if Instant::now() > limit {
+                return Err(self.error("no prompt of a shell".to_owned()));
+            }
+            // The kernel may have said something in the middle of the prompt: then there is another.
+            if self.console.get(self.taken..).is_some_and(|rest| rest.contains(BANNER)) {
+                self.send("")?;
+            }
+        }
+        self.comes("# ", PROMPT)?;
+        // In the middle of what this command prints, too.
+        let mut tries = 1..crate::COMMAND.as_secs() / PROMPT.as_secs();
+        loop {
+            match self.command("dmesg -n 1", PROMPT) {
+                Err(_) if tries.next().is_some() => {}
+                last => return last.map(drop),
+            }
+        }
     }
 
     /// Runs a command in the guest's shell; its output, and its exit status.

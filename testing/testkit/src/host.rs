@@ -2,7 +2,10 @@
 
 use std::{
     fs,
+    io::Write,
+    net::TcpListener,
     path::{Path, PathBuf},
+    thread,
 };
 
 /// A folder of one test's own, removed at its end.
@@ -41,6 +44,22 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Says the same to all who connect, as long as the test's process lives; the port.
+///
+/// # Panics
+/// If the host has no port left.
+#[must_use]
+pub fn serve(text: &'static str) -> u16 {
+    let bound = TcpListener::bind("127.0.0.1:0").and_then(|it| Ok((it.local_addr()?.port(), it)));
+    let (port, listener) = bound.unwrap_or_else(|e| panic!("a port to listen at: {e}"));
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(text.as_bytes());
+        }
+    });
+    port
 }
 
 /// Whether all of these files are here. A test without them is left out with a line that says so,

@@ -84,8 +84,7 @@ fn devices_come_and_go() -> Result<(), Error> {
 
     // What is plugged in is there after a reset, too.
     guest.send("reboot -f")?;
-    guest.expect("\nsarang:", BOOT)?;
-    guest.expect("# ", COMMAND)?;
+    guest.shell()?;
     let class = "cat /sys/bus/pci/devices/*:02:00.0/device";
     assert!(guest.says(class)?.ends_with("0x1044"));
     remove(&mut guest, 1)?;

@@ -9,6 +9,7 @@ use console::Console;
 use engine::{
     ClockSample, CpuView, Engine, Exit, Flow, Kick, Pending, Trap, Vcpu, VcpuHost, Vm, VmConfig,
 };
+use engine_kvm::KvmEngine;
 use engine_translate::{Translate, Translation};
 use guest_mem::{Change, Memfd, Slot};
 use service::Service;
@@ -26,7 +27,7 @@ use xen_front::Backend;
 use xen_pv::{Board, CONSOLE_PORT, Layout, STORE_PORT, XenPv, backend};
 use xen_store::{Permissions, Store};
 
-/// One nanosecond is one tick of the TSC.
+/// Where the engine has no TSC of its own: one nanosecond is one tick.
 const TSC_KHZ: u32 = 1_000_000;
 
 /// What to boot.
@@ -37,8 +38,16 @@ pub struct Start {
     pub command_line: String,
     pub memory: u64,
     pub vcpus: u32,
-    /// Interpret all, instead of translating what is hot.
-    pub interpret: bool,
+    pub by: By,
+}
+
+/// What executes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The translator, of which nothing is hot enough to be translated.
+    Interpreter,
+    Translator,
+    Kvm,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -186,7 +195,8 @@ impl Domain {
     /// With these devices.
     pub fn boot_with(start: &Start, backends: &[Arc<dyn Backend>]) -> Result<Self, Box<dyn Error>> {
         let layout = Layout::new(start.memory);
-        let vm = create_vm(start, &layout)?;
+        let engine = engine(start.by)?;
+        let vm = create_vm(&*engine, start, &layout)?;
         let memory = vm.memory().clone();
         let plan = boot::load_xen_pv(&boot::XenPvRequest {
             kernel: start.kernel.clone().into(),
@@ -212,7 +222,7 @@ impl Domain {
             memory: memory.clone(),
             layout,
             vcpus: start.vcpus,
-            clock: clock(&around),
+            clock: clock(start.by, &around, &vm),
             board: around.clone(),
         };
         let xen = XenPv::new(config);
@@ -312,35 +322,49 @@ fn run(id: u32, vcpu: &mut dyn Vcpu, around: Arc<Around>, xen: Arc<XenPv>) {
     }
 }
 
-fn clock(around: &Arc<Around>) -> xen_pv::ClockSource {
+fn clock(by: By, around: &Arc<Around>, vm: &Arc<dyn Vm>) -> xen_pv::ClockSource {
     // 2026-01-01.
     const EPOCH_NS: u64 = 1_767_225_600_000_000_000;
-    let around = around.clone();
+    let (around, vm) = (around.clone(), (by == By::Kvm).then(|| vm.clone()));
     Arc::new(move || {
         let now = around.now();
-        ClockSample { guest_ns: now, tsc: now, khz: TSC_KHZ, realtime_ns: EPOCH_NS + now }
+        let own = vm.as_ref().and_then(|vm| vm.clock().ok());
+        let tsc = own.unwrap_or(ClockSample { tsc: now, khz: TSC_KHZ, ..ClockSample::default() });
+        ClockSample { guest_ns: now, realtime_ns: EPOCH_NS + now, ..tsc }
     })
 }
 
-fn create_vm(start: &Start, layout: &Layout) -> Result<Arc<dyn Vm>, Box<dyn Error>> {
-    let mut engine = Translate::new()?;
-    if !start.interpret {
-        engine = engine.with_translation(Translation::default());
-    }
-    let supported = engine.caps().cpuid.clone();
-    let model = cpu_model::best_model(&supported).ok_or("no CPU model for this host")?;
+fn engine(by: By) -> Result<Box<dyn Engine>, engine::Error> {
+    Ok(match by {
+        By::Interpreter => Box::new(Translate::new()?),
+        By::Translator => Box::new(Translate::new()?.with_translation(Translation::default())),
+        By::Kvm => Box::new(KvmEngine::open()?),
+    })
+}
+
+fn create_vm(
+    engine: &dyn Engine,
+    start: &Start,
+    layout: &Layout,
+) -> Result<Arc<dyn Vm>, Box<dyn Error>> {
+    let supported = &engine.caps().cpuid;
+    let tsc_khz = if start.by == By::Kvm { engine.caps().tsc_khz } else { TSC_KHZ };
+    // A KVM that emulates ring 0 in software may offer less than any model has.
+    let best = cpu_model::best_model(supported);
+    let model = best.map_or_else(|| cpu_model::CpuModel::named("host"), Ok)?;
     let options = cpu_model::Options {
         vcpus: start.vcpus,
-        tsc_khz: TSC_KHZ,
-        apic_khz: TSC_KHZ,
-        hypervisor: xen_pv::leaves(TSC_KHZ, layout.end()),
+        tsc_khz,
+        apic_khz: tsc_khz,
+        hypervisor: xen_pv::leaves(tsc_khz, layout.end()),
     };
-    let cpuid = cpu_model::resolve(&model, &supported, &options)?;
+    let cpuid = cpu_model::resolve(&model, supported, &options)?;
     let vm = engine.create_vm(&VmConfig {
         intercepts: xen_pv::INTERCEPTS,
+        ring0: Some(layout.ring0()),
         cpuid: cpu_model::mask(&cpuid, xen_pv::HIDDEN),
         memory: layout.end(),
-        tsc_khz: Some(TSC_KHZ),
+        tsc_khz: Some(tsc_khz),
         ..VmConfig::default()
     })?;
     let (mem, len) = (Memfd::new(layout.end())?, layout.end());

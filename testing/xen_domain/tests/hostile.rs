@@ -2,6 +2,7 @@
 //! the domain works on.
 
 use boot::XenPvRequest;
+use engine_kvm::HostKvm;
 use guest_mem::PAGE;
 use iced_x86::code_asm::*;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use x86_defs::{
     paging::{P, RW, US},
 };
 use xen_abi::{errno::Errno, event_channel, hypercall as call, sched, xen::MACH2PHYS_VIRT};
-use xen_domain::{Domain, Start};
+use xen_domain::{By, Domain, Start};
 use xen_pv::{CONSOLE_PORT, Layout, STORE_PORT};
 
 const LONG: Duration = Duration::from_secs(120);
@@ -169,15 +170,8 @@ fn elf(code: &[u8], tries: &[Try], words: &[(u64, u64)]) -> Vec<u8> {
     file
 }
 
-fn start(kernel: Vec<u8>, interpret: bool) -> Start {
-    Start {
-        kernel,
-        initrd: vec![0; 16],
-        command_line: String::new(),
-        memory: MEMORY,
-        vcpus: 1,
-        interpret,
-    }
+fn start(kernel: Vec<u8>, by: By) -> Start {
+    Start { kernel, initrd: vec![0; 16], command_line: String::new(), memory: MEMORY, vcpus: 1, by }
 }
 
 /// Where the loader puts the L4 table, with the others behind it, for a file of this size.
@@ -192,6 +186,18 @@ fn root(kernel: Vec<u8>, layout: &Layout) -> u64 {
         console_port: CONSOLE_PORT,
     });
     plan.unwrap().vcpu.control.cr3
+}
+
+/// Tries of the engine's pages.
+fn of_the_engine(layout: &Layout) -> [Try; 4] {
+    let (ring0, inval) = (layout.ring0(), Errno::result(Errno::Inval));
+    let map = |linear, entry| [call::UPDATE_VA_MAPPING, linear, entry, 2, SELF, inval];
+    [
+        map(ring0.linear, (SPARE - BASE) | P | RW | US),
+        map(SPARE, ring0.gpa | P | US),
+        [LOAD, ring0.linear, 0, 0, 0, PF.into()],
+        [STORE, ring0.linear + PAGE, 0, 0, 0, PF.into()],
+    ]
 }
 
 /// What is tried, and the words that it needs.
@@ -218,6 +224,7 @@ fn attempts(root: u64, layout: &Layout, faults: [u64; 2]) -> (Vec<Try>, Vec<(u64
     }
     tries.push(map(MACH2PHYS_VIRT.start, gpa(SPARE) | P | RW | US, inval));
     tries.push(map(Layout::gdt_linear(0), gpa(SPARE) | P | RW | US, inval));
+    tries.extend(of_the_engine(layout));
     tries.push(map(0x8080_0000_0000, 0, inval));
     // By plain stores: only what an L1 table may have is done for it.
     let l1_of = |linear: u64| {
@@ -232,7 +239,8 @@ fn attempts(root: u64, layout: &Layout, faults: [u64; 2]) -> (Vec<Try>, Vec<(u64
     tries.push([LOAD, SPARE + PAGE, 0, 0, 0, 0x1234]);
     tries.push(map(SPARE, gpa(SPARE) | P | RW | US, 0));
     tries.push([STORE, MACH2PHYS_VIRT.start, 5, 0, 0, pf]);
-    tries.push([LOAD, MACH2PHYS_VIRT.start + 5 * 8, 0, 0, 0, 5]);
+    tries.push([STORE, layout.m2p_linear(), 5, 0, 0, pf]);
+    tries.push([LOAD, layout.m2p_linear() + 5 * 8, 0, 0, 0, 5]);
     tries.push([LOAD, Layout::gdt_linear(0), 0, 0, 0, pf]);
     // Garbage as a table of each level, as root, as descriptors; while it is mapped, and then not.
     let garbage = SPARE + 2 * PAGE;
@@ -293,12 +301,12 @@ fn attempts(root: u64, layout: &Layout, faults: [u64; 2]) -> (Vec<Try>, Vec<(u64
     (tries, words)
 }
 
-fn has_no_more_than_it_may(interpret: bool) {
+fn has_no_more_than_it_may(by: By) {
     let layout = Layout::new(MEMORY);
     let code = code();
     let root = root(elf(&code, &[], &[]), &layout);
     let (tries, words) = attempts(root, &layout, handlers(&code));
-    let domain = Domain::boot(&start(elf(&code, &tries, &words), interpret)).unwrap();
+    let domain = Domain::boot(&start(elf(&code, &tries, &words), by)).unwrap();
     let ended = domain.wait(LONG);
     let said = domain.said();
     let which = said.chars().count();
@@ -307,10 +315,18 @@ fn has_no_more_than_it_may(interpret: bool) {
 
 #[test]
 fn interpreted() {
-    has_no_more_than_it_may(true);
+    has_no_more_than_it_may(By::Interpreter);
 }
 
 #[test]
 fn translated() {
-    has_no_more_than_it_may(false);
+    has_no_more_than_it_may(By::Translator);
+}
+
+#[test]
+fn in_ring_3_of_a_processor() {
+    match engine_kvm::probe() {
+        HostKvm::Hardware | HostKvm::SoftwareOnly => has_no_more_than_it_may(By::Kvm),
+        other => println!("skipped: {}", other.reason()),
+    }
 }

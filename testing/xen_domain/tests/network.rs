@@ -77,6 +77,7 @@ fn has_a_network(package: &str, vcpus: u32) {
     let told = guest.says("udhcpc -i eth0 -n -q -t 20 -s /tmp/dhcp 2>&1");
     assert!(told.contains("lease of 10.0.2.15 obtained from 10.0.2.2"), "{told}");
     guest.says("ping -c 2 -s 1400 10.0.2.2");
+    guest.says("ping -c 2 -s 5000 10.0.2.2");
 
     // A file in, and out again; either way in fewer frames than its packets have.
     let packets = (SIZE / 1460) as u64;

@@ -17,6 +17,7 @@ mod vnc;
 mod vsock;
 mod xen;
 mod xen_blk;
+mod xen_calls;
 mod xen_net;
 
 use crate::Target;
@@ -90,7 +91,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "xen_calls",
         about: "hypercalls, faults and back ends of a Xen domain",
-        run: xen::calls,
+        run: xen_calls::run,
     },
     Target { name: "xen_store", about: "messages of xenstore, on its ring", run: xen::store },
     Target { name: "xen_loader", about: "kernels with Xen's notes", run: xen::loader },

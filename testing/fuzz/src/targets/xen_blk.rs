@@ -38,7 +38,10 @@ struct Driver {
 }
 
 fn device(disk: &Arc<Memory>) -> Arc<XenBlk> {
-    XenBlk::new(&Config { index: 3, queues: QUEUES, cdrom: false }, disk.clone())
+    XenBlk::new(
+        &Config { index: 3, queues: QUEUES, cdrom: false, persistent_grants: true },
+        disk.clone(),
+    )
 }
 
 fn build() -> Driver {

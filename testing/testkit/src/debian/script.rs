@@ -33,9 +33,22 @@ menuentry Debian {{
 END
          cp root/boot/vmlinuz-* vmlinuz; cp root/boot/initrd.img-* initrd.img
          rm -f disk.raw; truncate -s {DISK} disk.raw
-         mke2fs -q -F -t ext4 -L root -d root -E offset={from} disk.raw {blocks}k
-         rm -rf root"
+         mke2fs -q -F -t ext4 -L root -d root -E offset={from} disk.raw {blocks}k"
     )
+}
+
+/// From the installed packages to what `stress-ng` needs to run in the small guest. Its loader is
+/// asked, not the host's, which may be another.
+pub fn stress() -> &'static str {
+    "lib=root/usr/lib/x86_64-linux-gnu
+     there=stress/usr/lib/x86_64-linux-gnu
+     rm -rf stress; mkdir -p stress/lib64 stress/usr/bin $there
+     cp -L $lib/ld-linux-x86-64.so.2 stress/lib64
+     cp root/usr/bin/stress-ng stress/usr/bin
+     needed=$(stress/lib64/ld-linux-x86-64.so.2 --library-path $lib --list root/usr/bin/stress-ng)
+     cp -L $(echo \"$needed\" | sed -n 's/.* => \\(root[^ ]*\\) .*/\\1/p') $there
+     tar -C stress -cf stress.tar .
+     rm -rf stress root"
 }
 
 /// What firmware starts: GRUB's first sector and what follows it for a BIOS, and the file that

@@ -55,6 +55,7 @@ impl Text {
 pub enum By {
     Translator,
     Interpreter,
+    Kvm,
 }
 
 /// A file of this test's own, removed at its end.
@@ -89,8 +90,17 @@ pub struct World {
     pub options: &'static str,
     /// What the guest does; then it powers off.
     pub work: String,
+    pub cpus: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// What executes it at first.
+    pub first: By,
+    /// The same for all, where it is not theirs to choose.
+    pub tsc_khz: Option<u32>,
     /// Before the guest moves for the so-manieth time.
     pub before: fn(usize, &Machine),
+    /// When it goes on.
+    pub after: fn(&Machine),
 }
 
 impl World {
@@ -107,7 +117,12 @@ impl World {
             plugs: Box::new(Vec::new),
             options: "",
             work: work.into(),
+            cpus: 2,
+            memory: MEMORY,
+            first: By::Translator,
+            tsc_khz: None,
             before: |_, _| {},
+            after: |_| {},
         }
     }
 
@@ -119,10 +134,20 @@ impl World {
     fn build(&self, by: By) -> Machine {
         let (balloon, guest) = (self.balloon, self.guest);
         let ports = if (self.plugs)().is_empty() { 0 } else { 4 };
-        let spec = VmSpec { memory: MEMORY, cpus: 2, balloon, guest, ports, ..VmSpec::default() };
+        let spec = VmSpec {
+            memory: self.memory,
+            cpus: self.cpus,
+            balloon,
+            guest,
+            ports,
+            ..VmSpec::default()
+        };
         let code_cache = if by == By::Interpreter { 0 } else { spec.code_cache };
-        let spec = VmSpec { code_cache, ..spec };
-        let engine = engines::open_for(Kind::Translate, &spec).unwrap();
+        let kind = if by == By::Kvm { Kind::Kvm } else { Kind::Translate };
+        // A software KVM may offer less than the portable models.
+        let cpu_model = (by == By::Kvm).then(|| "host".into());
+        let spec = VmSpec { code_cache, cpu_model, ..spec };
+        let engine = engines::open_for(kind, &spec).unwrap();
         let network = |peer: &Arc<Peer>| NetworkPart {
             network: peer.clone(),
             device: peer.clone(),
@@ -150,14 +175,17 @@ impl World {
             channels: Vec::new(),
             tracer: Tracer::none(),
         };
-        Machine::build(&*engine, &spec, parts).unwrap()
+        match self.tsc_khz {
+            Some(khz) => Machine::build_at(&*engine, &spec, parts, khz).unwrap(),
+            None => Machine::build(&*engine, &spec, parts).unwrap(),
+        }
     }
 
     /// Bytes of memory from address 0 on, with what a hypervisor has behind the guest's.
     fn size(&self) -> u64 {
         match self.guest {
-            GuestKind::XenPv => xen_pv::Layout::new(MEMORY).end(),
-            _ => MEMORY,
+            GuestKind::XenPv => xen_pv::Layout::new(self.memory).end(),
+            _ => self.memory,
         }
     }
 
@@ -170,7 +198,7 @@ impl World {
     /// Boots, moves after each of these words, and somewhere inside what follows it; returns
     /// when the guest has powered off.
     pub fn run(&self, hops: &[(&str, By)]) {
-        let mut machine = self.build(By::Translator);
+        let mut machine = self.build(self.first);
         machine.handle().resume().unwrap();
         for (count, (word, by)) in hops.iter().enumerate() {
             self.text.until(word, &machine, BOOT);
@@ -185,6 +213,7 @@ impl World {
             machine.handle().memory().write(0, &memory).unwrap();
             machine.handle().restore(parts).unwrap().unwrap();
             machine.handle().resume().unwrap();
+            (self.after)(&machine);
         }
         let ended = machine.wait(Some(Instant::now() + BOOT));
         let said = self.text.all();

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 use testkit::guest_files;
-use xen_domain::{Domain, Start};
+use xen_domain::{By, Domain, Start};
 use xen_front::Backend;
 
 /// Hosts are shared.
@@ -36,7 +36,7 @@ impl Guest {
             command_line: "console=hvc0".into(),
             memory: memory << 20,
             vcpus,
-            interpret: false,
+            by: By::Translator,
         };
         let domain = Domain::boot_with(&start, backends).unwrap();
         let at = domain.expect("built-in shell", 0, LONG).unwrap();
