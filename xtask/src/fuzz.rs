@@ -15,6 +15,7 @@ usage: cargo xtask fuzz [OPTIONS] [TARGET..]
 Runs the fuzz targets, all or those that are named, one after the other.
 
   --seconds N    for each target (default 30)
+  --seed N       begin with this number: the same tries in the same order (default: others each time)
   --list         list the targets
   --input FILE   run one target on one input: to see a crash again
   --keep         put what reached new code into the kept corpus, testing/fuzz/corpus
@@ -33,6 +34,8 @@ const LIMITS: [&str; 4] = ["-timeout=20", "-rss_limit_mb=1024", "-max_len=2048",
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     seconds: u32,
+    /// libFuzzer's own word for none is 0.
+    seed: u32,
     list: bool,
     keep: bool,
     input: Option<PathBuf>,
@@ -49,6 +52,11 @@ fn parse(args: &[String]) -> Result<Options, String> {
                 let text = value()?;
                 let wrong = || format!("--seconds: `{text}` is no number of seconds from 1 on");
                 options.seconds = text.parse().ok().filter(|n| *n > 0).ok_or_else(wrong)?;
+            }
+            "--seed" => {
+                let text = value()?;
+                let wrong = || format!("--seed: `{text}` is no number from 1 to {}", u32::MAX);
+                options.seed = text.parse().ok().filter(|n| *n > 0).ok_or_else(wrong)?;
             }
             "--input" => options.input = Some(value()?.into()),
             "--list" => options.list = true,
@@ -89,7 +97,7 @@ pub fn run(args: &[String]) -> Result<(), String> {
     let shown = wanted.len() == 1;
     let mut failed = Vec::new();
     for target in &wanted {
-        if let Err(message) = fuzz(&program, target, options.seconds, shown) {
+        if let Err(message) = fuzz(&program, target, &options, shown) {
             eprintln!("{message}");
             failed.push(target.as_str());
         } else if options.keep {
@@ -144,11 +152,13 @@ const FOUND: &str = "target/fuzz/corpus";
 const CRASHES: &str = "target/fuzz/crashes";
 
 /// Runs one target; what it does is shown, or told in a line.
-fn fuzz(program: &Path, target: &str, seconds: u32, shown: bool) -> Result<(), String> {
+fn fuzz(program: &Path, target: &str, options: &Options, shown: bool) -> Result<(), String> {
     let (found, kept) = (folder(FOUND, target)?, folder(KEPT, target)?);
     let crashes = folder(CRASHES, target)?;
     let mut command = fuzzer(program, target);
-    command.arg(format!("-max_total_time={seconds}")).arg(found).arg(kept);
+    let Options { seconds, seed, .. } = options;
+    command.arg(format!("-max_total_time={seconds}")).arg(format!("-seed={seed}"));
+    command.arg(found).arg(kept);
     command.arg(format!("-artifact_prefix={}/", crashes.display()));
     let (succeeded, log) = if shown {
         let done = command.status().map_err(|e| format!("{}: {e}", program.display()))?;
@@ -235,9 +245,16 @@ mod tests {
         let found = options("ahci --seconds 5 --keep").unwrap();
         assert_eq!((found.seconds, found.keep, found.targets), (5, true, vec!["ahci".to_owned()]));
         assert_eq!(options("").unwrap().seconds, 30);
-        for wrong in
-            ["--seconds", "--seconds x", "--seconds 0", "--nonsense", "--input f", "--input"]
-        {
+        assert_eq!(options("--seed 7").unwrap().seed, 7);
+        for wrong in [
+            "--seconds",
+            "--seconds x",
+            "--seconds 0",
+            "--seed 0",
+            "--nonsense",
+            "--input f",
+            "--input",
+        ] {
             assert!(options(wrong).is_err(), "{wrong}");
         }
     }

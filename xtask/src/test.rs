@@ -18,8 +18,9 @@ pub struct Options {
 /// Suites with a step of their own, after the unit tests, in this order.
 const SUITES: &[(&str, &str)] =
     &[("conformance", "conformance suite"), ("lockstep", "differential tests")];
-/// Seconds for each fuzz target.
-const FUZZING: &str = "2";
+/// A short run for each target, with the same tries every time: what a commit's test says must be true
+/// of the commit. Others are for `cargo xtask fuzz`.
+const FUZZING: [&str; 4] = ["--seconds", "2", "--seed", "1"];
 /// The crate whose tests boot guests.
 const BOOTS: &str = "testkit";
 /// Of those, what `--few-boots` leaves: what is made of packages, a terminal, refusals, and what needs
@@ -74,7 +75,7 @@ pub fn add(steps: &mut Steps, options: &Options) {
     if options.unprivileged || !has_program("c++") {
         steps.skip("fuzzing", "not asked for, or there is no C++ compiler for libFuzzer");
     } else {
-        steps.run("fuzzing", || fuzz::run(&["--seconds".into(), FUZZING.into()]));
+        steps.run("fuzzing", || fuzz::run(&FUZZING.map(str::to_owned)));
     }
     steps.command("documentation's examples", tree::cargo().args(["test", "--workspace", "--doc"]));
     for (package, title) in SUITES {

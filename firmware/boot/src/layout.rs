@@ -172,7 +172,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Plans to write `data` at `gpa` and zeros after it.
+    /// Plans to write `data` at `gpa` and zeros after it. What is empty is placed nowhere: a header
+    /// may give any address for nothing.
     pub fn place(
         &mut self,
         what: &'static str,
@@ -183,6 +184,9 @@ impl Plan {
         let data = data.into();
         let end = (data.len() as u64).checked_add(zero_tail).and_then(|n| n.checked_add(gpa));
         let end = end.ok_or(Error::Malformed("an address overflows"))?;
+        if end == gpa {
+            return Ok(());
+        }
         self.take(what, gpa..end)?;
         self.segments.push(Segment { what, gpa, data, zero_tail });
         Ok(())
@@ -190,9 +194,6 @@ impl Plan {
 
     /// Checks a range that must be RAM and that nothing else may use.
     fn take(&mut self, what: &'static str, range: Range<u64>) -> Result<(), Error> {
-        if range.is_empty() {
-            return Ok(());
-        }
         let Range { start, end } = range;
         for (with, other) in &self.taken {
             if start < other.end && other.start < end {

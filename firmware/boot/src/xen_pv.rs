@@ -117,6 +117,9 @@ pub fn load(request: &XenPvRequest) -> Result<XenPv, Error> {
     elf.each_segment(&vmlinux, |gpa, data, zero_tail| {
         let new = Segment { what: "segment", gpa, data, zero_tail };
         let Range { start, end } = new.range();
+        if start == end {
+            return Ok(());
+        }
         let overlaps = |old: &Segment| start < old.range().end && old.range().start < end;
         if segments.iter().any(overlaps) {
             return Err(Error::Overlap { what: "segment", with: "segment", start, end });
