@@ -55,6 +55,9 @@ pub struct Caps {
     pub tsc_scaling: bool,
     /// The features that guests can be given: what the engine executes, as a CPUID table.
     pub cpuid: CpuidTable,
+    /// IA32_ARCH_CAPABILITIES of a VM that gives [`VmConfig::ring0`], if it is an engine's own and not the
+    /// processor's that runs it.
+    pub ring0_capabilities: Option<u64>,
 }
 
 impl Caps {

@@ -106,6 +106,7 @@ impl KvmEngine {
             tsc_khz: features.host_khz,
             tsc_scaling: fd.check_extension(Cap::TscControl),
             cpuid: cpuid::supported(&fd)?,
+            ring0_capabilities: None,
         };
         Ok(Self { fd, caps, features })
     }

@@ -11,7 +11,7 @@ mod vm;
 pub use vcpu::TranslateVcpu;
 pub use vm::TranslateVm;
 
-use cpu_model::{host_table, translate_features};
+use cpu_model::{TRANSLATE_ARCH_CAPABILITIES, host_table, translate_features};
 use emit::StubCache;
 use engine::{Caps, Engine, Error, Intercepts, Vm, VmConfig};
 use std::sync::Arc;
@@ -61,6 +61,7 @@ impl Translate {
             tsc_khz: TSC_KHZ,
             tsc_scaling: true,
             cpuid: translate_features(&host_table()),
+            ring0_capabilities: Some(TRANSLATE_ARCH_CAPABILITIES),
         };
         Ok(Self { caps, stubs, translation: None })
     }

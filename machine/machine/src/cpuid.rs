@@ -58,6 +58,6 @@ pub(crate) fn resolve_xen(
     };
     let table = cpu_model::resolve(&model, &engine.caps().cpuid, &options)
         .map_err(|e| Error::CpuModel(e.to_string()))?;
-    let table = cpu_model::mask(&table, xen_pv::HIDDEN);
+    let table = cpu_model::mask(&table, &xen_pv::hidden(engine.caps().ring0_capabilities));
     Ok(GuestCpu { table, model: model.name().into(), pv: pv_kvm::Features::all() })
 }

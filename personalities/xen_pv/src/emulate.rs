@@ -21,6 +21,8 @@ use x86_defs::{
 const CR0: u64 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
 /// The PAT of Xen's.
 const PAT: u64 = 0x0000_0501_0007_0406;
+/// What IA32_SPEC_CTRL has: IBRS, STIBP, SSBD and BHI_DIS_S (SDM volume 4, table 2-2).
+pub(crate) const SPEC_CTRL: u64 = 7 | 1 << 10;
 const APIC_BASE: u64 = 0xfee0_0000 | 1 << 11;
 const APIC_BASE_BSP: u64 = 1 << 8;
 
@@ -81,8 +83,8 @@ impl XenPv {
     ) -> bool {
         let Some(insn) = fetch(cpu) else { return false };
         let done = match insn.mnemonic() {
-            Mnemonic::Rdmsr => self.rdmsr(vcpu, cpu),
-            Mnemonic::Wrmsr => self.wrmsr(vcpu, cpu),
+            Mnemonic::Rdmsr => self.rdmsr(domain, vcpu, cpu),
+            Mnemonic::Wrmsr => wrmsr(domain, vcpu, cpu),
             Mnemonic::Mov if is_control(&insn) => self.mov_control(vcpu, cpu, &insn),
             Mnemonic::Mov => mov_debug(vcpu, cpu, &insn),
             Mnemonic::Clts => {
@@ -104,14 +106,13 @@ impl XenPv {
             Mnemonic::Out => true,
             _ => false,
         };
-        let _ = domain;
         if done {
             cpu.regs().rip = insn.next_ip();
         }
         done
     }
 
-    fn rdmsr(&self, vcpu: &Vcpu, cpu: &mut dyn CpuView) -> bool {
+    fn rdmsr(&self, domain: &Domain, vcpu: &Vcpu, cpu: &mut dyn CpuView) -> bool {
         let value = match cpu.regs().gpr[RCX] as u32 {
             msr::FS_BASE => cpu.segment(SegReg::Fs).base,
             msr::GS_BASE => cpu.segment(SegReg::Gs).base,
@@ -123,37 +124,16 @@ impl XenPv {
             msr::IA32_MISC_ENABLE => 1,
             // No microcode.
             msr::IA32_BIOS_SIGN_ID => 0,
+            msr::IA32_SPEC_CTRL if domain.arch_capabilities.is_some() => vcpu.spec_ctrl,
+            msr::IA32_ARCH_CAPABILITIES => match domain.arch_capabilities {
+                Some(value) => value,
+                None => return false,
+            },
             _ => return false,
         };
         let regs = cpu.regs();
         (regs.gpr[RAX], regs.gpr[RDX]) = (value & 0xffff_ffff, value >> 32);
         true
-    }
-
-    fn wrmsr(&self, vcpu: &mut Vcpu, cpu: &mut dyn CpuView) -> bool {
-        let regs = cpu.regs();
-        let value = regs.gpr[RDX] << 32 | regs.gpr[RAX] & 0xffff_ffff;
-        match regs.gpr[RCX] as u32 {
-            index @ (msr::FS_BASE | msr::GS_BASE | msr::KERNEL_GS_BASE) => {
-                if !is_canonical_48(value) {
-                    return false;
-                }
-                match index {
-                    msr::FS_BASE => cpu.segment(SegReg::Fs).base = value,
-                    msr::GS_BASE => cpu.segment(SegReg::Gs).base = value,
-                    _ => vcpu.other_gs = value,
-                }
-                true
-            }
-            // No other domain's predictions are there to be influenced.
-            msr::IA32_PRED_CMD => value & !1 == 0,
-            // Writes of what is there.
-            msr::EFER => value & !efer::SCE == efer::LME | efer::LMA | efer::NXE,
-            msr::IA32_PAT => value == PAT,
-            msr::IA32_BIOS_SIGN_ID => value == 0,
-            msr::IA32_MISC_ENABLE | msr::IA32_APIC_BASE => true,
-            _ => false,
-        }
     }
 
     fn mov_control(&self, vcpu: &mut Vcpu, cpu: &mut dyn CpuView, insn: &Instruction) -> bool {
@@ -377,4 +357,35 @@ fn compare(a: u64, b: u64, size: u32) -> (u64, u64) {
         flags |= rflags::OF;
     }
     (rflags::STATUS, flags)
+}
+
+fn wrmsr(domain: &Domain, vcpu: &mut Vcpu, cpu: &mut dyn CpuView) -> bool {
+    let regs = cpu.regs();
+    let value = regs.gpr[RDX] << 32 | regs.gpr[RAX] & 0xffff_ffff;
+    match regs.gpr[RCX] as u32 {
+        index @ (msr::FS_BASE | msr::GS_BASE | msr::KERNEL_GS_BASE) => {
+            if !is_canonical_48(value) {
+                return false;
+            }
+            match index {
+                msr::FS_BASE => cpu.segment(SegReg::Fs).base = value,
+                msr::GS_BASE => cpu.segment(SegReg::Gs).base = value,
+                _ => vcpu.other_gs = value,
+            }
+            true
+        }
+        // No other domain's predictions are there to be influenced.
+        msr::IA32_PRED_CMD => value & !1 == 0,
+        // Writes of what is there.
+        msr::EFER => value & !efer::SCE == efer::LME | efer::LMA | efer::NXE,
+        msr::IA32_PAT => value == PAT,
+        msr::IA32_BIOS_SIGN_ID => value == 0,
+        // What it asks for needs nothing to be done.
+        msr::IA32_SPEC_CTRL if domain.arch_capabilities.is_some() && value & !SPEC_CTRL == 0 => {
+            vcpu.spec_ctrl = value;
+            true
+        }
+        msr::IA32_MISC_ENABLE | msr::IA32_APIC_BASE => true,
+        _ => false,
+    }
 }

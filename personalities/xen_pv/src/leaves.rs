@@ -8,9 +8,8 @@ const fn leaf(number: u32) -> u32 {
     0x4000_0000 + number
 }
 
-/// Features that a domain has not, by the names of `cpu_model`: what needs ring 0, or what Xen
-/// does not offer.
-pub const HIDDEN: &[&str] = &[
+/// What needs ring 0, or what Xen does not offer.
+const HIDDEN: &[&str] = &[
     "vme",
     "pse",
     "pge",
@@ -38,21 +37,27 @@ pub const HIDDEN: &[&str] = &[
     "x2apic",
     "pdcm",
     "arat",
-    "arch_capabilities",
     "sep",
-    "ibrs",
-    "stibp",
-    "ssbd",
     "psfd",
     "ipred_ctrl",
     "rrsba_ctrl",
     "ddpd_u",
-    "bhi_ctrl",
     "amd_ibrs",
     "amd_stibp",
     "amd_ssbd",
     "virt_ssbd",
 ];
+
+/// By what a kernel learns that it needs no retpolines, no thunks for returns and no clearing of
+/// buffers, and tells a processor so.
+const SPECULATION: &[&str] = &["arch_capabilities", "ibrs", "stibp", "ssbd", "bhi_ctrl"];
+
+/// Features that a domain has not, by the names of `cpu_model`. With IA32_ARCH_CAPABILITIES of its own
+/// it is told that there are such.
+pub fn hidden(arch_capabilities: Option<u64>) -> Vec<&'static str> {
+    let speculation = if arch_capabilities.is_none() { SPECULATION } else { &[] };
+    HIDDEN.iter().chain(speculation).copied().collect()
+}
 
 /// `XEN_CPUID_FEAT1_MMU_PT_UPDATE_PRESERVE_AD`.
 const PRESERVE_AD: u32 = 1 << 0;

@@ -39,7 +39,7 @@ mod vcpu_op;
 mod vcpus;
 
 pub use layout::{Layout, VCPUS_MAX};
-pub use leaves::{HIDDEN, leaves};
+pub use leaves::{hidden, leaves};
 pub use suspend::Rings;
 
 use crate::{
@@ -128,6 +128,8 @@ pub struct Config {
     pub vcpus: u32,
     pub clock: ClockSource,
     pub board: Arc<dyn Board>,
+    /// What the kernel reads there, if [`hidden`] was told the same.
+    pub arch_capabilities: Option<u64>,
 }
 
 /// What its builder has put into its memory.
@@ -167,6 +169,8 @@ pub struct XenPv {
     infos: Vec<AtomicU64>,
     board: Arc<dyn Board>,
     clock: ClockSource,
+    /// Of a domain that starts here.
+    arch_capabilities: Option<u64>,
 }
 
 impl std::fmt::Debug for XenPv {
@@ -186,6 +190,8 @@ pub struct Domain {
     grant_version: Version,
     /// `VMASST_TYPE_*` that are on, a bit for each.
     assists: u64,
+    /// IA32_ARCH_CAPABILITIES where it started, if there was one: its kernel acts by that wherever it goes.
+    arch_capabilities: Option<u64>,
     /// The frame of the start info of a domain that is suspended, which is held.
     suspended: Option<u64>,
     /// It is to go on at once when it suspends itself.
@@ -209,7 +215,7 @@ impl std::fmt::Debug for Domain {
 }
 
 impl Domain {
-    fn new(memory: Memory, layout: Layout, vcpus: u32) -> Self {
+    fn new(memory: Memory, layout: Layout, vcpus: u32, arch_capabilities: Option<u64>) -> Self {
         let shared = |frame| layout.is_shared(frame);
         let frames = Frames::new(layout.ram / PAGE, layout.end() / PAGE, shared);
         let slots = layout.slots();
@@ -222,6 +228,7 @@ impl Domain {
             grant_frames: 1,
             grant_version: Version::One,
             assists: 0,
+            arch_capabilities,
             suspended: None,
             called_off: false,
             rings: None,
@@ -288,9 +295,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl XenPv {
     /// A domain that has not started.
     pub fn new(config: Config) -> Arc<Self> {
-        let Config { memory, layout, vcpus, clock, board } = config;
+        let Config { memory, layout, vcpus, clock, board, arch_capabilities } = config;
         let memory = Memory::new(memory);
-        let domain = Domain::new(memory.clone(), layout, vcpus);
+        let domain = Domain::new(memory.clone(), layout, vcpus, arch_capabilities);
         Arc::new(Self {
             memory,
             infos: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
@@ -299,6 +306,7 @@ impl XenPv {
             domain: Mutex::new(domain),
             board,
             clock,
+            arch_capabilities,
         })
     }
 
@@ -311,7 +319,8 @@ impl XenPv {
         }
         let mut guard = lock(&self.domain);
         let memory = guard.tables.memory.clone();
-        *guard = Domain::new(memory, guard.layout, self.vcpus.len() as u32);
+        let vcpus = self.vcpus.len() as u32;
+        *guard = Domain::new(memory, guard.layout, vcpus, self.arch_capabilities);
         let domain = &mut *guard;
         domain.layout.build(&domain.tables.memory, self.vcpus.len() as u32);
         domain.bind_rings()?;

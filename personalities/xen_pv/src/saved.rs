@@ -6,6 +6,7 @@
 
 use crate::{
     Domain, Level, Vcpu, XenPv, bounce,
+    emulate::SPEC_CTRL,
     events::{Channel, Events, Port},
     fifo::{PORTS_FIFO, Queues},
     frames::{Owner, Use},
@@ -156,6 +157,7 @@ struct DomainState {
     grant_frames: u32,
     grant_version: u32,
     assists: u64,
+    arch_capabilities: Option<u64>,
     /// The frame of the start info of a domain that is suspended.
     suspended: Option<u64>,
     called_off: bool,
@@ -166,7 +168,7 @@ struct DomainState {
 
 impl Schema for DomainState {
     const KIND: &'static str = "xen-domain";
-    const VERSION: u16 = 4;
+    const VERSION: u16 = 5;
 }
 
 type CallbackState = (u64, bool);
@@ -193,11 +195,12 @@ struct XenVcpuState {
     ldt_frames: Vec<u64>,
     cr4: u64,
     debug: [u64; 8],
+    spec_ctrl: u64,
 }
 
 impl Schema for XenVcpuState {
     const KIND: &'static str = "xen-vcpu";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 }
 
 fn saved(callback: Callback) -> CallbackState {
@@ -267,6 +270,7 @@ impl DomainState {
             grant_frames: domain.grant_frames,
             grant_version: domain.grant_version as u32,
             assists: domain.assists,
+            arch_capabilities: domain.arch_capabilities,
             suspended: domain.suspended,
             called_off: domain.called_off,
             rings: domain.rings.map(|rings| (rings.store, rings.console)),
@@ -288,6 +292,7 @@ impl DomainState {
         domain.grant_version =
             Version::new(self.grant_version).ok_or("its grant table has no version")?;
         (domain.assists, domain.called_off) = (self.assists, self.called_off);
+        domain.arch_capabilities = self.arch_capabilities;
         let first =
             self.ports.first().is_some_and(|(port, _)| *port == PortState::Unbound(DOMID_SELF));
         let vcpu_is_there = |(_, vcpu): &(PortState, u32)| (*vcpu as usize) < vcpus;
@@ -395,6 +400,7 @@ impl XenVcpuState {
             ldt_frames: vcpu.ldt_frames.clone(),
             cr4: vcpu.cr4,
             debug: vcpu.debug,
+            spec_ctrl: vcpu.spec_ctrl,
         }
     }
 
@@ -413,6 +419,9 @@ impl XenVcpuState {
         // A program without tables would have whatever is at address 0 for them.
         if (begun && none.0) || (!self.in_kernel && none.1) || (none.0 && !none.1) {
             return Err("a vCPU has no tables");
+        }
+        if self.spec_ctrl & !SPEC_CTRL != 0 {
+            return Err("a vCPU controls what it has not");
         }
         domain
             .descriptors_again(id, &self.gdt_frames, &self.ldt_frames)
@@ -434,6 +443,7 @@ impl XenVcpuState {
             ldt_frames: self.ldt_frames,
             cr4: self.cr4,
             debug: self.debug,
+            spec_ctrl: self.spec_ctrl,
             ..Vcpu::new(id)
         };
         for (vector, flags, cs, address) in self.traps {
@@ -465,7 +475,7 @@ impl XenPv {
         }
         let mut guard = lock(&self.domain);
         let memory = guard.tables.memory.clone();
-        let mut domain = Domain::new(memory, guard.layout, self.vcpus.len() as u32);
+        let mut domain = Domain::new(memory, guard.layout, self.vcpus.len() as u32, None);
         domain.layout.build_own(&domain.tables.memory, self.vcpus.len() as u32);
         let leaving = state.put_into(&mut domain).map_err(malformed::<DomainState>)?;
         let mut vcpus = Vec::new();

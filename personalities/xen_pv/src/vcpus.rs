@@ -76,6 +76,8 @@ pub struct Vcpu {
     /// As the guest sees it.
     pub cr4: u64,
     pub debug: [u64; 8],
+    /// IA32_SPEC_CTRL, which does nothing.
+    pub spec_ctrl: u64,
     /// How long its thread had waited for a processor of the host's in all, when it was looked at
     /// last.
     pub run_delay: Option<u64>,
@@ -116,6 +118,7 @@ impl Vcpu {
             ldt_frames: Vec::new(),
             cr4: 0,
             debug: [0; 8],
+            spec_ctrl: 0,
             run_delay: None,
         }
     }

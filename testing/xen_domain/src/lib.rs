@@ -224,6 +224,7 @@ impl Domain {
             vcpus: start.vcpus,
             clock: clock(start.by, &around, &vm),
             board: around.clone(),
+            arch_capabilities: engine.caps().ring0_capabilities,
         };
         let xen = XenPv::new(config);
         let built = xen_pv::Built {
@@ -362,7 +363,7 @@ fn create_vm(
     let vm = engine.create_vm(&VmConfig {
         intercepts: xen_pv::INTERCEPTS,
         ring0: Some(layout.ring0()),
-        cpuid: cpu_model::mask(&cpuid, xen_pv::HIDDEN),
+        cpuid: cpu_model::mask(&cpuid, &xen_pv::hidden(engine.caps().ring0_capabilities)),
         memory: layout.end(),
         tsc_khz: Some(tsc_khz),
         ..VmConfig::default()

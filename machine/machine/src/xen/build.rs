@@ -60,6 +60,7 @@ pub(crate) fn build(
         vcpus: count,
         clock: sample,
         board: around.clone(),
+        arch_capabilities: engine.caps().ring0_capabilities,
     });
     // Set once, here, as all of these.
     let _ = around.timers.set((0..count).map(|id| timer(&xen, &timers, id)).collect());

@@ -18,6 +18,8 @@ use xen_pv::{Board, Built, Config, Layout, XenPv};
 pub const RAM: u64 = 64;
 pub const L4: u64 = 1;
 pub const DATA: u64 = 16;
+/// IA32_ARCH_CAPABILITIES.
+pub const CAPABILITIES: u64 = 0x4000_0000_0b00_e17b;
 
 #[derive(Default)]
 pub struct Around {
@@ -184,9 +186,14 @@ impl Guest {
                 ClockSample { guest_ns, tsc: guest_ns, khz: 1_000_000, realtime_ns: guest_ns }
             })
         };
-        let config =
-            Config { memory: memory.clone(), layout, vcpus: 2, clock, board: around.clone() };
-        let xen = XenPv::new(config);
+        let xen = XenPv::new(Config {
+            memory: memory.clone(),
+            layout,
+            vcpus: 2,
+            clock,
+            board: around.clone(),
+            arch_capabilities: Some(CAPABILITIES),
+        });
         let (store_frame, console_frame) = (RAM - 1, RAM - 2);
         xen.start(&Built { root: L4 * PAGE, store_frame, console_frame }).unwrap();
         let mut cpu = Cpu {

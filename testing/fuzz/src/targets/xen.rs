@@ -207,7 +207,8 @@ pub(super) fn loader(data: &[u8]) {
     }
     let now = ClockSample { guest_ns: 1, tsc: 1, khz: 1_000_000, realtime_ns: 1 };
     let (clock, board) = (Arc::new(move || now), Arc::new(Around::default()));
-    let xen = XenPv::new(Config { memory, layout, vcpus: 1, clock, board });
+    let xen =
+        XenPv::new(Config { memory, layout, vcpus: 1, clock, board, arch_capabilities: None });
     let (store_frame, console_frame) = (plan.store / PAGE, plan.console / PAGE);
     let built = Built { root: plan.vcpu.control.cr3, store_frame, console_frame };
     assert!(xen.start(&built).is_ok(), "its tables break the rules");

@@ -172,7 +172,15 @@ impl Domain {
         let now = ClockSample { guest_ns: 1000, tsc: 1000, khz: 1_000_000, realtime_ns: 1000 };
         let (memory, board) = (memory, around.clone());
         let clock = Arc::new(move || now);
-        let config = Config { memory: memory.clone(), layout, vcpus: 2, clock, board };
+        let memory_of = memory.clone();
+        let config = Config {
+            memory: memory_of,
+            layout,
+            vcpus: 2,
+            clock,
+            board,
+            arch_capabilities: Some(1),
+        };
         let xen = XenPv::new(config);
         let (store_frame, console_frame) = (RAM - 1, RAM - 2);
         xen.start(&Built { root: L4 * PAGE, store_frame, console_frame }).expect("it starts");
