@@ -151,6 +151,12 @@ impl GuestMem {
     /// tells both planes. Nothing is written unless all of the range is memory.
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), Error> {
         let layout = self.layout();
+        if let Some((region, offset)) = layout.find(gpa)
+            && data.len() as u64 <= region.slot.len - offset
+        {
+            self.write_within(region, offset, data);
+            return Ok(());
+        }
         let (mut at, mut rest) = (gpa, data);
         let mut parts = Vec::new();
         while !rest.is_empty() {
@@ -162,10 +168,19 @@ impl GuestMem {
             rest = later;
         }
         for (region, offset, now) in parts {
-            self.arena.write(region.arena_at(offset), now);
-            self.written(region, offset, now.len() as u64);
+            self.write_within(region, offset, now);
         }
         Ok(())
+    }
+
+    /// [`GuestMem::write`] to one region, by whoever has found it. Nothing is written unless all of
+    /// it fits.
+    pub fn write_within(&self, region: &Region, offset: u64, data: &[u8]) {
+        if data.len() as u64 > region.slot.len.saturating_sub(offset) {
+            return;
+        }
+        self.arena.write(region.arena_at(offset), data);
+        self.written(region, offset, data.len() as u64);
     }
 
     /// Gives whole pages of this range back to the host, as far as they are writable memory: they
@@ -202,7 +217,7 @@ impl GuestMem {
     }
 
     /// Someone other than a vCPU wrote here: both planes learn of it.
-    fn written(&self, region: &Region, at: u64, len: u64) {
+    pub fn written(&self, region: &Region, at: u64, len: u64) {
         if len == 0 {
             return;
         }

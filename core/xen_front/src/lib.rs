@@ -44,6 +44,48 @@ pub enum Error {
     Range(usize, usize),
 }
 
+/// Bytes of a page that the domain grants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    pub grant: GrantRef,
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// Pieces of data that are one behind the other, from the first byte on.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather<'a> {
+    now: &'a [u8],
+    rest: &'a [&'a [u8]],
+}
+
+impl<'a> Gather<'a> {
+    pub fn new(pieces: &'a [&'a [u8]]) -> Self {
+        Self { now: &[], rest: pieces }
+    }
+
+    /// Gives the next bytes to `write`, with how many of them came before; fewer at the end.
+    pub fn put<E>(
+        &mut self,
+        len: usize,
+        mut write: impl FnMut(usize, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut at = 0;
+        while at < len {
+            if self.now.is_empty() {
+                let Some((first, rest)) = self.rest.split_first() else { break };
+                (self.now, self.rest) = (first, rest);
+                continue;
+            }
+            let (here, later) = self.now.split_at(self.now.len().min(len - at));
+            write(at, here)?;
+            self.now = later;
+            at += here.len();
+        }
+        Ok(())
+    }
+}
+
 /// What a back end hears of a port by.
 pub type Notified = Arc<dyn Fn() + Send + Sync>;
 
@@ -55,6 +97,34 @@ pub trait Domain: Send + Sync {
 
     /// The opposite, once for each [`Domain::map`] that succeeded.
     fn unmap(&self, grant: GrantRef, access: Access);
+
+    /// Copies these parts, one behind the other, as far as they fill `out`. The domain cannot take a page
+    /// back while it is copied.
+    fn copy_from(&self, parts: &[Part], out: &mut [u8]) -> Result<(), Error> {
+        let mut rest = out;
+        for part in parts {
+            let page = self.map(part.grant, Access::Read)?;
+            let (here, later) = rest.split_at_mut(part.len.min(rest.len()));
+            let read = page.read(part.offset, here);
+            self.unmap(part.grant, Access::Read);
+            read?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The opposite: copies `data` into these parts, as far as it goes. If one cannot be written, nothing is
+    /// said of the others.
+    fn copy_to(&self, parts: &[Part], data: &[&[u8]]) -> Result<(), Error> {
+        let mut data = Gather::new(data);
+        for part in parts {
+            let page = self.map(part.grant, Access::Write)?;
+            let written = data.put(part.len, |at, bytes| page.write(part.offset + at, bytes));
+            self.unmap(part.grant, Access::Write);
+            written?;
+        }
+        Ok(())
+    }
 
     /// Binds a port that the domain allocated for its back end. `notified` is called when the domain
     /// notifies it, on a vCPU's thread: it must not block, nor call the domain.

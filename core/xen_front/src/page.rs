@@ -1,7 +1,7 @@
 //! A page of the domain's memory.
 
 use crate::Error;
-use guest_mem::{GuestMem, PAGE};
+use guest_mem::{GuestMem, PAGE, Region};
 use std::sync::{
     Arc,
     atomic::{Ordering::SeqCst, fence},
@@ -11,15 +11,22 @@ use std::sync::{
 #[derive(Clone, Debug)]
 pub struct Page {
     memory: Arc<GuestMem>,
-    gpa: u64,
+    /// Where it is: a domain's memory is in the same place from its start to its end.
+    region: Arc<Region>,
+    at: u64,
     read_only: bool,
 }
 
 impl Page {
     /// The page at this guest-physical address, if there is writable memory.
     pub fn new(memory: Arc<GuestMem>, gpa: u64) -> Option<Self> {
-        let there = gpa.is_multiple_of(PAGE) && memory.dma(gpa, PAGE as usize).is_some();
-        there.then_some(Self { memory, gpa, read_only: false })
+        let layout = memory.layout();
+        let (region, at) = layout.find(gpa)?;
+        let there = gpa.is_multiple_of(PAGE)
+            && region.slot.writable
+            && region.slot.len.checked_sub(at).is_some_and(|left| left >= PAGE);
+        let region = region.clone();
+        there.then_some(Self { memory, region, at, read_only: false })
     }
 
     /// The same page, to which a back end writes nothing.
@@ -30,39 +37,40 @@ impl Page {
 
     /// The guest-physical address, for what moves bytes of several pages at once.
     pub fn gpa(&self) -> u64 {
-        self.gpa
+        self.region.slot.gpa + self.at
     }
 
     pub fn memory(&self) -> &Arc<GuestMem> {
         &self.memory
     }
 
+    /// Where these bytes are in the region.
     fn place(&self, offset: usize, len: usize) -> Result<u64, Error> {
         let end = offset.checked_add(len).filter(|end| *end <= PAGE as usize);
-        end.map(|_| self.gpa + offset as u64).ok_or(Error::Range(len, offset))
+        end.map(|_| self.at + offset as u64).ok_or(Error::Range(len, offset))
     }
 
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Error> {
-        let range = Error::Range(out.len(), offset);
-        self.memory.read(self.place(offset, out.len())?, out).map_err(|_| range)
+        let at = self.place(offset, out.len())?;
+        self.memory.arena().read(self.region.arena_at(at), out);
+        Ok(())
     }
 
     pub fn write(&self, offset: usize, data: &[u8]) -> Result<(), Error> {
-        let range = Error::Range(data.len(), offset);
+        let at = self.place(offset, data.len())?;
         if self.read_only {
-            return Err(range);
+            return Err(Error::Range(data.len(), offset));
         }
-        self.memory.write(self.place(offset, data.len())?, data).map_err(|_| range)
+        self.memory.write_within(&self.region, at, data);
+        Ok(())
     }
 
     /// An index of a ring, which is read whole; what is read after it is not older. Zero outside of
     /// the page, or where it would not be aligned.
     pub fn index(&self, offset: usize) -> u32 {
-        let layout = self.memory.layout();
         let place = self.place(offset, 4).ok().filter(|_| offset.is_multiple_of(4));
-        let found = place.and_then(|at| layout.find(at));
-        let value =
-            found.map_or(0, |(region, at)| self.memory.arena().load::<u32>(region.arena_at(at)));
+        let load = |at| self.memory.arena().load::<u32>(self.region.arena_at(at));
+        let value = place.map_or(0, load);
         fence(SeqCst);
         value
     }
@@ -70,17 +78,11 @@ impl Page {
     /// Writes an index of a ring whole, after all that was written before, and before what is read
     /// next. Nothing outside of the page, where it would not be aligned, or to a page for reading.
     pub fn set_index(&self, offset: usize, value: u32) {
-        let layout = self.memory.layout();
         let writable = offset.is_multiple_of(4) && !self.read_only;
-        let place = self.place(offset, 4).ok().filter(|_| writable);
-        let Some((at, (region, inside))) = place.and_then(|at| Some((at, layout.find(at)?))) else {
-            return;
-        };
-        // Tells of the write when it is dropped.
-        let told = self.memory.dma(at, 4);
+        let Some(at) = self.place(offset, 4).ok().filter(|_| writable) else { return };
         fence(SeqCst);
-        self.memory.arena().store::<u32>(region.arena_at(inside), value);
-        drop(told);
+        self.memory.arena().store::<u32>(self.region.arena_at(at), value);
+        self.memory.written(&self.region, at, 4);
         fence(SeqCst);
     }
 }

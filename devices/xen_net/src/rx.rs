@@ -3,8 +3,13 @@
 use guest_mem::PAGE;
 use std::sync::Arc;
 use xen_abi::netif::{Extra, RxRequest, RxResponse, rx, status};
-use xen_front::{Access, Domain, Grant, Overrun, Ring};
+use xen_front::{Domain, Overrun, Part, Ring};
 use zerocopy::IntoBytes;
+
+/// Of the largest frame: 64 KiB and what stands before that.
+const PAGES_MAX: usize = 20;
+/// What is tried to be written to the pages of a frame that is lost, to know which are the cause.
+static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
 /// A frame as the domain gets it.
 #[derive(Clone, Copy, Debug)]
@@ -42,22 +47,40 @@ pub(crate) fn put(
     frame: &Frame<'_>,
 ) -> Result<Put, Overrun> {
     let pages = pages(frame.len);
+    if pages > PAGES_MAX {
+        return Ok(Put::Lost);
+    }
     let slots = pages + usize::from(frame.cut.is_some());
     if ring.lacks(u32::try_from(slots).unwrap_or(u32::MAX))? {
         return Ok(Put::NoRoom);
     }
-    let mut parts = Parts { now: &[], rest: frame.parts };
-    let (mut left, mut done) = (frame.len, Put::Done);
-    for page in 0..pages {
+    let mut ids = [0; PAGES_MAX];
+    let mut parts = [Part::default(); PAGES_MAX];
+    let mut left = frame.len;
+    for (page, (id, part)) in ids.iter_mut().zip(&mut parts).take(pages).enumerate() {
         let request = request(ring);
         let len = left.min(PAGE as usize);
         left -= len;
-        // A page is a length that fits.
-        let mut response = RxResponse { id: request.id, status: len as i16, ..Default::default() };
-        if fill(domain, request, &mut parts, len).is_none() {
-            (response.status, done) = (status::ERROR, Put::Lost);
+        (*id, *part) = (request.id, Part { grant: request.grant, offset: 0, len });
+        if page == 0 && frame.cut.is_some() {
+            // The page of this one is not used; the driver offers it again.
+            ring.take(&mut []);
         }
-        if left > 0 {
+    }
+    let parts = parts.get(..pages).unwrap_or_default();
+    let mut written = [true; PAGES_MAX];
+    let mut done = Put::Done;
+    if domain.copy_to(parts, frame.parts).is_err() {
+        done = Put::Lost;
+        for (part, written) in parts.iter().zip(&mut written) {
+            *written = domain.copy_to(&[*part], &[&ZEROS]).is_ok();
+        }
+    }
+    for (page, ((part, id), written)) in parts.iter().zip(ids).zip(written).enumerate() {
+        // A page is a length that fits.
+        let status = if written { part.len as i16 } else { status::ERROR };
+        let mut response = RxResponse { id, status, ..Default::default() };
+        if page + 1 < pages {
             response.flags |= rx::MORE_DATA;
         }
         let cut = frame.cut.filter(|_| page == 0);
@@ -66,46 +89,8 @@ pub(crate) fn put(
         }
         ring.respond(response.as_bytes());
         if let Some(cut) = cut {
-            // The page of its request is not used; the driver offers it again.
-            ring.take(&mut []);
             ring.respond(cut.as_bytes());
         }
     }
     Ok(done)
-}
-
-/// What is left of a frame in parts.
-struct Parts<'a> {
-    now: &'a [u8],
-    rest: &'a [&'a [u8]],
-}
-
-impl<'a> Parts<'a> {
-    /// Up to so many bytes of it that are in one part.
-    fn next(&mut self, most: usize) -> Option<&'a [u8]> {
-        while self.now.is_empty() {
-            let (first, rest) = self.rest.split_first()?;
-            (self.now, self.rest) = (first, rest);
-        }
-        let (here, later) = self.now.split_at(most.min(self.now.len()));
-        self.now = later;
-        Some(here)
-    }
-}
-
-/// Puts the next bytes of a frame into a page.
-fn fill(
-    domain: &Arc<dyn Domain>,
-    request: RxRequest,
-    parts: &mut Parts<'_>,
-    len: usize,
-) -> Option<()> {
-    let page = Grant::map(domain, request.grant, Access::Write).ok()?;
-    let mut at = 0;
-    while at < len {
-        let bytes = parts.next(len - at)?;
-        page.write(at, bytes).ok()?;
-        at += bytes.len();
-    }
-    Some(())
 }

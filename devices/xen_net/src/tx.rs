@@ -4,7 +4,7 @@ use crate::{headers::ETHERNET, offload};
 use nic::Taken;
 use std::sync::Arc;
 use xen_abi::netif::{Extra, SLOTS, TxRequest, TxResponse, extra, status, tx};
-use xen_front::{Access, Domain, Grant, Overrun, Ring};
+use xen_front::{Domain, Overrun, Part, Ring};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Slots with data with which a frame is still dropped, and not taken for a broken ring: as many as
@@ -115,13 +115,14 @@ impl Chain {
         if !self.sound {
             return None;
         }
-        let mut len = 0;
+        let mut parts = [Part::default(); SLOTS_MAX];
+        let (mut count, mut len) = (0, 0);
         for request in self.requests().iter().filter(|request| request.size > 0) {
-            let page = Grant::map(domain, request.grant, Access::Read).ok()?;
-            let end = len + usize::from(request.size);
-            page.read(request.offset.into(), buffer.get_mut(len..end)?).ok()?;
-            len = end;
+            let (offset, size) = (request.offset.into(), usize::from(request.size));
+            *parts.get_mut(count)? = Part { grant: request.grant, offset, len: size };
+            (count, len) = (count + 1, len + size);
         }
+        domain.copy_from(parts.get(..count)?, buffer.get_mut(..len)?).ok()?;
         let flags = self.requests.first().map_or(0, |first| first.flags);
         let meta = offload::of_domain(buffer.get_mut(..len)?, flags, self.cut)?;
         Some(Taken { len, meta })

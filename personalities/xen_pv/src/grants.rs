@@ -8,20 +8,18 @@ use crate::{
     frames::{Owner, Use},
     layout::{GRANT_FRAMES, STATUS_FRAMES},
     lock,
+    mapped::Mapped,
 };
 use guest_mem::PAGE;
-use std::{
-    collections::btree_map::Entry,
-    sync::{
-        Arc,
-        atomic::{Ordering::SeqCst, fence},
-    },
+use std::sync::{
+    Arc,
+    atomic::{Ordering::SeqCst, fence},
 };
 use xen_abi::{
     errno::Errno,
     grant_table::{EntryV1, EntryV2, flag, reserved},
 };
-use xen_front::{Access, Error, GrantRef, Notified, Page};
+use xen_front::{Access, Error, Gather, GrantRef, Notified, Page, Part};
 
 /// What entries look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +47,6 @@ impl Version {
 const USES: u16 = flag::READING | flag::WRITING;
 /// How often an entry may change while it is marked; Xen looks five times.
 const RETRIES: u32 = 16;
-
-/// A grant in use.
-#[derive(Debug)]
-pub(crate) struct Mapped {
-    frame: u64,
-    readers: u32,
-    writers: u32,
-}
 
 /// Whether an entry's flags and domain let a back end use the page so.
 fn permits(header: u64, grant: GrantRef, access: Access) -> Result<(), Error> {
@@ -144,7 +134,7 @@ impl Domain {
     /// The opposite, as far as nobody else uses it.
     fn unmark(&self, grant: GrantRef) {
         let Some(at) = self.entry(grant) else { return };
-        let kept = match self.mapped.get(&grant) {
+        let kept = match self.mapped.get(grant) {
             None => 0,
             Some(Mapped { writers: 0, .. }) => flag::READING,
             Some(_) => USES,
@@ -213,7 +203,7 @@ impl Domain {
         let frames = &mut self.tables.frames;
         let own = frames.get(frame).is_some_and(|found| found.owner == Owner::Domain);
         // An entry in use that names another frame now: the domain changed it, against the rules.
-        let same = self.mapped.get(&grant).is_none_or(|mapped| mapped.frame == frame);
+        let same = self.mapped.get(grant).is_none_or(|mapped| mapped.frame == frame);
         if !own || !same {
             return Err(Error::Frame(grant));
         }
@@ -227,32 +217,57 @@ impl Domain {
             frames.let_go(frame);
             return Err(Error::Frame(grant));
         }
-        let mapped = self.mapped.entry(grant).or_insert(Mapped { frame, readers: 0, writers: 0 });
-        match access {
-            Access::Read => mapped.readers += 1,
-            Access::Write => mapped.writers += 1,
-        }
+        self.mapped.add(grant, frame, access);
         Ok(())
     }
 
     fn unmap_grant(&mut self, grant: GrantRef, access: Access) {
-        let Entry::Occupied(mut entry) = self.mapped.entry(grant) else { return };
-        let mapped = entry.get_mut();
-        let frame = mapped.frame;
-        let count = match access {
-            Access::Read => &mut mapped.readers,
-            Access::Write => &mut mapped.writers,
-        };
-        let Some(left) = count.checked_sub(1) else { return };
-        *count = left;
-        if mapped.readers == 0 && mapped.writers == 0 {
-            entry.remove();
-        }
+        let Some(frame) = self.mapped.take(grant, access) else { return };
         if access == Access::Write {
             self.tables.frames.end_outside(frame);
         }
         self.tables.frames.let_go(frame);
         self.unmark(grant);
+    }
+}
+
+/// Parts of pages that are used at the same time: as many as a large frame of a network has.
+const TOGETHER: usize = 20;
+
+impl XenPv {
+    /// Uses each part's page while `copy` is called with its address. The domain's lock is not held
+    /// there, and only twice taken for many.
+    fn each_part(
+        &self,
+        parts: &[Part],
+        access: Access,
+        mut copy: impl FnMut(u64, &Part),
+    ) -> Result<(), Error> {
+        for parts in parts.chunks(TOGETHER) {
+            let mut addresses = [0; TOGETHER];
+            let mut used = 0;
+            let mut domain = lock(&self.domain);
+            let mapped = parts.iter().zip(&mut addresses).try_for_each(|(part, address)| {
+                let fits =
+                    part.offset.checked_add(part.len).is_some_and(|end| end <= PAGE as usize);
+                if !fits {
+                    return Err(Error::Range(part.len, part.offset));
+                }
+                *address = domain.map_grant(part.grant, access)? * PAGE + part.offset as u64;
+                used += 1;
+                Ok(())
+            });
+            drop(domain);
+            if mapped.is_ok() {
+                parts.iter().zip(addresses).for_each(|(part, address)| copy(address, part));
+            }
+            let mut domain = lock(&self.domain);
+            for part in parts.iter().take(used) {
+                domain.unmap_grant(part.grant, access);
+            }
+            mapped?;
+        }
+        Ok(())
     }
 }
 
@@ -270,6 +285,27 @@ impl xen_front::Domain for XenPv {
 
     fn unmap(&self, grant: GrantRef, access: Access) {
         lock(&self.domain).unmap_grant(grant, access);
+    }
+
+    fn copy_from(&self, parts: &[Part], out: &mut [u8]) -> Result<(), Error> {
+        let mut rest = out;
+        self.each_part(parts, Access::Read, |address, part| {
+            let len = part.len.min(rest.len());
+            let (here, later) = std::mem::take(&mut rest).split_at_mut(len);
+            self.memory.read(address, here);
+            rest = later;
+        })
+    }
+
+    fn copy_to(&self, parts: &[Part], data: &[&[u8]]) -> Result<(), Error> {
+        let mut data = Gather::new(data);
+        self.each_part(parts, Access::Write, |address, part| {
+            let written: Result<(), std::convert::Infallible> = data.put(part.len, |at, bytes| {
+                self.memory.write(address + at as u64, bytes);
+                Ok(())
+            });
+            let Ok(()) = written;
+        })
     }
 
     fn bind(&self, port: u32, notified: Notified) -> Result<(), Error> {

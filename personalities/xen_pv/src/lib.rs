@@ -22,6 +22,7 @@ mod grants;
 mod guest;
 mod layout;
 mod leaves;
+mod mapped;
 mod memory;
 mod memory_op;
 mod misc;
@@ -46,7 +47,8 @@ use crate::{
     bounce::Own,
     events::{Events, Port},
     frames::Frames,
-    grants::{Mapped, Version},
+    grants::Version,
+    mapped::Grants,
     memory::Memory,
     tables::{Level, Tables},
     vcpus::{Known, Vcpu, Wait},
@@ -66,7 +68,7 @@ use x86_defs::{
     segment::{ATTR_P, system_type},
 };
 use xen_abi::{errno::Errno, grant_table, trap::selector};
-use xen_front::{GrantRef, Notified};
+use xen_front::Notified;
 
 /// All of a VM's clocks, now.
 pub type ClockSource = Arc<dyn Fn() -> ClockSample + Send + Sync>;
@@ -202,8 +204,7 @@ pub struct Domain {
     /// The vCPU that is in a hypercall lets others of the host run behind it.
     yields: bool,
     known: Vec<Known>,
-    /// Grants that back ends use.
-    mapped: BTreeMap<GrantRef, Mapped>,
+    mapped: Grants,
     /// Back ends that bound a port, by that.
     notified: BTreeMap<u32, Notified>,
 }
@@ -234,7 +235,7 @@ impl Domain {
             rings: None,
             yields: false,
             known: (0..vcpus).map(known).collect(),
-            mapped: BTreeMap::new(),
+            mapped: Grants::default(),
             notified: BTreeMap::new(),
         }
     }

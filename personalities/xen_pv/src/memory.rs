@@ -5,6 +5,9 @@ use guest_mem::{GuestMem, Layout, PAGE, Region};
 use std::sync::Arc;
 use x86_defs::paging::{ADDRESS, P, PS};
 
+/// Entries of a table.
+pub const ENTRIES: usize = 512;
+
 /// Entries of a page, by 8 bytes.
 #[derive(Clone, Debug)]
 pub struct Memory {
@@ -66,9 +69,30 @@ impl Memory {
         self.write(address & !7, &value.to_le_bytes());
     }
 
-    /// Tells of code and of dirty pages. Nothing where there is no memory.
+    /// Tells of code and of dirty pages. Nothing where there is no memory, or not for all of it.
     pub fn write(&self, address: u64, bytes: &[u8]) {
-        let _ = self.all.write(address, bytes);
+        if let Some((region, at)) = self.layout.find(address) {
+            self.all.write_within(region, at, bytes);
+        }
+    }
+
+    /// Nothing where there is no memory, or not for all of it.
+    pub fn read(&self, address: u64, out: &mut [u8]) {
+        if let Some((region, at)) = self.layout.find(address)
+            && out.len() as u64 <= region.slot.len - at
+        {
+            self.all.arena().read(region.arena_at(at), out);
+        }
+    }
+
+    /// All entries of a table; zeros where there is no memory.
+    pub fn entries(&self, frame: u64) -> [u64; ENTRIES] {
+        let mut bytes = [0; PAGE as usize];
+        if let Some((region, at)) = self.layout.find(frame.wrapping_mul(PAGE)) {
+            self.all.arena().read(region.arena_at(at), &mut bytes);
+        }
+        let (words, _) = bytes.as_chunks();
+        std::array::from_fn(|index| words.get(index).map_or(0, |word| u64::from_le_bytes(*word)))
     }
 
     /// True if the entry was `old`, and is `new` now.

@@ -2,7 +2,7 @@
 
 use crate::{
     frames::{Forget, Frames, Use},
-    memory::Memory,
+    memory::{ENTRIES, Memory},
 };
 use engine::TableChanges;
 use guest_mem::PAGE;
@@ -43,7 +43,6 @@ const PAT: u64 = PS;
 const PAGE_BITS: u64 = P | RW | US | PWT | PCD | A | D | PAT | G | AVAILABLE | NX | ADDRESS;
 /// What it may say of a table.
 const TABLE_BITS: u64 = P | RW | US | A | D | AVAILABLE | NX | ADDRESS;
-const ENTRIES: usize = 512;
 
 /// The hypervisor's entries of each L4 table.
 pub type Slots = [u64; 16];
@@ -80,6 +79,11 @@ fn adjusted(level: Level, entry: u64) -> u64 {
     if level == Level::L1 { entry & !G } else { entry }
 }
 
+/// Those that are not zero, as most are, with their places.
+fn used(entries: [u64; ENTRIES]) -> impl Iterator<Item = (usize, u64)> {
+    entries.into_iter().enumerate().filter(|(_, entry)| *entry != 0)
+}
+
 fn is_hypervisors(level: Level, index: usize) -> bool {
     level == Level::L4 && HYPERVISOR_SLOTS.contains(&index)
 }
@@ -112,9 +116,8 @@ impl Tables {
         if self.frames.end(frame) {
             self.work += ENTRIES as u64;
             self.changes.any += 1;
-            for index in 0..ENTRIES {
+            for (index, entry) in used(self.memory.entries(frame)) {
                 if !is_hypervisors(level, index) {
-                    let entry = self.memory.load(address(frame, index));
                     self.let_go(level, entry);
                 }
             }
@@ -159,12 +162,12 @@ impl Tables {
     /// Takes all that a new table maps; nothing if one entry is not allowed.
     fn look_through(&mut self, frame: u64, level: Level, forget: Forget<'_>) -> Result<(), Errno> {
         self.work += ENTRIES as u64;
-        for index in 0..ENTRIES {
+        // Nobody else writes to it any more.
+        for (index, entry) in used(self.memory.entries(frame)) {
             if is_hypervisors(level, index) {
                 continue;
             }
             let at = address(frame, index);
-            let entry = self.memory.load(at);
             match self.take(self.parent(level, at), entry, forget) {
                 Ok(()) => {
                     let right = adjusted(level, entry);
@@ -196,8 +199,7 @@ impl Tables {
         }
         let Some(below) = level.below() else { return };
         self.work += ENTRIES as u64;
-        for index in 0..ENTRIES {
-            let entry = self.memory.load(address(frame, index));
+        for (_, entry) in used(self.memory.entries(frame)) {
             if entry & P != 0 {
                 self.reach_from_above(frame_of(entry), below);
             }

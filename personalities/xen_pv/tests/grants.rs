@@ -11,7 +11,7 @@ use std::sync::{
 };
 use x86_defs::paging::{P, RW, US};
 use xen_abi::{errno::Errno, event_channel::op, grant_table::flag, hypercall as call};
-use xen_front::{Access, Channel, Domain, Error, Grant};
+use xen_front::{Access, Channel, Domain, Error, Grant, Part};
 use xen_pv::XenPv;
 
 const READ: u64 = flag::READING as u64;
@@ -109,6 +109,69 @@ fn a_page_that_a_back_end_writes_is_no_table() {
     assert_eq!(map_in_table(&mut guest, table, (table * PAGE) | P | RW | US), Errno::Busy.result());
     grant(&mut guest, 8, PERMIT, 0, table);
     assert_eq!(all.map(8, Access::Write).unwrap_err(), Error::Frame(8));
+}
+
+/// More than are used at the same time, of two pages, 8 bytes each.
+fn parts() -> Vec<Part> {
+    let part = |n: usize| Part { grant: 8 + n as u32 % 2, offset: n * 100, len: 8 };
+    (0..40).map(part).collect()
+}
+
+#[test]
+fn parts_of_pages_are_copied_in_their_order() {
+    let mut guest = Guest::new();
+    let all = domain(&guest);
+    grant(&mut guest, 8, PERMIT, 0, DATA);
+    grant(&mut guest, 9, PERMIT, 0, DATA + 1);
+    let bytes: Vec<u8> = (0..320).map(|n| n as u8).collect();
+    // In pieces that end elsewhere than the parts do.
+    let pieces: Vec<&[u8]> = bytes.chunks(77).collect();
+    all.copy_to(&parts(), &pieces).unwrap();
+    let third = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+    assert_eq!(guest.cpu.load(DATA * PAGE + 200), third);
+    let mut back = vec![0; 320];
+    all.copy_from(&parts(), &mut back).unwrap();
+    assert!(back == bytes);
+    // Fewer bytes than the parts have room for.
+    all.copy_to(&parts(), &[&[9; 12]]).unwrap();
+    all.copy_from(&parts(), &mut back[..20]).unwrap();
+    assert_eq!(back[..20], [[9; 12].as_slice(), &bytes[12..20]].concat());
+    for entry in [8, 9] {
+        assert_eq!(flags(&guest, entry), PERMIT);
+    }
+}
+
+#[test]
+fn what_may_not_be_copied_is_refused_and_nothing_stays_in_use() {
+    let mut guest = Guest::new();
+    let all = domain(&guest);
+    grant(&mut guest, 8, PERMIT, 0, DATA);
+    grant(&mut guest, 9, PERMIT, 0, DATA + 1);
+    grant(&mut guest, 10, PERMIT | READONLY, 0, DATA + 1);
+    grant(&mut guest, 11, PERMIT, 0, L4);
+    let with = |part: Part| {
+        let mut parts = parts();
+        parts[30] = part;
+        parts
+    };
+    let part = |grant, offset, len| Part { grant, offset, len };
+    let copy = |parts: &[Part]| {
+        let data = vec![1; 8192];
+        (all.copy_from(parts, &mut vec![0; 8192]), all.copy_to(parts, &[&data]))
+    };
+    let both = |error: Error| (Err(error), Err(error));
+    assert_eq!(copy(&with(part(12, 0, 8))), both(Error::Grant(12)));
+    assert_eq!(copy(&with(part(8, 4090, 7))), both(Error::Range(7, 4090)));
+    assert_eq!(copy(&with(part(8, usize::MAX, 7))), both(Error::Range(7, usize::MAX)));
+    assert_eq!(copy(&with(part(10, 0, 8))), (Ok(()), Err(Error::ReadOnly(10))));
+    // Its tables may be read, as by any mapping.
+    assert_eq!(copy(&with(part(11, 0, 8))), (Ok(()), Err(Error::Frame(11))));
+    for entry in 8..12 {
+        assert_eq!(flags(&guest, entry) & (READ | WRITE), 0, "{entry}");
+    }
+    // It is a page like any other again.
+    let frame = DATA + 1;
+    assert_eq!(map_in_table(&mut guest, frame, (frame * PAGE) | P | US), 0);
 }
 
 #[test]
