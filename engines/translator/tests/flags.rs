@@ -146,13 +146,32 @@ fn address(rng: &mut Rng) -> u64 {
     DATA + page * PAGE + offset
 }
 
+/// The block shifts, and stores flags.
+fn keeps_af_of_a_shift(bytes: &[u8]) -> bool {
+    use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+    let of = |wanted: &[Mnemonic]| {
+        let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
+        decoder.iter().any(|insn| wanted.contains(&insn.mnemonic()))
+    };
+    of(&[Mnemonic::Shl, Mnemonic::Shr, Mnemonic::Sar])
+        && of(&[Mnemonic::Lahf, Mnemonic::Pushf, Mnemonic::Pushfq])
+}
+
 #[test]
 fn flags_are_right_wherever_a_block_is_left() {
     let Some(mut pair) = Pair::new() else { return };
     let mut rng = Rng(0x0f1a_65ee_d123_4567);
+    let amd = std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth");
+    if amd {
+        // AF after shifts is the host's in translated code; handlers do as Intel's.
+        pair.undefined = 0x10;
+    }
     let mut faults = 0;
     for n in 0..10_000 {
         let bytes = block(&mut rng);
+        if amd && keeps_af_of_a_shift(&bytes) {
+            continue;
+        }
         for _ in 0..4 {
             let mut gpr = [0; 16].map(|_: u64| rng.next() >> rng.below(64));
             BASES.iter().for_each(|r| gpr[usize::from(*r)] = address(&mut rng));

@@ -3,7 +3,7 @@
 use crate::{
     case::{Background, Case, DIED, ENGINE, Mode, Outcome, TIMED_OUT, WRITTEN},
     defined::{Defined, Fault, defined, instruction_at, pushes_part},
-    layout,
+    layout, vendor,
 };
 use iced_x86::Mnemonic;
 use std::collections::BTreeMap;
@@ -90,7 +90,13 @@ pub fn compare(
         let registers = if fault.registers { mode.registers() } else { 0 };
         for (n, name) in NAMES.iter().enumerate().take(registers) {
             let string = matches!(n, gpr::RCX | gpr::RSI | gpr::RDI);
-            let mask = if string { defined.string_registers } else { u64::MAX };
+            let mask = match n {
+                _ if string => defined.string_registers,
+                // The upper half is not defined outside of 64-bit mode (SDM volume 1, 3.4.1.1), and with
+                // a stack segment of its own AMD's processors show what the kernel had there.
+                gpr::RSP if mode.segmented() => 0xffff_ffff,
+                _ => u64::MAX,
+            };
             differ(name, native.gpr[n] & mask, guest.gpr[n] & mask);
         }
         if mode == Mode::Long {
@@ -105,7 +111,11 @@ pub fn compare(
             compare_memory(&defined, background, native, guest, &mut found);
         }
     }
-    if found.is_empty() { Verdict::Same } else { Verdict::Differs(found) }
+    match found.is_empty() {
+        true => Verdict::Same,
+        false if vendor::is_amd() && vendor::differs(mode, case, native) => Verdict::Unjudged,
+        false => Verdict::Differs(found),
+    }
 }
 
 /// Exceptions of one instruction whose order is the processor's choice (SDM volume 3, table

@@ -17,6 +17,7 @@ mod oracle;
 mod rng;
 mod segments;
 mod text;
+mod vendor;
 mod warm;
 
 pub use case::{
@@ -29,6 +30,7 @@ pub use native::Native;
 pub use oracle::{Difference, Oracle, Spoil, Tally};
 pub use rng::Rng;
 pub use text::Kept;
+pub use vendor::is_amd;
 
 /// Everything is translated at its first execution, in little memory.
 pub fn at_once() -> engine_translate::Translation {

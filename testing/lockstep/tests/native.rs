@@ -37,7 +37,12 @@ fn every_register_goes_in_and_comes_out() {
         }
         let out = &run(mode, &[case])[0];
         assert_eq!((out.vector, out.rip), (3, case.rip(mode) + 2), "{mode:?}");
-        assert_eq!(out.gpr[..mode.registers()], case.gpr[..mode.registers()]);
+        let mut registers = out.gpr;
+        if mode.segmented() {
+            // Not defined: see `compare`.
+            registers[gpr::RSP] &= 0xffff_ffff;
+        }
+        assert_eq!(registers[..mode.registers()], case.gpr[..mode.registers()]);
         assert_eq!(out.fpu[xsave::ST..416], case.fpu[xsave::ST..416]);
         assert_eq!(out.fpu[xsave::YMM_HI..], case.fpu[xsave::YMM_HI..]);
         assert_eq!(out.fpu[xsave::FTW], 0xf0);

@@ -44,7 +44,8 @@ fn search(name: &str, seed: u64, count: usize) -> Tally {
         }
         assert!(found.is_empty(), "{name}, seed {seed:#x}, {mode:?}: see above");
         // A generator that has gone astray finds nothing.
-        assert!(tally.completed * 2 > tally.cases && tally.unjudged * 50 < tally.cases);
+        let judged = if lockstep::is_amd() { 15 } else { 50 };
+        assert!(tally.completed * 2 > tally.cases && tally.unjudged * judged < tally.cases);
         all.cases += tally.cases;
     }
     all

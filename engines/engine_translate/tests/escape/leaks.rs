@@ -622,6 +622,11 @@ fn gates(vm: &dyn Vm) {
         let mut host = Host(None);
         vcpu.run(&mut host).unwrap();
         let (vector, _, _, regs) = host.0.unwrap();
+        if name == "sysenter" && is_amd() {
+            // It is not there in 64-bit mode (APM volume 3, SYSENTER).
+            assert_eq!((vector, regs.rip), (6, next - 2));
+            continue;
+        }
         assert_eq!((vector, regs.rip), (6, kernel), "{name}");
         match name {
             "syscall" => assert_eq!((regs.gpr[1], regs.gpr[11]), (next, state.regs.rflags)),
@@ -638,4 +643,9 @@ fn gates(vm: &dyn Vm) {
             }
         }
     }
+}
+
+/// The guest's processor is one of AMD's, as the host's is.
+fn is_amd() -> bool {
+    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth")
 }

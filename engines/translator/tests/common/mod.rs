@@ -157,6 +157,20 @@ pub fn random_vectors(rng: &mut Rng, state: &mut VcpuState) {
     }
 }
 
+/// The host's processor is AMD's: what the manuals leave undefined is otherwise there than the handlers
+/// have it, which do as Intel's.
+pub fn is_amd() -> bool {
+    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth")
+}
+
+/// The result of this instruction is the host's choice: SHLD and SHRD of 16 bits by more than 16 (SDM
+/// volume 2, SHLD).
+pub fn is_hosts_choice(bits: u32, bytes: &[u8]) -> bool {
+    let insn = decoder(bits, bytes, 0).decode();
+    let double = matches!(insn.mnemonic(), iced_x86::Mnemonic::Shld | iced_x86::Mnemonic::Shrd);
+    double && insn.op1_register().is_gpr16() && is_amd()
+}
+
 /// All state is the same, but for these flags, and so is what was raised if something was.
 pub fn same_state(
     [handlers, native]: [&Machine; 2],

@@ -6,8 +6,9 @@ use crate::defined::Undefined;
 use engine::Vcpu;
 use x86_defs::rflags;
 
-/// Instructions looked at for what they leave undefined.
-const LOOKED_AT: u64 = 200;
+/// Instructions looked at for what they leave undefined: more than REP STOSQ does to a page, each of
+/// whose iterations is one.
+const LOOKED_AT: u64 = 1200;
 
 /// After a piece of so many instructions: if all that differs is undefined, the second vCPU is
 /// given the first one's values, and the result is true.
