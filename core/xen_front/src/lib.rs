@@ -64,25 +64,15 @@ impl<'a> Gather<'a> {
         Self { now: &[], rest: pieces }
     }
 
-    /// Gives the next bytes to `write`, with how many of them came before; fewer at the end.
-    pub fn put<E>(
-        &mut self,
-        len: usize,
-        mut write: impl FnMut(usize, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut at = 0;
-        while at < len {
-            if self.now.is_empty() {
-                let Some((first, rest)) = self.rest.split_first() else { break };
-                (self.now, self.rest) = (first, rest);
-                continue;
-            }
-            let (here, later) = self.now.split_at(self.now.len().min(len - at));
-            write(at, here)?;
-            self.now = later;
-            at += here.len();
+    /// Up to so many of the next bytes that are in one piece; `None` behind the last.
+    pub fn next(&mut self, most: usize) -> Option<&'a [u8]> {
+        while self.now.is_empty() {
+            let (first, rest) = self.rest.split_first()?;
+            (self.now, self.rest) = (first, rest);
         }
-        Ok(())
+        let (here, later) = self.now.split_at(most.min(self.now.len()));
+        self.now = later;
+        Some(here)
     }
 }
 
@@ -119,7 +109,14 @@ pub trait Domain: Send + Sync {
         let mut data = Gather::new(data);
         for part in parts {
             let page = self.map(part.grant, Access::Write)?;
-            let written = data.put(part.len, |at, bytes| page.write(part.offset + at, bytes));
+            let (mut at, mut written) = (0, Ok(()));
+            while at < part.len
+                && written.is_ok()
+                && let Some(bytes) = data.next(part.len - at)
+            {
+                written = page.write(part.offset + at, bytes);
+                at += bytes.len();
+            }
             self.unmap(part.grant, Access::Write);
             written?;
         }

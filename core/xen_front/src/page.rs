@@ -22,9 +22,8 @@ impl Page {
     pub fn new(memory: Arc<GuestMem>, gpa: u64) -> Option<Self> {
         let layout = memory.layout();
         let (region, at) = layout.find(gpa)?;
-        let there = gpa.is_multiple_of(PAGE)
-            && region.slot.writable
-            && region.slot.len.checked_sub(at).is_some_and(|left| left >= PAGE);
+        let there =
+            gpa.is_multiple_of(PAGE) && region.slot.writable && region.slot.len - at >= PAGE;
         let region = region.clone();
         there.then_some(Self { memory, region, at, read_only: false })
     }

@@ -300,11 +300,13 @@ impl xen_front::Domain for XenPv {
     fn copy_to(&self, parts: &[Part], data: &[&[u8]]) -> Result<(), Error> {
         let mut data = Gather::new(data);
         self.each_part(parts, Access::Write, |address, part| {
-            let written: Result<(), std::convert::Infallible> = data.put(part.len, |at, bytes| {
+            let mut at = 0;
+            while at < part.len
+                && let Some(bytes) = data.next(part.len - at)
+            {
                 self.memory.write(address + at as u64, bytes);
-                Ok(())
-            });
-            let Ok(()) = written;
+                at += bytes.len();
+            }
         })
     }
 

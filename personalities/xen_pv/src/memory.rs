@@ -1,7 +1,7 @@
 //! The domain's memory by machine frame.
 
 use crate::tables::Level;
-use guest_mem::{GuestMem, Layout, PAGE, Region};
+use guest_mem::{GuestMem, Layout, PAGE, Plain, Region};
 use std::sync::Arc;
 use x86_defs::paging::{ADDRESS, P, PS};
 
@@ -27,58 +27,81 @@ impl Memory {
     }
 
     fn place(&self, address: u64) -> Option<(&Region, u64)> {
-        let (region, at) = self.layout.find(address & !7)?;
+        let (region, at) = self.layout.find(address)?;
         Some((region, at))
     }
 
     pub fn is_there(&self, address: u64) -> bool {
-        self.place(address).is_some()
+        self.place(address & !7).is_some()
     }
 
-    /// An entry; 0 where there is no memory.
-    pub fn load(&self, address: u64) -> u64 {
-        self.place(address)
-            .map_or(0, |(region, at)| self.all.arena().load::<u64>(region.arena_at(at)))
+    fn load_one<T: Plain>(&self, address: u64) -> T {
+        let (found, arena) = (self.place(address), self.all.arena());
+        found.map_or(T::default(), |(region, at)| arena.load(region.arena_at(at)))
     }
 
-    /// A word of 4 bytes at a multiple of 4; 0 where there is no memory.
-    pub fn load_32(&self, address: u64) -> u32 {
-        self.layout
-            .find(address & !3)
-            .map_or(0, |(region, at)| self.all.arena().load::<u32>(region.arena_at(at)))
+    /// At once, as a processor does that other vCPUs look at; whoever has code or a log of it hears of it.
+    fn store_one<T: Plain>(&self, address: u64, value: T) {
+        if let Some((region, at)) = self.place(address) {
+            self.all.arena().store(region.arena_at(at), value);
+            self.all.written(region, at, size_of::<T>() as u64);
+        }
     }
 
-    /// Nothing where there is no memory.
-    pub fn store_32(&self, address: u64, value: u32) {
-        self.write(address & !3, &value.to_le_bytes());
-    }
-
-    /// As [`Memory::exchange`], of a word of 4 bytes.
-    pub fn exchange_32(&self, address: u64, old: u32, new: u32) -> bool {
-        let Some((region, at)) = self.layout.find(address & !3) else { return false };
-        let there = region.arena_at(at);
-        let done = self.all.arena().compare_exchange::<u32>(there, old, new) == old;
+    fn exchange_one<T: Plain>(&self, address: u64, old: T, new: T) -> bool {
+        let Some((region, at)) = self.place(address) else { return false };
+        let done = self.all.arena().compare_exchange(region.arena_at(at), old, new) == old;
         if done {
-            region.mark_dirty(at, 4);
+            self.all.written(region, at, size_of::<T>() as u64);
         }
         done
     }
 
+    /// An entry; 0 where there is no memory.
+    pub fn load(&self, address: u64) -> u64 {
+        self.load_one(address & !7)
+    }
+
+    /// A word of 4 bytes at a multiple of 4; 0 where there is no memory.
+    pub fn load_32(&self, address: u64) -> u32 {
+        self.load_one(address & !3)
+    }
+
     /// Nothing where there is no memory.
     pub fn store(&self, address: u64, value: u64) {
-        self.write(address & !7, &value.to_le_bytes());
+        self.store_one(address & !7, value);
+    }
+
+    /// As [`Memory::store`], of a word of 4 bytes.
+    pub fn store_32(&self, address: u64, value: u32) {
+        self.store_one(address & !3, value);
+    }
+
+    /// One byte of a word that the domain may change at any time.
+    pub fn store_byte(&self, address: u64, value: u8) {
+        self.store_one(address, value);
+    }
+
+    /// True if the entry was `old`, and is `new` now.
+    pub fn exchange(&self, address: u64, old: u64, new: u64) -> bool {
+        self.exchange_one(address & !7, old, new)
+    }
+
+    /// As [`Memory::exchange`], of a word of 4 bytes.
+    pub fn exchange_32(&self, address: u64, old: u32, new: u32) -> bool {
+        self.exchange_one(address & !3, old, new)
     }
 
     /// Tells of code and of dirty pages. Nothing where there is no memory, or not for all of it.
     pub fn write(&self, address: u64, bytes: &[u8]) {
-        if let Some((region, at)) = self.layout.find(address) {
+        if let Some((region, at)) = self.place(address) {
             self.all.write_within(region, at, bytes);
         }
     }
 
     /// Nothing where there is no memory, or not for all of it.
     pub fn read(&self, address: u64, out: &mut [u8]) {
-        if let Some((region, at)) = self.layout.find(address)
+        if let Some((region, at)) = self.place(address)
             && out.len() as u64 <= region.slot.len - at
         {
             self.all.arena().read(region.arena_at(at), out);
@@ -88,33 +111,9 @@ impl Memory {
     /// All entries of a table; zeros where there is no memory.
     pub fn entries(&self, frame: u64) -> [u64; ENTRIES] {
         let mut bytes = [0; PAGE as usize];
-        if let Some((region, at)) = self.layout.find(frame.wrapping_mul(PAGE)) {
-            self.all.arena().read(region.arena_at(at), &mut bytes);
-        }
+        self.read(frame.wrapping_mul(PAGE), &mut bytes);
         let (words, _) = bytes.as_chunks();
         std::array::from_fn(|index| words.get(index).map_or(0, |word| u64::from_le_bytes(*word)))
-    }
-
-    /// True if the entry was `old`, and is `new` now.
-    pub fn exchange(&self, address: u64, old: u64, new: u64) -> bool {
-        let Some((region, at)) = self.place(address) else { return false };
-        let there = region.arena_at(at);
-        let done = self.all.arena().compare_exchange::<u64>(there, old, new) == old;
-        if done {
-            region.mark_dirty(at, 8);
-        }
-        done
-    }
-
-    /// One byte of a word that the domain may change at any time.
-    pub fn store_byte(&self, address: u64, value: u8) {
-        match self.layout.find(address) {
-            Some((region, at)) if region.slot.writable && !region.has_code(at, 1) => {
-                self.all.arena().store::<u8>(region.arena_at(at), value);
-                region.mark_dirty(at, 1);
-            }
-            _ => self.write(address, &[value]),
-        }
     }
 
     /// What a linear address, which is a multiple of 8, has below this L4 table.
@@ -139,5 +138,59 @@ impl Memory {
     /// All of a page becomes zero.
     pub fn clear(&self, frame: u64) {
         self.write(frame.wrapping_mul(PAGE), &[0; PAGE as usize]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_mem::{Change, CodeWatch, Memfd, Slot};
+    use std::{
+        ops::Range,
+        sync::{Mutex, PoisonError},
+    };
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<Range<u64>>>);
+
+    impl CodeWatch for Seen {
+        fn invalidate(&self, gpa: Range<u64>) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(gpa);
+        }
+    }
+
+    #[test]
+    fn whoever_has_code_or_a_log_hears_of_every_change() {
+        let all = GuestMem::new(1 << 20).unwrap();
+        let (mem, len) = (Memfd::new(2 * PAGE).unwrap(), 2 * PAGE);
+        let slot = Slot { id: 0, gpa: 0, mem, offset: 0, len, writable: true };
+        all.update(&[Change::Map(slot)], |_, _| Ok(())).unwrap();
+        let seen = Arc::new(Seen::default());
+        let watch: Arc<dyn CodeWatch> = seen.clone();
+        all.watch_code(&watch);
+        let memory = Memory::new(all.clone());
+        memory.store(PAGE, 0x1_0000_0002);
+        assert!(seen.0.lock().unwrap().is_empty());
+        let region = all.layout().regions()[0].clone();
+        assert!(region.code().set(1) && !region.dirty().get(1));
+        all.set_log_dirty(true);
+        let changes: [(&dyn Fn(&Memory), u64); 6] = [
+            (&|memory| memory.store(PAGE, 2), 8),
+            (&|memory| memory.store_32(PAGE, 3), 4),
+            (&|memory| memory.store_byte(PAGE, 4), 1),
+            (&|memory| assert!(memory.exchange(PAGE, 4, 5)), 8),
+            (&|memory| assert!(memory.exchange_32(PAGE, 5, 6)), 4),
+            (&|memory| memory.write(PAGE, &[7; 3]), 3),
+        ];
+        for (change, len) in changes {
+            change(&memory);
+            let there = PAGE..PAGE + len;
+            assert_eq!(std::mem::take(&mut *seen.0.lock().unwrap()), [there]);
+        }
+        assert!(!memory.exchange(PAGE, 1, 2) && seen.0.lock().unwrap().is_empty());
+        assert!(region.dirty().get(1) && !region.dirty().get(0));
+        assert_eq!((memory.load(PAGE), memory.load_32(PAGE)), (0x07_0707, 0x07_0707));
+        assert_eq!(memory.entries(1)[0], 0x07_0707);
+        assert_eq!(memory.load(2 * PAGE), 0);
     }
 }
