@@ -18,7 +18,7 @@ mod translate;
 pub use feature::{Difference, Feature, Output, all as all_features, difference, intersect, mask};
 pub use host::host_table;
 pub use model::{CpuModel, HIDDEN, UnknownModel};
-pub use resolve::{Options, Refusal, best_model, resolve};
+pub use resolve::{Options, Refusal, best_model, is_amd, resolve};
 pub use table::{CpuidEntry, CpuidTable};
 pub use timing::timing_leaves;
 pub use translate::{TRANSLATE_ARCH_CAPABILITIES, TRANSLATE_FEATURE_MSRS, translate_features};

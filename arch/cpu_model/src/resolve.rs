@@ -93,7 +93,8 @@ fn offered<'a>(
     Box::new(names.filter_map(Feature::named).filter(|f| supported.has(f)))
 }
 
-fn is_amd(table: &CpuidTable) -> bool {
+/// The processor is AMD's, or made after one.
+pub fn is_amd(table: &CpuidTable) -> bool {
     let [_, b, c, d] = table.lookup(0, 0);
     let vendor = [b, d, c].map(u32::to_le_bytes).concat();
     vendor == b"AuthenticAMD" || vendor == b"HygonGenuine"

@@ -5,7 +5,6 @@ mod guest;
 
 use guest::{DATA, Guest, L4, RAM};
 use guest_mem::PAGE;
-use saved_state::{Part, Reader, Writer};
 use std::mem::offset_of;
 use x86_defs::paging::{P, RW, US};
 use xen_abi::{
@@ -272,7 +271,7 @@ fn queues_have_more_ports_and_an_end() {
     }
     assert_eq!(last, 16 * 1024 - 1);
     assert_eq!(port_op(&mut guest, op::BIND_IPI, &[0]), Errno::NoSpc.result());
-    restore(&guest, save(&guest)).unwrap();
+    guest.restore(guest.save()).unwrap();
 }
 
 /// Whatever the words, links and heads are: a call returns, and nothing else changes.
@@ -309,19 +308,8 @@ fn what_a_kernel_fills_its_queues_with_stays_there() {
             }
         }
         assert!(rest(&guest) == before, "{fill:#x}");
-        restore(&guest, save(&guest)).unwrap();
+        guest.restore(guest.save()).unwrap();
     }
-}
-
-fn save(guest: &Guest) -> Vec<Part> {
-    let mut writer = Writer::default();
-    guest.xen.save(&mut writer);
-    writer.finish()
-}
-
-fn restore(guest: &Guest, parts: Vec<Part>) -> Result<(), String> {
-    let mut reader = Reader::new(parts).unwrap();
-    guest.xen.restore(&mut reader).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -330,9 +318,9 @@ fn queues_go_on_in_a_restored_domain() {
     let (first, second, third) = (ipi(&mut guest, 0), ipi(&mut guest, 0), ipi(&mut guest, 1));
     assert_eq!(port_op(&mut guest, op::SET_PRIORITY, &[third | 3 << 32]), 0);
     send(&mut guest, first);
-    let parts = save(&guest);
-    restore(&guest, parts.clone()).unwrap();
-    assert_eq!(save(&guest), parts);
+    let parts = guest.save();
+    guest.restore(parts.clone()).unwrap();
+    assert_eq!(guest.save(), parts);
     // Behind the one that was there.
     send(&mut guest, second);
     assert_eq!(word(&guest, first), PENDING | LINKED | second as u32);
@@ -352,7 +340,7 @@ type Map = Vec<(ciborium::Value, ciborium::Value)>;
 fn queues_that_cannot_be_are_refused() {
     let mut guest = queued();
     ipi(&mut guest, 0);
-    let good = save(&guest);
+    let good = guest.save();
     let changed = |change: &dyn Fn(&mut Map)| {
         let mut parts = good.clone();
         let part = parts.iter_mut().find(|part| part.kind == "xen-domain").unwrap();
@@ -362,7 +350,7 @@ fn queues_that_cannot_be_are_refused() {
         change(fifo.as_map_mut().unwrap());
         part.payload.clear();
         ciborium::into_writer(&value, &mut part.payload).unwrap();
-        restore(&guest, parts)
+        guest.restore(parts)
     };
     changed(&|_| {}).unwrap();
     let field = |map: &mut Map, name: &str| {

@@ -1,5 +1,6 @@
 //! Hypercalls as a kernel makes them, and as one that means harm does.
 
+#[expect(dead_code, reason = "other tests use the rest")]
 mod guest;
 
 use guest::{DATA, Guest, L4, RAM};

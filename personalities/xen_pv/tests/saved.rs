@@ -6,7 +6,7 @@ mod guest;
 use ciborium::Value;
 use guest::{DATA, Guest, L4, RAM};
 use guest_mem::PAGE;
-use saved_state::{Part, Reader, Writer};
+use saved_state::Part;
 use vcpu_state::{MpState, SegReg, VcpuState};
 use x86_defs::{
     msr,
@@ -14,18 +14,6 @@ use x86_defs::{
     rflags,
 };
 use xen_abi::{errno::Errno, event_channel, hypercall as call, sched, vcpu};
-
-fn save(guest: &Guest) -> Vec<Part> {
-    let mut writer = Writer::default();
-    guest.xen.save(&mut writer);
-    writer.finish()
-}
-
-fn restore(guest: &Guest, parts: Vec<Part>) -> Result<(), String> {
-    let mut reader = Reader::new(parts).unwrap();
-    guest.xen.restore(&mut reader).map_err(|error| error.to_string())?;
-    reader.finish().map_err(|error| error.to_string())
-}
 
 /// A domain that has used most of what there is.
 fn busy() -> Guest {
@@ -54,10 +42,10 @@ fn busy() -> Guest {
 #[test]
 fn a_domain_goes_on_as_it_was() {
     let mut guest = busy();
-    let parts = save(&guest);
+    let parts = guest.save();
     *guest.around.timer.lock().unwrap() = None;
-    restore(&guest, parts.clone()).unwrap();
-    assert_eq!(save(&guest), parts);
+    guest.restore(parts.clone()).unwrap();
+    assert_eq!(guest.save(), parts);
     assert_eq!(*guest.around.timer.lock().unwrap(), Some(9000));
     assert!(guest.xen.is_pending(0) && guest.xen.is_up(0) && !guest.xen.is_up(1));
     assert_eq!(guest.xen.pages(), RAM - 1);
@@ -85,9 +73,9 @@ fn a_page_that_was_given_back_and_is_mapped_still_goes_with_the_domain() {
     guest.put(at, &[at + 64, 1, 0, 0x7ff0]);
     guest.put(at + 64, &[page]);
     assert_eq!(guest.call(call::MEMORY_OP, &[1, at]), 1);
-    let parts = save(&guest);
-    restore(&guest, parts.clone()).unwrap();
-    assert_eq!(save(&guest), parts);
+    let parts = guest.save();
+    guest.restore(parts.clone()).unwrap();
+    assert_eq!(guest.save(), parts);
     // It may not be mapped again, nor taken back while it is mapped; then it may.
     let entry = (page * PAGE) | P | US;
     assert_eq!(guest.call(call::UPDATE_VA_MAPPING, &[60 * PAGE, entry, 0]), Errno::Inval.result());
@@ -100,7 +88,7 @@ fn a_page_that_was_given_back_and_is_mapped_still_goes_with_the_domain() {
 #[test]
 fn memory_that_breaks_the_rules_is_refused() {
     let mut guest = busy();
-    let parts = save(&guest);
+    let parts = guest.save();
     let entry = (L4 + 3) * PAGE + 61 * 8;
     let good = guest.cpu.load(entry);
     for bad in [
@@ -112,22 +100,22 @@ fn memory_that_breaks_the_rules_is_refused() {
         (1 << 40) | P | RW | US,
     ] {
         guest.put(entry, &[bad]);
-        let error = restore(&guest, parts.clone()).unwrap_err();
+        let error = guest.restore(parts.clone()).unwrap_err();
         assert!(error.contains("break"), "{bad:#x}: {error}");
     }
     guest.put(entry, &[good]);
-    restore(&guest, parts).unwrap();
+    guest.restore(parts).unwrap();
 }
 
 #[test]
 fn a_part_that_is_not_there_is_missed() {
     let guest = busy();
-    let parts = save(&guest);
+    let parts = guest.save();
     assert_eq!(parts.len(), 3);
     for gone in 0..parts.len() {
         let mut fewer = parts.clone();
         fewer.remove(gone);
-        assert!(restore(&guest, fewer).unwrap_err().contains("has no xen-"), "{gone}");
+        assert!(guest.restore(fewer).unwrap_err().contains("has no xen-"), "{gone}");
     }
 }
 
@@ -149,7 +137,7 @@ fn changed(parts: &[Part], kind: &str, changes: &[(&str, Value)]) -> Vec<Part> {
 #[test]
 fn rings_and_roots_that_are_none_are_refused() {
     let guest = busy();
-    let parts = save(&guest);
+    let parts = guest.save();
     let number = |n: u64| Value::from(n);
     let ring = |frame: u64| ("rings", Value::Array(vec![number(frame), number(RAM - 2)]));
     let bad: [(&str, &[(&str, Value)]); 6] = [
@@ -163,10 +151,10 @@ fn rings_and_roots_that_are_none_are_refused() {
         ("xen-vcpu", &[("kernel_root", number(0)), ("user_root", number(L4 * PAGE))]),
     ];
     for (kind, changes) in bad {
-        assert!(restore(&guest, changed(&parts, kind, changes)).is_err(), "{changes:?}");
+        assert!(guest.restore(changed(&parts, kind, changes)).is_err(), "{changes:?}");
     }
     assert_eq!(changed(&parts, "xen-vcpu", &[]), parts);
-    restore(&guest, parts).unwrap();
+    guest.restore(parts).unwrap();
 }
 
 #[test]

@@ -6,7 +6,6 @@ mod guest;
 use engine::{Cause, Flow, Trap};
 use guest::{CAPABILITIES, DATA, Guest};
 use guest_mem::PAGE;
-use saved_state::{Reader, Writer};
 use vcpu_state::Exception;
 use x86_defs::{
     exception::GP,
@@ -65,11 +64,8 @@ fn what_needs_no_mitigation_is_told() {
 fn a_domain_that_moves_is_told_the_same() {
     let mut here = guest();
     assert!(write(&mut here, msr::IA32_SPEC_CTRL, 1));
-    let mut writer = Writer::default();
-    here.xen.save(&mut writer);
-    let parts = writer.finish();
     let mut there = guest();
-    there.xen.restore(&mut Reader::new(parts).unwrap()).unwrap();
+    there.restore(here.save()).unwrap();
     assert_eq!(read(&mut there, msr::IA32_SPEC_CTRL), Some(1));
     assert_eq!(read(&mut there, msr::IA32_ARCH_CAPABILITIES), Some(CAPABILITIES));
 }

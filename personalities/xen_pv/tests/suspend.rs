@@ -5,7 +5,6 @@ mod guest;
 use engine::{Cause, Flow, Trap};
 use guest::{DATA, Guest, RAM};
 use guest_mem::PAGE;
-use saved_state::{Part, Reader, Writer};
 use std::sync::atomic::Ordering::SeqCst;
 use x86_defs::{
     gpr::RAX,
@@ -36,18 +35,6 @@ fn asked(guest: &mut Guest) -> Flow {
 fn suspend(guest: &mut Guest) -> u64 {
     guest.put(AT, &[u64::from(sched::reason::SUSPEND)]);
     guest.call(call::SCHED_OP, &[sched::op::SHUTDOWN, AT, START_INFO])
-}
-
-fn save(guest: &Guest) -> Vec<Part> {
-    let mut writer = Writer::default();
-    guest.xen.save(&mut writer);
-    writer.finish()
-}
-
-fn restore(guest: &Guest, parts: Vec<Part>) -> Result<(), String> {
-    let mut reader = Reader::new(parts).unwrap();
-    guest.xen.restore(&mut reader).map_err(|error| error.to_string())?;
-    reader.finish().map_err(|error| error.to_string())
 }
 
 /// Ports, a timer, a vCPU's information in a page of the domain's, a grant.
@@ -171,9 +158,9 @@ fn a_start_info_that_is_none_is_refused() {
 fn one_that_is_called_off_goes_on_at_once() {
     let mut guest = busy();
     guest.xen.call_off(true);
-    let parts = save(&guest);
+    let parts = guest.save();
     guest.xen.call_off(false);
-    restore(&guest, parts).unwrap();
+    guest.restore(parts).unwrap();
     assert_eq!(suspend(&mut guest), 1);
     assert!(!guest.cpu.halted && !guest.xen.is_suspended());
     guest.xen.raise(CONSOLE_PORT);
@@ -185,10 +172,10 @@ fn one_that_is_called_off_goes_on_at_once() {
 fn a_suspended_domain_is_saved() {
     let mut guest = busy();
     assert_eq!(suspend(&mut guest), 0);
-    let parts = save(&guest);
+    let parts = guest.save();
     assert!(guest.xen.resume());
-    restore(&guest, parts.clone()).unwrap();
-    assert_eq!(save(&guest), parts);
+    guest.restore(parts.clone()).unwrap();
+    assert_eq!(guest.save(), parts);
     assert!(guest.xen.is_suspended());
     assert_eq!(asked(&mut guest), Flow::Continue);
     assert!(guest.cpu.halted);
@@ -228,9 +215,9 @@ fn run_states_are_kept() {
     assert!(guest.xen.counts_delay(0) && !guest.xen.counts_delay(1));
     guest.xen.delayed(0, 5040);
     assert_eq!(area(&guest, at), (runstate::BLOCKED.into(), start + 500, [300, 40, 160, 0]));
-    let parts = save(&guest);
-    restore(&guest, parts.clone()).unwrap();
-    assert_eq!(save(&guest), parts);
+    let parts = guest.save();
+    guest.restore(parts.clone()).unwrap();
+    assert_eq!(guest.save(), parts);
     guest.now.store(start + 600, SeqCst);
     let info = AT + 256;
     assert_eq!(guest.call(call::VCPU_OP, &[vcpu::op::GET_RUNSTATE_INFO, 1, info]), 0);
@@ -260,8 +247,8 @@ fn the_time_is_copied_whenever_the_clocks_are_told() {
     guest.now.store(7000, SeqCst);
     guest.xen.start_time();
     assert_eq!((guest.cpu.load(at) as u32, guest.cpu.load(at + 16)), (4, 7000));
-    let parts = save(&guest);
-    restore(&guest, parts).unwrap();
+    let parts = guest.save();
+    guest.restore(parts).unwrap();
     guest.put(AT, &[0]);
     assert_eq!(guest.call(call::VCPU_OP, &[register, 0, AT]), 0);
     guest.now.store(8000, SeqCst);
@@ -293,9 +280,9 @@ fn an_nmi_enters_the_kernel_once_until_it_returns() {
     guest.cpu.regs.rip = 0x7100;
     assert_eq!(asked(&mut guest), Flow::Continue);
     assert_eq!(guest.cpu.regs.rip, 0x7100);
-    let parts = save(&guest);
-    restore(&guest, parts.clone()).unwrap();
-    assert_eq!(save(&guest), parts);
+    let parts = guest.save();
+    guest.restore(parts.clone()).unwrap();
+    assert_eq!(guest.save(), parts);
     assert_eq!(asked(&mut guest), Flow::Continue);
     assert_eq!(guest.cpu.regs.rip, 0x7100);
     let frame = (DATA + 6) * PAGE;

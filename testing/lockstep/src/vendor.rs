@@ -7,13 +7,12 @@ use crate::{
     generate::encode::decode,
 };
 use iced_x86::{CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use std::{arch::x86_64::__cpuid, sync::LazyLock};
+use std::sync::LazyLock;
 use x86_defs::rflags;
 
 /// The host's processor is AMD's, or made after one.
 pub fn is_amd() -> bool {
-    static AMD: LazyLock<bool> =
-        LazyLock::new(|| [*b"Auth", *b"Hygo"].map(u32::from_le_bytes).contains(&__cpuid(0).ebx));
+    static AMD: LazyLock<bool> = LazyLock::new(|| cpu_model::is_amd(&cpu_model::host_table()));
     *AMD
 }
 

@@ -160,15 +160,15 @@ pub fn random_vectors(rng: &mut Rng, state: &mut VcpuState) {
 /// The host's processor is AMD's: what the manuals leave undefined is otherwise there than the handlers
 /// have it, which do as Intel's.
 pub fn is_amd() -> bool {
-    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Auth")
+    cpu_model::is_amd(&cpu_model::host_table())
 }
 
-/// The result of this instruction is the host's choice: SHLD and SHRD of 16 bits by more than 16 (SDM
+/// The result of this instruction may be the host's choice: SHLD and SHRD of 16 bits by more than 16 (SDM
 /// volume 2, SHLD).
-pub fn is_hosts_choice(bits: u32, bytes: &[u8]) -> bool {
+pub fn may_be_hosts_choice(bits: u32, bytes: &[u8]) -> bool {
     let insn = decoder(bits, bytes, 0).decode();
     let double = matches!(insn.mnemonic(), iced_x86::Mnemonic::Shld | iced_x86::Mnemonic::Shrd);
-    double && insn.op1_register().is_gpr16() && is_amd()
+    double && insn.op1_register().is_gpr16()
 }
 
 /// All state is the same, but for these flags, and so is what was raised if something was.

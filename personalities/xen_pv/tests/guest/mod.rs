@@ -2,6 +2,7 @@
 
 use engine::{Cause, ClockSample, CpuView, Flow, Roots, TableChanges, Trap};
 use guest_mem::{Change, GuestMem, Memfd, PAGE, Slot};
+use saved_state::{Part, Reader, Writer};
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicU64, Ordering::SeqCst},
@@ -233,6 +234,18 @@ impl Guest {
                 return self.cpu.regs.gpr[RAX];
             }
         }
+    }
+
+    pub fn save(&self) -> Vec<Part> {
+        let mut writer = Writer::default();
+        self.xen.save(&mut writer);
+        writer.finish()
+    }
+
+    pub fn restore(&self, parts: Vec<Part>) -> Result<(), String> {
+        let mut reader = Reader::new(parts).unwrap();
+        self.xen.restore(&mut reader).map_err(|error| error.to_string())?;
+        reader.finish().map_err(|error| error.to_string())
     }
 
     pub fn shared(&self, offset: usize) -> u64 {
