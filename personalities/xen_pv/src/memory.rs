@@ -174,13 +174,14 @@ mod tests {
         let region = all.layout().regions()[0].clone();
         assert!(region.code().set(1) && !region.dirty().get(1));
         all.set_log_dirty(true);
-        let changes: [(&dyn Fn(&Memory), u64); 6] = [
-            (&|memory| memory.store(PAGE, 2), 8),
-            (&|memory| memory.store_32(PAGE, 3), 4),
-            (&|memory| memory.store_byte(PAGE, 4), 1),
-            (&|memory| assert!(memory.exchange(PAGE, 4, 5)), 8),
-            (&|memory| assert!(memory.exchange_32(PAGE, 5, 6)), 4),
-            (&|memory| memory.write(PAGE, &[7; 3]), 3),
+        type Store = fn(&Memory);
+        let changes: [(Store, u64); 6] = [
+            (|memory| memory.store(PAGE, 2), 8),
+            (|memory| memory.store_32(PAGE, 3), 4),
+            (|memory| memory.store_byte(PAGE, 4), 1),
+            (|memory| assert!(memory.exchange(PAGE, 4, 5)), 8),
+            (|memory| assert!(memory.exchange_32(PAGE, 5, 6)), 4),
+            (|memory| memory.write(PAGE, &[7; 3]), 3),
         ];
         for (change, len) in changes {
             change(&memory);
