@@ -153,7 +153,15 @@ impl Guest {
             }
         }
         self.comes("# ", PROMPT)?;
-        // In the middle of what this command prints, too.
+        self.quiet()
+    }
+
+    /// Keeps the kernel's messages off the console of a shell that waits for a command. Until it
+    /// is done one may be in the middle of what this command prints, too; then it is tried again.
+    ///
+    /// # Errors
+    /// When it does not work in time.
+    pub fn quiet(&mut self) -> Result<(), Error> {
         let mut tries = 1..crate::COMMAND.as_secs() / PROMPT.as_secs();
         loop {
             match self.command("dmesg -n 1", PROMPT) {
